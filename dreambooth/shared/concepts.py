@@ -1,0 +1,175 @@
+"""Concepts: what a run teaches, and the `concepts_list.json` files that users already have.
+
+Two forms are known. ShivamShrirao's has four keys: instance_prompt, class_prompt, instance_data_dir and
+class_data_dir. sd_dreambooth_extension's has more; those that mean nothing here are listed by name, so that
+nothing is dropped in silence.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from .errors import InputError
+from .text_files import read_text
+from .tolerant_json import BrokenJSON, loads
+
+
+@dataclass
+class Concept:
+    """One thing to learn. A value that is None means that the run's own setting holds."""
+
+    instance_prompt: str = ""
+    class_prompt: str = ""
+    class_negative_prompt: str = ""
+    instance_data_dir: str = ""
+    class_data_dir: str = ""
+    num_class_images: int | None = None
+    num_class_images_per: int | None = (
+        None  # class images for each instance image, where num_class_images is None
+    )
+    class_guidance_scale: float | None = None
+    class_infer_steps: int | None = None
+    instance_token: str = ""
+    class_token: str = ""
+    repeats: int = 1
+
+
+@dataclass(frozen=True)
+class ConceptsFile:
+    """The concepts of a file, and the names in it that have no meaning here."""
+
+    concepts: list[Concept]
+    not_taken: list[str]
+
+
+PATH_KEYS = ("instance_data_dir", "class_data_dir")
+NOT_TAKEN = frozenset(
+    {
+        "is_valid",
+        "n_save_sample",
+        "sample_seed",
+        "save_guidance_scale",
+        "save_infer_steps",
+        "save_sample_negative_prompt",
+        "save_sample_prompt",
+        "save_sample_template",
+        "max_steps",
+        "file_prompt_contents",
+    }
+)
+_KINDS: dict[str, type] = {
+    "num_class_images": int,
+    "num_class_images_per": int,
+    "class_infer_steps": int,
+    "repeats": int,
+    "class_guidance_scale": float,
+}
+_LOWEST = {"repeats": 1, "class_infer_steps": 1}
+_FIELDS = tuple(field.name for field in dataclasses.fields(Concept))
+
+
+def read_concepts(path: str | Path) -> ConceptsFile:
+    """The concepts of a `concepts_list.json`; a relative folder in it is relative to the file's own folder.
+
+    Raises `InputError` naming the file with line and column, or the concept's number and the key.
+    """
+    path = Path(path).expanduser()
+    if not path.is_file():
+        raise InputError(
+            "there is no such concepts file", where=str(path), remedy="Check the path in `concepts`."
+        )
+    try:
+        value = loads(read_text(path), path_keys=PATH_KEYS)
+    except BrokenJSON as error:
+        raise InputError(
+            error.what,
+            where=f"{path}, line {error.line}, column {error.column}",
+            remedy='Mend the JSON at this place: a list [ ] of objects { } with "name": "value" pairs.',
+        ) from error
+    return concepts_from(value, where=str(path), folder=path.absolute().parent)
+
+
+def concepts_from(value: object, *, where: str, folder: Path | None = None) -> ConceptsFile:
+    """Concepts from a plain value: a list of mappings, or one mapping.
+
+    `where` names the source in errors; `folder` is what relative folders are relative to (None: they stay as
+    they are). An entry without folder and prompt, as the old extension saved its unused forms, is passed over.
+    Raises `InputError` naming the concept's number, counted from 1, and the key.
+    """
+    entries = [value] if isinstance(value, Mapping) else value
+    if not isinstance(entries, list) or not entries:
+        raise InputError("there are no concepts: expected a list with at least one", where=where)
+    concepts, not_taken = [], dict[str, None]()
+    for number, entry in enumerate(entries, 1):
+        place = f"{where}, concept {number}"
+        if not isinstance(entry, Mapping):
+            raise InputError(f"expected an object with names and values, found {entry!r}", where=place)
+        not_taken.update(dict.fromkeys(key for key in entry if key in NOT_TAKEN))
+        concept = _concept(entry, place, folder)
+        if concept.instance_data_dir or concept.instance_prompt or concept.class_prompt:
+            concepts.append(concept)
+        else:
+            not_taken[f"concept {number}, which is empty"] = None
+    if not concepts:
+        raise InputError("there are no concepts: all entries are empty", where=where)
+    return ConceptsFile(concepts, list(not_taken))
+
+
+def class_image_count(concept: Concept, instance_images: int, default: int) -> int:
+    """How many class images a concept asks for: its own total, or its number per instance image, or `default`.
+
+    `instance_images` counts the images in the concept's folder, without repeats.
+    """
+    if concept.num_class_images is not None:
+        return concept.num_class_images
+    if concept.num_class_images_per is not None:
+        return concept.num_class_images_per * instance_images
+    return default
+
+
+def _concept(entry: Mapping[str, object], place: str, folder: Path | None) -> Concept:
+    values: dict[str, object] = {}
+    for key, given in entry.items():
+        if key in NOT_TAKEN:
+            continue
+        if key not in _FIELDS:
+            nearest = difflib.get_close_matches(str(key), [*_FIELDS, *NOT_TAKEN], n=1)
+            remedy = f"Did you mean {nearest[0]}?" if nearest else f"A concept has {', '.join(_FIELDS)}."
+            raise InputError(f"unknown name {key!r}", where=place, remedy=remedy)
+        if given is not None:
+            values[key] = _checked(key, given, place)
+    if folder is not None:
+        values.update({key: _against(folder, str(values[key])) for key in PATH_KEYS if values.get(key)})
+    return Concept(**values)  # type: ignore[arg-type]
+
+
+def _checked(key: str, given: object, place: str) -> object:
+    kind = _KINDS.get(key, str)
+    wrong = InputError(f"{given!r} is not {_A[kind]}", where=f"{place}, {key}")
+    if kind is str:
+        if not isinstance(given, str):
+            raise wrong
+        return given.strip()
+    if isinstance(given, bool) or not isinstance(given, (int, float, str)):
+        raise wrong
+    try:
+        number = float(given)
+    except ValueError:
+        raise wrong from None
+    lowest = _LOWEST.get(key, 0)
+    if not lowest <= number < 1e9 or (kind is int and number != int(number)):
+        raise InputError(f"{given!r} is not {_A[kind]} of at least {lowest}", where=f"{place}, {key}")
+    return kind(number)
+
+
+_A = {str: "text", int: "a whole number", float: "a number"}
+
+
+def _against(folder: Path, given: str) -> str:
+    path = Path(given).expanduser()
+    # a Windows path read elsewhere is kept as it is, so that the message about it names what the user wrote
+    return str(path) if path.is_absolute() or given[1:3] in (":\\", ":/") else str(folder / path)
