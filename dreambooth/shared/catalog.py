@@ -1,0 +1,93 @@
+"""The settings as data: what the page, the REST schema and the README's table are made from."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Any
+
+from dreambooth.shared.concepts import Concept
+from dreambooth.shared.config import groups
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One setting: `kind` is int, float, bool, str, dict or concepts; `group` orders page and help."""
+
+    name: str
+    group: str
+    kind: str
+    default: Any
+    label: str
+    help: str
+    choices: tuple[str, ...]
+    minimum: float | None
+    maximum: float | None
+    unit: str
+    common: bool
+
+
+def catalog() -> list[Entry]:
+    """Every setting once, in the page's order."""
+    return [_entry(group, item) for group, cls in groups().items() for item in dataclasses.fields(cls)]
+
+
+def concept_catalog() -> list[Entry]:
+    """The fields of one concept, in the same form."""
+    return [_entry("concept", item) for item in dataclasses.fields(Concept)]
+
+
+def schema() -> list[dict[str, Any]]:
+    """The catalog as plain JSON values."""
+    return [dataclasses.asdict(entry) | {"choices": list(entry.choices)} for entry in catalog()]
+
+
+def reference_table() -> str:
+    """The README's table of settings, as Markdown."""
+    lines = []
+    for group in groups():
+        lines += [f"**{group}**", "", "| setting | default | meaning |", "|---|---|---|"]
+        entries = [entry for entry in catalog() if entry.group == group]
+        lines += [f"| `{entry.name}` | {_default_text(entry)} | {_meaning(entry)} |" for entry in entries]
+        lines.append("")
+    return "\n".join(lines)
+
+
+def _entry(group: str, item: dataclasses.Field[Any]) -> Entry:
+    about = item.metadata
+    factory = item.default_factory
+    default = factory() if factory is not dataclasses.MISSING else item.default
+    kind = "concepts" if item.name == "concepts" else str(item.type).split("[")[0].split(" ")[0]
+    return Entry(
+        name=item.name,
+        group=group,
+        kind=kind,
+        default=default,
+        label=about.get("label") or item.name.replace("_", " ").capitalize(),
+        help=about.get("help", ""),
+        choices=tuple(about.get("choices") or ()),
+        minimum=about.get("minimum"),
+        maximum=about.get("maximum"),
+        unit=about.get("unit", ""),
+        common=bool(about.get("common")),
+    )
+
+
+def _default_text(entry: Entry) -> str:
+    if entry.kind == "bool":
+        return "yes" if entry.default else "no"
+    if entry.default in ("", None) or entry.default in ([], {}):
+        return "–"
+    return f"{entry.default:g}" if isinstance(entry.default, float) else str(entry.default)
+
+
+def _meaning(entry: Entry) -> str:
+    parts = [entry.help]
+    if entry.choices:
+        parts.append("One of " + ", ".join(f"`{choice}`" for choice in entry.choices) + ".")
+    low, high = entry.minimum, entry.maximum
+    if low is not None and high is not None:
+        parts.append(f"From {low:g} to {high:g}{' ' + entry.unit if entry.unit else ''}.")
+    elif low is not None and low != 0:
+        parts.append(f"At least {low:g}.")
+    return " ".join(parts).replace("|", "\\|")

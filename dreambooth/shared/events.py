@@ -1,0 +1,122 @@
+"""The run's news: one JSON object a line, appended by the trainer, read by anybody.
+
+A line is written with one system call and ends with a newline, so a reader that meets a torn last line
+(a killed trainer, a full disk) knows it by the missing newline and ignores it.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from dreambooth.shared.paths import disk_full_is_said
+
+# event → the fields that it carries; readers ignore fields that they do not know
+SCHEMA: dict[str, tuple[str, ...]] = {
+    "plan": (
+        "images", "class_images", "class_images_to_make", "buckets", "steps", "epochs", "trained", "files",
+        "disk_needed", "disk_free", "memory",
+    ),
+    "phase": ("name", "of"),
+    "progress": ("name", "done", "of"),
+    "step": (
+        "step", "of", "loss", "instance_loss", "prior_loss", "lr", "it_s", "eta_s", "memory_gb",
+    ),
+    "sample": ("step", "prompt", "path"),
+    "checkpoint": ("step", "path"),
+    "exported": ("step", "path", "sha256"),
+    "warning": ("text",),
+    "error": ("text", "remedy"),
+    "ack": ("id",),
+    "done": ("path", "weight_change"),
+}  # fmt: skip
+
+Emit = Callable[..., None]
+
+
+@dataclass(frozen=True)
+class Event:
+    """One line of the log. `time` is seconds since the epoch, `fields` all else but the name."""
+
+    time: float
+    name: str
+    fields: Mapping[str, Any] = field(default_factory=dict)
+
+    def __getitem__(self, key: str) -> Any:
+        return self.fields[key]
+
+
+def _plain(value: Any) -> Any:
+    """JSON has no NaN or infinity, and other languages' readers refuse them: they become null."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    if isinstance(value, dict):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
+    if isinstance(value, Path):
+        return str(value)
+    return value
+
+
+class EventLog:
+    """Appends events to a file. Only the holder of the run's lock may have one."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | getattr(os, "O_BINARY", 0), 0o666)
+        self._end_torn_line()
+
+    def _end_torn_line(self) -> None:
+        size = os.fstat(self._file).st_size
+        if size:
+            os.lseek(self._file, size - 1, os.SEEK_SET)
+            if os.read(self._file, 1) != b"\n":
+                os.write(self._file, b"\n")
+
+    def emit(self, event: str, **fields: Any) -> None:
+        """Appends one event. Raises ValueError for an event that the schema does not know."""
+        if event not in SCHEMA:
+            raise ValueError(f"{event!r} is no event of the schema")
+        line = json.dumps({"time": time.time(), "event": event, **_plain(fields)}, ensure_ascii=False) + "\n"
+        with disk_full_is_said(self.path):
+            os.write(self._file, line.encode())
+
+    def sync(self) -> None:
+        """Makes all that was emitted last through a power cut: before something rests on it."""
+        os.fsync(self._file)
+
+    def close(self) -> None:
+        os.close(self._file)
+
+
+def read_events(path: Path, offset: int = 0) -> tuple[list[Event], int]:
+    """The whole lines from byte `offset` on, and the offset to go on from. A file that is not there has none.
+
+    Lines that are no event (a torn one that was ended later) are left out.
+    """
+    try:
+        with path.open("rb") as file:
+            file.seek(offset)
+            content = file.read()
+    except FileNotFoundError:
+        return [], offset
+    whole = content[: content.rfind(b"\n") + 1]
+    events = [event for line in whole.split(b"\n") if (event := _parse(line)) is not None]
+    return events, offset + len(whole)
+
+
+def _parse(line: bytes) -> Event | None:
+    try:
+        content = json.loads(line)
+    except ValueError:
+        return None
+    if not isinstance(content, dict) or not isinstance(content.get("event"), str):
+        return None
+    return Event(float(content.pop("time", 0.0)), content.pop("event"), content)

@@ -1,0 +1,152 @@
+"""Names and places: what may be a file name everywhere, where runs live, and files that are whole or absent."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import json
+import os
+import re
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from dreambooth.shared.errors import DreamboothError, InputError
+
+APP_NAME = "dreambooth-trainer"
+_RESERVED = {"con", "prn", "aux", "nul", *(f"{name}{n}" for name in ("com", "lpt") for n in range(1, 10))}
+_FORBIDDEN = re.compile(r'[<>:"/\\|?*\x00-\x1f]')
+
+
+def user_data_dir() -> Path:
+    """Where a program keeps a user's data, as platformdirs names it (shared code may not import platformdirs)."""
+    if sys.platform == "win32":
+        base = Path(os.environ.get("LOCALAPPDATA") or Path.home() / "AppData" / "Local")
+    elif sys.platform == "darwin":
+        base = Path.home() / "Library" / "Application Support"
+    else:
+        base = Path(os.environ.get("XDG_DATA_HOME") or Path.home() / ".local" / "share")
+    return base / APP_NAME
+
+
+def default_runs_dir() -> Path:
+    """Where runs are kept when nobody says otherwise: `DREAMBOOTH_RUNS_DIR` (which the host sets to a folder
+    under the WebUI's data path), else the user's data folder."""
+    named = os.environ.get("DREAMBOOTH_RUNS_DIR")
+    return Path(named) if named else user_data_dir() / "runs"
+
+
+def file_name_problem(name: str) -> str:
+    """What keeps `name` from being a file name on Windows, macOS and Linux alike; empty if nothing does."""
+    if not name.strip():
+        return "is empty"
+    if _FORBIDDEN.search(name):
+        return (
+            'has a character that file names may not have (one of < > : " / \\ | ? * or a control character)'
+        )
+    if name in (".", "..") or name.endswith((".", " ")) or name.startswith((" ", ".")):
+        return "begins or ends with a dot or a space"
+    if name.split(".")[0].strip().lower() in _RESERVED:
+        return "is a device's name on Windows"
+    if len(name.encode()) > 200:
+        return "is longer than 200 bytes"
+    return ""
+
+
+def check_file_name(name: str, *, setting: str) -> str:
+    """Returns `name`. Raises InputError if it is no file name somewhere, or would leave its folder."""
+    problem = file_name_problem(name)
+    if problem:
+        raise InputError(
+            f"{name!r} {problem}", where=setting, remedy="use letters, digits, spaces, dashes and dots only"
+        )
+    return name
+
+
+def fsync_folder(folder: Path) -> None:
+    """Makes a rename in `folder` last through a power cut. Windows has no such call and needs none."""
+    if os.name == "posix":
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+def write_whole(path: Path, content: bytes) -> None:
+    """Writes `path` so that it is the old content or the new, never a part: a temporary file beside it,
+    synced, then os.replace. Raises DreamboothError when the disk is full."""
+    with disk_full_is_said(path):
+        descriptor, temporary = tempfile.mkstemp(prefix=f"{path.name}.", suffix=".partial", dir=path.parent)
+        try:
+            with os.fdopen(descriptor, "wb") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+            give_usual_permissions(Path(temporary))
+            os.replace(temporary, path)
+        except BaseException:
+            with contextlib.suppress(OSError):
+                os.unlink(temporary)
+            raise
+        fsync_folder(path.parent)
+
+
+def write_json(path: Path, content: Any) -> None:
+    write_whole(path, (json.dumps(content, ensure_ascii=False, indent=1) + "\n").encode())
+
+
+def give_usual_permissions(path: Path) -> None:
+    """Gives a temporary file (made 0600) the permissions of any new file. `os.umask` alone can tell the mask,
+    and only by setting it, which would race with threads: a probe file says the same."""
+    if os.name != "posix":
+        return
+    probe = path.with_name(f"{path.name}.mode")
+    descriptor = os.open(probe, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666)
+    try:
+        mode = os.fstat(descriptor).st_mode & 0o777
+    finally:
+        os.close(descriptor)
+        os.unlink(probe)
+    os.chmod(path, mode)
+
+
+@contextlib.contextmanager
+def disk_full_is_said(path: Path) -> Iterator[None]:
+    """Turns the system's "no space" into one message that names the file and says what to do."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise DreamboothError(
+                "no space is left on the disk",
+                where=str(path),
+                remedy="make room, then go on with `resume`: what was saved before is intact",
+            ) from error
+        raise
+
+
+def existing_parent(path: Path) -> Path:
+    """The nearest folder above `path` (or itself) that is there: what to ask for the disk's free room."""
+    path = path.absolute()
+    while not path.exists():
+        path = path.parent
+    return path
+
+
+def check_writable(folder: Path, *, setting: str) -> None:
+    """Raises InputError if nothing can be written into `folder` (or where it would be made)."""
+    place = existing_parent(folder)
+    if not place.is_dir():
+        raise InputError(f"{place} is a file, not a folder", where=setting, remedy="name a folder")
+    try:
+        with tempfile.TemporaryFile(dir=place):
+            pass
+    except OSError as error:
+        raise InputError(
+            f"nothing can be written into {place} ({error.strerror})",
+            where=setting,
+            remedy="choose another folder or change its permissions",
+        ) from error

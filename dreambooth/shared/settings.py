@@ -1,0 +1,243 @@
+"""The settings: each written down once, with its default, range, unit and help.
+
+One dataclass per concept of the domain. The page, the command line, the REST schema and the README's table
+are all made from these definitions (catalog.py); config.py reads and checks them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from dreambooth.shared.concepts import Concept
+
+SAMPLERS = ("dpmpp_2m", "dpmpp_2m_karras", "unipc", "euler", "euler_a", "ddim", "ddpm")
+SCHEDULERS = ("constant", "constant_with_warmup", "linear", "cosine", "cosine_with_restarts", "polynomial")
+OPTIMIZERS = ("adamw", "adamw8bit")
+
+
+def setting(
+    default: Any,
+    help: str,
+    *,
+    label: str = "",
+    choices: tuple[str, ...] = (),
+    minimum: float | None = None,
+    maximum: float | None = None,
+    unit: str = "",
+    common: bool = False,
+) -> Any:
+    """One setting: its default and all that is known of it. `common` ones stand in sight on the page."""
+    about = {
+        "help": help, "label": label, "choices": choices, "minimum": minimum, "maximum": maximum,
+        "unit": unit, "common": common,
+    }  # fmt: skip
+    if isinstance(default, (list, dict)):
+        return field(default_factory=lambda: type(default)(default), metadata=about)
+    return field(default=default, metadata=about)
+
+
+@dataclass
+class ModelSettings:
+    """The checkpoint to start from, and how it is read."""
+
+    model: str = setting(
+        "", "The checkpoint to train: a .safetensors or .ckpt file, or a diffusers folder.", common=True
+    )
+    vae: str = setting("", "Another VAE to use while training: a single file. Empty: the checkpoint's own.")
+    attention: str = setting(
+        "auto", "How attention is computed. auto is torch's own.", choices=("auto", "sdpa", "xformers")
+    )
+    prediction_type: str = setting(
+        "auto",
+        "What the UNet predicts: noise (epsilon) or velocity (v_prediction). auto asks the file.",
+        choices=("auto", "epsilon", "v_prediction"),
+    )
+    use_ema_weights: bool = setting(False, "Start from the file's averaged (EMA) weights, if it has them.")
+    clip_skip: int = setting(
+        1, "Which layer of the text encoder is used, counted as the WebUI does: 1 is the last.",
+        minimum=1, maximum=12,
+    )  # fmt: skip
+
+
+@dataclass
+class ResultSettings:
+    """What is written at the end, and where."""
+
+    output_name: str = setting("", "Name of the result, without ending. Empty: the model's name and a number.",
+                               common=True)  # fmt: skip
+    output_dir: str = setting("", "Folder of the result. Empty: the folder of the model.")
+    output_kind: str = setting(
+        "checkpoint", "A single file, or a diffusers folder.", choices=("checkpoint", "diffusers")
+    )
+    output_format: str = setting(
+        "safetensors", "File format of a checkpoint.", choices=("safetensors", "ckpt")
+    )
+    output_dtype: str = setting(
+        "float16",
+        "Precision of the written weights. bfloat16 has coarse steps and can erase much of a gentle training.",
+        choices=("float16", "bfloat16", "float32"),
+    )
+    overwrite: bool = setting(False, "Replace a file of the result's name that is there already.")
+    export_steps: int = setting(
+        0, "Also write a usable checkpoint, <name>-<step>, every so many steps. 0: only at the end.",
+        minimum=0, unit="steps",
+    )  # fmt: skip
+    runs_dir: str = setting("", "Folder that keeps the runs. Empty: the WebUI's, or your user data folder.")
+
+
+@dataclass
+class ConceptSettings:
+    """What is to be learned."""
+
+    concepts: list[Concept] = setting(
+        [], "The concepts: a list, or the path of a concepts_list.json.", common=True
+    )
+
+
+@dataclass
+class ImageSettings:
+    """How photos become training images."""
+
+    resolution: int = setting(
+        512, "Side of a square training image; the area of a bucket.", minimum=64, maximum=2048, unit="pixels",
+        common=True,
+    )  # fmt: skip
+    crop: str = setting("center", "Where an image is cut to size.", choices=("center", "random"))
+    random_flip: bool = setting(False, "Mirror images at random. Not for faces and writing.")
+    rotation: float = setting(
+        0.0, "Turn images by up to this angle, at random.", minimum=0, maximum=45, unit="degrees"
+    )
+    brightness: float = setting(
+        0.0, "Change brightness by up to this share, at random.", minimum=0, maximum=0.9
+    )
+    aspect_ratio_buckets: bool = setting(
+        False, "Keep the images' shapes (in buckets) instead of cutting squares. Not with prior preservation."
+    )
+    background: str = setting("white", "Colour behind transparent images: a name or #rrggbb.")
+    allow_bad_images: bool = setting(False, "Go on without images that cannot be read.")
+    cache_latents: bool = setting(True, "Encode every image once, before training, and keep the results.")
+
+
+@dataclass
+class CaptionSettings:
+    """How captions are read and varied."""
+
+    caption_dropout: float = setting(
+        0.0, "Share of samples that are trained without their caption.", minimum=0, maximum=1
+    )
+    shuffle_tags: bool = setting(False, "Shuffle the comma-separated tags of a caption at every step.")
+    keep_tokens: int = setting(0, "Tags at the beginning that stay where they are.", minimum=0)
+    max_prompt_chunks: int = setting(
+        3, "Longest prompt, in chunks of 75 tokens, as the WebUI counts them.", minimum=1, maximum=10
+    )
+
+
+@dataclass
+class PriorSettings:
+    """Prior preservation: pictures of the class keep the model from forgetting it (DreamBooth, arXiv 2208.12242)."""
+
+    prior_loss_weight: float = setting(
+        1.0, "Weight of the class images' loss. 0: no prior preservation (native training).", minimum=0,
+        maximum=100, common=True,
+    )  # fmt: skip
+    prior: str = setting("class_images", "Where the prior comes from.", choices=("class_images",))
+    num_class_images: int = setting(
+        100, "Class images per concept; the missing ones are made.", minimum=0, common=True
+    )
+    class_guidance_scale: float = setting(7.5, "Guidance of the class images.", minimum=0, maximum=50)
+    class_infer_steps: int = setting(20, "Sampling steps of a class image.", minimum=1, maximum=1000)
+    class_sampler: str = setting("dpmpp_2m", "Sampler of the class images.", choices=SAMPLERS)
+    class_seed: int = setting(0, "Seed of the class images.", minimum=0)
+    sample_batch_size: int = setting(4, "Pictures made at once.", minimum=1, maximum=64)
+
+
+@dataclass
+class TrainingSettings:
+    """The training itself."""
+
+    max_train_steps: int = setting(0, "Steps to train. 0: steps_per_image decides.", minimum=0, common=True)
+    steps_per_image: int = setting(
+        100, "Steps per instance image, when max_train_steps is 0.", minimum=1, common=True
+    )
+    train_batch_size: int = setting(1, "Instance images per step (class images come beside them).", minimum=1, maximum=256,
+                                    common=True)  # fmt: skip
+    gradient_accumulation_steps: int = setting(1, "Batches that make one step.", minimum=1, maximum=1024)
+    learning_rate: float = setting(2e-6, "Learning rate of the UNet.", minimum=0, maximum=1, common=True)
+    train_unet: bool = setting(True, "Train the UNet.")
+    train_text_encoder: bool = setting(
+        True, "Train the text encoder too: better likeness, more memory.", common=True
+    )
+    text_encoder_learning_rate: float = setting(
+        0.0, "Learning rate of the text encoder. 0: the UNet's.", minimum=0, maximum=1
+    )
+    text_encoder_stop: float = setting(
+        1.0, "Share of the steps after which the text encoder is left as it is.", minimum=0, maximum=1
+    )
+    lr_scheduler: str = setting("constant", "How the learning rate changes.", choices=SCHEDULERS)
+    lr_warmup_steps: int = setting(
+        0, "Steps in which the learning rate rises from 0.", minimum=0, unit="steps"
+    )
+    lr_num_cycles: int = setting(1, "Restarts of cosine_with_restarts.", minimum=1)
+    lr_power: float = setting(1.0, "Power of the polynomial scheduler.", minimum=0.01, maximum=10)
+    optimizer: str = setting("adamw", "The optimizer.", choices=OPTIMIZERS)
+    optimizer_args: dict[str, str] = setting({}, "More arguments of the optimizer, by name.")
+    adam_beta1: float = setting(0.9, "Adam's decay of the mean.", minimum=0, maximum=0.9999)
+    adam_beta2: float = setting(0.999, "Adam's decay of the variance.", minimum=0, maximum=0.999999)
+    adam_weight_decay: float = setting(0.01, "AdamW's weight decay.", minimum=0, maximum=1)
+    adam_epsilon: float = setting(1e-8, "Adam's epsilon.", minimum=1e-16, maximum=1)
+    max_grad_norm: float = setting(1.0, "Gradients are scaled down to this norm. 0: never.", minimum=0)
+    mixed_precision: str = setting(
+        "auto",
+        "Precision of the computation; the weights stay in float32. auto: bf16 or fp16 on a card, no on a CPU.",
+        choices=("auto", "no", "fp16", "bf16"),
+    )
+    gradient_checkpointing: bool = setting(False, "Less memory, about a quarter more time.")
+    snr_gamma: float = setting(
+        0.0, "min-SNR weighting (arXiv 2303.09556); 5 is usual. 0: off.", minimum=0, maximum=100
+    )
+    offset_noise: float = setting(0.0, "Noise that shifts whole images, for dark and bright ones; 0.05 is usual. 0: off.",
+                                  minimum=0, maximum=1)  # fmt: skip
+    use_ema: bool = setting(False, "Keep an average of the weights and write that as the result.")
+    ema_decay: float = setting(0.9999, "Decay of the average.", minimum=0, maximum=0.999999)
+    seed: int = setting(0, "Everything random comes from this number.", minimum=0, maximum=2**53)
+    deterministic: bool = setting(
+        False, "On a card: the same bits at every run, somewhat slower. A CPU always repeats."
+    )
+
+
+@dataclass
+class SavingSettings:
+    """What is kept and shown while it trains."""
+
+    checkpointing_steps: int = setting(
+        500, "Save the state every so many steps, to go on from. 0: only at the end.", minimum=0, unit="steps"
+    )
+    checkpoints_total_limit: int = setting(1, "Saved states that are kept.", minimum=1)
+    validation_prompt: str = setting("", "What the sample pictures show. Empty: the instance prompts.")
+    validation_negative_prompt: str = setting("", "What the sample pictures do not show.")
+    validation_steps: int = setting(0, "Make sample pictures every so many steps. 0: only at the end.", minimum=0,
+                                    unit="steps")  # fmt: skip
+    num_validation_images: int = setting(
+        1, "Pictures per sample prompt. 0: none at all.", minimum=0, maximum=64
+    )
+    report_to: str = setting("", "Trackers, comma-separated: tensorboard, wandb. Empty: none.")
+
+
+@dataclass
+class Settings:
+    """All settings, by group. In a file the names stand at the top level; groups only order page and help."""
+
+    model: ModelSettings = field(default_factory=ModelSettings)
+    result: ResultSettings = field(default_factory=ResultSettings)
+    concepts: ConceptSettings = field(default_factory=ConceptSettings)
+    images: ImageSettings = field(default_factory=ImageSettings)
+    captions: CaptionSettings = field(default_factory=CaptionSettings)
+    prior: PriorSettings = field(default_factory=PriorSettings)
+    training: TrainingSettings = field(default_factory=TrainingSettings)
+    saving: SavingSettings = field(default_factory=SavingSettings)
+    # what a concepts file held that means nothing here: said in the plan, never dropped in silence
+    not_taken: tuple[str, ...] = ()
+
+
+GROUPS = ("model", "result", "concepts", "images", "captions", "prior", "training", "saving")
