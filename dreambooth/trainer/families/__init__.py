@@ -1,0 +1,76 @@
+"""The model families that can be trained, as rows of data. Outside this package nobody asks which it is."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+PredictionType = Literal["epsilon", "v_prediction"]
+PREDICTION_TYPES: tuple[PredictionType, ...] = ("epsilon", "v_prediction")
+
+
+@dataclass(frozen=True)
+class Family:
+    """What is the same for every checkpoint of a family and cannot be read from its shapes.
+
+    `text` names the form of its text encoder ("clip" or "openclip"), `heads` gives the UNet's number of heads
+    at a width. `pad_token` is what fills a prompt up to 77 tokens ("end" token or "0"); `clip_skip` says
+    whether the WebUI honours that setting for it. `architecture` is its name in the modelspec standard.
+    """
+
+    name: str
+    title: str
+    in_channels: int
+    text: Literal["clip", "openclip"]
+    heads: Callable[[int], int]
+    architecture: str
+    scaling_factor: float = 0.18215
+    resolution: int = 512
+    pad_token: Literal["end", "0"] = "end"
+    clip_skip: bool = True
+
+
+@dataclass(frozen=True)
+class Identified:
+    """A checkpoint's family and prediction type, and a sentence on how they were told."""
+
+    family: Family
+    prediction_type: PredictionType
+    told_by: str
+    zero_terminal_snr: bool = False
+
+
+def _eight(width: int) -> int:
+    return 8
+
+
+def _sixty_four_wide(width: int) -> int:
+    return max(1, width // 64)
+
+
+SD1 = Family("sd1", "Stable Diffusion 1.x", 4, "clip", _eight, "stable-diffusion-v1")
+SD1_INPAINT = Family(
+    "sd1-inpaint", "Stable Diffusion 1.x inpainting", 9, "clip", _eight, "stable-diffusion-v1-inpainting"
+)
+SD2 = Family(
+    "sd2",
+    "Stable Diffusion 2.x",
+    4,
+    "openclip",
+    _sixty_four_wide,
+    "stable-diffusion-v2",
+    pad_token="0",
+    clip_skip=False,
+)
+SD2_INPAINT = Family(
+    "sd2-inpaint",
+    "Stable Diffusion 2.x inpainting",
+    9,
+    "openclip",
+    _sixty_four_wide,
+    "stable-diffusion-v2-inpainting",
+    pad_token="0",
+    clip_skip=False,
+)
+FAMILIES = {family.name: family for family in (SD1, SD1_INPAINT, SD2, SD2_INPAINT)}

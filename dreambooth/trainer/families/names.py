@@ -1,0 +1,254 @@
+"""The tables of names: how a Stable Diffusion single file's tensors are called, and how our modules' are.
+
+The left name is the one published with the original code (LDM, CLIP, OpenCLIP), the right one is canonical:
+diffusers' for the UNet and the VAE, transformers' for the text encoder, without `text_model.`, whatever the
+library that is installed calls it. Every table is read in both directions, so that import and export are each
+other's inverse by construction.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+from dreambooth.trainer.families.topology import TextTopology, UNetTopology, VAETopology
+
+Pairs = tuple[tuple[str, str], ...]
+
+
+@dataclass(frozen=True)
+class Binding:
+    """One tensor of a single file and what it becomes.
+
+    `canonical` holds several names where the original is their concatenation along the first axis (OpenCLIP's
+    `in_proj`). With `flat` the file has a 1x1 convolution (out, in, 1, 1) where the module is linear (out, in).
+    """
+
+    original: str
+    canonical: tuple[str, ...]
+    flat: bool = False
+
+
+RESNET: Pairs = (
+    ("in_layers.0", "norm1"),
+    ("in_layers.2", "conv1"),
+    ("emb_layers.1", "time_emb_proj"),
+    ("out_layers.0", "norm2"),
+    ("out_layers.3", "conv2"),
+)
+SKIP: Pairs = (("skip_connection", "conv_shortcut"),)
+TRANSFORMER: Pairs = (("norm", "norm"), ("proj_in", "proj_in"), ("proj_out", "proj_out"))
+TRANSFORMER_BLOCK: Pairs = tuple(
+    (name, name)
+    for name in (
+        "attn1.to_q",
+        "attn1.to_k",
+        "attn1.to_v",
+        "attn1.to_out.0",
+        "ff.net.0.proj",
+        "ff.net.2",
+        "attn2.to_q",
+        "attn2.to_k",
+        "attn2.to_v",
+        "attn2.to_out.0",
+        "norm1",
+        "norm2",
+        "norm3",
+    )
+)
+UNET_ENDS: Pairs = (
+    ("time_embed.0", "time_embedding.linear_1"),
+    ("time_embed.2", "time_embedding.linear_2"),
+    ("input_blocks.0.0", "conv_in"),
+    ("out.0", "conv_norm_out"),
+    ("out.2", "conv_out"),
+)
+VAE_RESNET: Pairs = (
+    ("norm1", "norm1"),
+    ("conv1", "conv1"),
+    ("norm2", "norm2"),
+    ("conv2", "conv2"),
+)
+VAE_SKIP: Pairs = (("nin_shortcut", "conv_shortcut"),)
+VAE_ATTENTION: Pairs = (
+    ("q", "to_q"),
+    ("k", "to_k"),
+    ("v", "to_v"),
+    ("proj_out", "to_out.0"),
+)
+VAE_ENDS: Pairs = (
+    ("encoder.conv_in", "encoder.conv_in"),
+    ("encoder.norm_out", "encoder.conv_norm_out"),
+    ("encoder.conv_out", "encoder.conv_out"),
+    ("decoder.conv_in", "decoder.conv_in"),
+    ("decoder.norm_out", "decoder.conv_norm_out"),
+    ("decoder.conv_out", "decoder.conv_out"),
+    ("quant_conv", "quant_conv"),
+    ("post_quant_conv", "post_quant_conv"),
+)
+CLIP_LAYER: Pairs = tuple(
+    (name, name)
+    for name in (
+        "self_attn.k_proj",
+        "self_attn.v_proj",
+        "self_attn.q_proj",
+        "self_attn.out_proj",
+        "layer_norm1",
+        "mlp.fc1",
+        "mlp.fc2",
+        "layer_norm2",
+    )
+)
+CLIP_ENDS: Pairs = (
+    ("embeddings.token_embedding", "embeddings.token_embedding"),
+    ("embeddings.position_embedding", "embeddings.position_embedding"),
+    ("final_layer_norm", "final_layer_norm"),
+)
+OPENCLIP_LAYER: Pairs = (
+    ("ln_1", "layer_norm1"),
+    ("attn.out_proj", "self_attn.out_proj"),
+    ("ln_2", "layer_norm2"),
+    ("mlp.c_fc", "mlp.fc1"),
+    ("mlp.c_proj", "mlp.fc2"),
+)
+OPENCLIP_FUSED = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")
+OPENCLIP_ENDS: Pairs = (
+    ("token_embedding", "embeddings.token_embedding"),
+    ("ln_final", "final_layer_norm"),
+)
+WITHOUT_BIAS = frozenset({"to_q", "to_k", "to_v", "token_embedding", "position_embedding"})
+UNET_PREFIX = "model.diffusion_model."
+VAE_PREFIX = "first_stage_model."
+CLIP_PREFIX = "cond_stage_model.transformer.text_model."
+CLIP_PREFIX_OLD = "cond_stage_model.transformer."
+OPENCLIP_PREFIX = "cond_stage_model.model."
+
+
+def unet_bindings(topology: UNetTopology) -> list[Binding]:
+    """Every tensor that a UNet of this topology can have, in the order of the original's modules."""
+    return list(_bind(_unet_modules(topology), UNET_PREFIX))
+
+
+def vae_bindings(topology: VAETopology) -> list[Binding]:
+    """Every tensor that an autoencoder of this topology can have."""
+    return list(_bind(_vae_modules(topology), VAE_PREFIX)) + list(
+        _bind(_vae_attentions(), VAE_PREFIX, flat=True)
+    )
+
+
+def clip_bindings(topology: TextTopology, prefix: str = CLIP_PREFIX) -> list[Binding]:
+    """Every tensor of a CLIP text encoder in transformers' own form (SD1)."""
+    layers = (
+        (f"encoder.layers.{layer}.{leaf}", f"encoder.layers.{layer}.{name}")
+        for layer in range(topology.layers)
+        for leaf, name in CLIP_LAYER
+    )
+    return list(_bind([*CLIP_ENDS, *layers], prefix))
+
+
+def openclip_bindings(topology: TextTopology) -> list[Binding]:
+    """Every tensor of an OpenCLIP text encoder that the model uses (SD2: all layers but the last)."""
+    bindings = [Binding(f"{OPENCLIP_PREFIX}positional_embedding", ("embeddings.position_embedding.weight",))]
+    bindings += _bind(OPENCLIP_ENDS, OPENCLIP_PREFIX)
+    for layer in range(topology.layers):
+        left, right = f"{OPENCLIP_PREFIX}transformer.resblocks.{layer}.", f"encoder.layers.{layer}."
+        bindings += [
+            Binding(f"{left}attn.in_proj_{kind}", tuple(f"{right}{name}.{kind}" for name in OPENCLIP_FUSED))
+            for kind in ("weight", "bias")
+        ]
+        bindings += _bind(((leaf, right + name) for leaf, name in OPENCLIP_LAYER), left)
+    return bindings
+
+
+def ema_name(original: str) -> str:
+    """What LitEma calls its copy of one of the UNet's tensors: the dots of the name are left out."""
+    return "model_ema." + original.removeprefix("model.").replace(".", "")
+
+
+def _bind(modules: Iterable[tuple[str, str]], prefix: str, *, flat: bool = False) -> Iterator[Binding]:
+    for original, canonical in modules:
+        yield Binding(f"{prefix}{original}.weight", (f"{canonical}.weight",), flat)
+        if original.rpartition(".")[2] not in WITHOUT_BIAS:
+            yield Binding(f"{prefix}{original}.bias", (f"{canonical}.bias",))
+
+
+def _under(leaves: Pairs, original: str, canonical: str) -> Iterator[tuple[str, str]]:
+    return ((f"{original}.{left}", f"{canonical}.{right}") for left, right in leaves)
+
+
+def _transformer(depth: int, original: str, canonical: str) -> Iterator[tuple[str, str]]:
+    if not depth:
+        return
+    yield from _under(TRANSFORMER, original, canonical)
+    for block in range(depth):
+        path = f"transformer_blocks.{block}"
+        yield from _under(TRANSFORMER_BLOCK, f"{original}.{path}", f"{canonical}.{path}")
+
+
+def _resnet(pairs: Pairs, skip: Pairs, widths: tuple[int, int]) -> Pairs:
+    """A residual layer from one width to another has a learned shortcut only where they differ."""
+    return pairs if widths[0] == widths[1] else pairs + skip
+
+
+def _unet_modules(topology: UNetTopology) -> Iterator[tuple[str, str]]:
+    yield from UNET_ENDS
+    width, skips = topology.levels[0].width, [topology.levels[0].width]
+    last = len(topology.levels) - 1
+    for index, level in enumerate(topology.levels):
+        here = f"down_blocks.{index}"
+        for layer in range(level.layers):
+            there, leaves = f"input_blocks.{len(skips)}", _resnet(RESNET, SKIP, (width, level.width))
+            yield from _under(leaves, f"{there}.0", f"{here}.resnets.{layer}")
+            yield from _transformer(level.depth, f"{there}.1", f"{here}.attentions.{layer}")
+            width = level.width
+            skips.append(width)
+        if index < last:
+            yield f"input_blocks.{len(skips)}.0.op", f"{here}.downsamplers.0.conv"
+            skips.append(width)
+    yield from _under(RESNET, "middle_block.0", "mid_block.resnets.0")
+    yield from _transformer(topology.mid_depth, "middle_block.1", "mid_block.attentions.0")
+    yield from _under(RESNET, "middle_block.2", "mid_block.resnets.1")
+    yield from _unet_up(topology, width, skips)
+
+
+def _unet_up(topology: UNetTopology, width: int, skips: list[int]) -> Iterator[tuple[str, str]]:
+    """The way up: every layer also takes one of the way down's outputs, the last first."""
+    block, last = 0, len(topology.levels) - 1
+    for index, level in enumerate(reversed(topology.levels)):
+        here = f"up_blocks.{index}"
+        for layer in range(level.layers + 1):
+            there, widths = f"output_blocks.{block}", (width + skips.pop(), level.width)
+            yield from _under(_resnet(RESNET, SKIP, widths), f"{there}.0", f"{here}.resnets.{layer}")
+            yield from _transformer(level.depth, f"{there}.1", f"{here}.attentions.{layer}")
+            if layer == level.layers and index < last:
+                yield f"{there}.{2 if level.depth else 1}.conv", f"{here}.upsamplers.0.conv"
+            width = level.width
+            block += 1
+
+
+def _vae_modules(topology: VAETopology) -> Iterator[tuple[str, str]]:
+    yield from VAE_ENDS
+    for side in ("encoder", "decoder"):
+        for place in (1, 2):
+            here = f"{side}.mid_block.resnets.{place - 1}"
+            yield from _under(VAE_RESNET, f"{side}.mid.block_{place}", here)
+        yield f"{side}.mid.attn_1.norm", f"{side}.mid_block.attentions.0.group_norm"
+    widths, last = topology.widths, len(topology.widths) - 1
+    for level, width in enumerate(widths):
+        down, up = f"encoder.down_blocks.{level}", f"decoder.up_blocks.{last - level}"
+        above, below = widths[max(level - 1, 0)], widths[min(level + 1, last)]
+        for layer in range(topology.layers):
+            leaves = _resnet(VAE_RESNET, VAE_SKIP, (width if layer else above, width))
+            yield from _under(leaves, f"encoder.down.{level}.block.{layer}", f"{down}.resnets.{layer}")
+        for layer in range(topology.layers + 1):
+            leaves = _resnet(VAE_RESNET, VAE_SKIP, (width if layer else below, width))
+            yield from _under(leaves, f"decoder.up.{level}.block.{layer}", f"{up}.resnets.{layer}")
+        if level < last:
+            yield f"encoder.down.{level}.downsample.conv", f"{down}.downsamplers.0.conv"
+        if level > 0:
+            yield f"decoder.up.{level}.upsample.conv", f"{up}.upsamplers.0.conv"
+
+
+def _vae_attentions() -> Iterator[tuple[str, str]]:
+    for side in ("encoder", "decoder"):
+        yield from _under(VAE_ATTENTION, f"{side}.mid.attn_1", f"{side}.mid_block.attentions.0")

@@ -1,0 +1,164 @@
+"""From a checkpoint to modules that are ready: built without memory, then given the file's tensors."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from dreambooth.shared.errors import InputError
+from dreambooth.trainer.families import Identified
+from dreambooth.trainer.families.description import COMPONENTS, Description, describe
+from dreambooth.trainer.families.detect import identify
+from dreambooth.trainer.families.names import Binding
+from dreambooth.trainer.weights import WeightFile, open_weights
+
+TEXT_MODEL = "text_model."
+
+
+@dataclass
+class LoadedModel:
+    """A checkpoint's modules, in eval mode and frozen, and what they came from.
+
+    `source` is the file (or the diffusers folder that stands for one), `description` says which of its tensors
+    went where; exports read from it what was not trained.
+    """
+
+    identified: Identified
+    source: WeightFile
+    description: Description
+    components: dict[str, torch.nn.Module] = field(default_factory=dict)
+
+    @property
+    def configs(self) -> Mapping[str, dict[str, Any]]:
+        """The diffusers or transformers config of each component, also of those that were not loaded."""
+        return self.description.configs
+
+
+def load_model(
+    path: str | Path,
+    *,
+    dtype: torch.dtype = torch.float32,
+    components: Sequence[str] = COMPONENTS,
+    prediction_type: str = "auto",
+    use_ema_weights: bool = False,
+    vae: str | Path | None = None,
+) -> LoadedModel:
+    """Load a single file or a diffusers folder into modules of `dtype` on the CPU.
+
+    `prediction_type` other than "auto" overrides what the file says of itself. With `use_ema_weights` the UNet
+    gets the file's averaged weights. `vae` names a file whose autoencoder is used in place of the checkpoint's.
+    Raises InputError for everything that is wrong with the input.
+    """
+    source = open_weights(path)
+    identified = identify(source, prediction_type)
+    description = describe(source, identified)
+    description.check_complete(source)
+    model = LoadedModel(identified, source, description)
+    for component in components:
+        model.components[component] = _load(component, source, description, dtype)
+    return model
+
+
+def canonical_state(component: str, module: torch.nn.Module) -> dict[str, torch.Tensor]:
+    """The module's weights by their canonical names, which no library's version changes; shares its memory."""
+    prefix = TEXT_MODEL if component == "text_encoder" else ""
+    return {
+        name.removeprefix(prefix): tensor.detach()
+        for name, tensor in module.state_dict(keep_vars=True).items()
+        if not name.endswith("position_ids")
+    }
+
+
+def _load(
+    component: str, source: WeightFile, description: Description, dtype: torch.dtype
+) -> torch.nn.Module:
+    module = empty_module(component, description.configs[component])
+    own = {name.removeprefix(TEXT_MODEL): name for name in module.state_dict()}
+    shapes = {name.removeprefix(TEXT_MODEL): value.shape for name, value in module.state_dict().items()}
+    state = {}
+    for binding in in_file_order(description.bindings[component], source):
+        for name, tensor in read_canonical(source, binding, shapes, dtype):
+            state[own[name]] = tensor
+    module.load_state_dict(state, strict=True, assign=True)
+    return module.eval().requires_grad_(False)
+
+
+def in_file_order(bindings: Sequence[Binding], source: WeightFile) -> list[Binding]:
+    """The bindings sorted as their tensors stand in the file, so that it is read once from front to back."""
+    place = {name: index for index, name in enumerate(source.tensors)}
+    return sorted(bindings, key=lambda binding: place[binding.original])
+
+
+def read_canonical(
+    source: WeightFile, binding: Binding, shapes: Mapping[str, torch.Size], dtype: torch.dtype
+) -> Iterator[tuple[str, torch.Tensor]]:
+    """The tensors that one of the file's tensors becomes, by canonical name, each in memory of its own."""
+    whole = torch.Size(source.tensors[binding.original].shape)
+    wanted = [_shape(source, binding, name, shapes) for name in binding.canonical]
+    if len(wanted) == 1:
+        _check_shape(source, binding, whole, wanted[0])
+        out = torch.empty(wanted[0], dtype=dtype)
+        source.read_into(binding.original, out)
+        yield binding.canonical[0], out
+        return
+    rows = [shape[0] for shape in wanted]
+    _check_shape(source, binding, whole, torch.Size((sum(rows), *wanted[0][1:])))
+    fused = torch.empty(whole, dtype=dtype)
+    source.read_into(binding.original, fused)
+    for name, part in zip(binding.canonical, torch.split(fused, rows), strict=True):
+        yield name, part.clone()
+
+
+def _shape(source: WeightFile, binding: Binding, name: str, shapes: Mapping[str, torch.Size]) -> torch.Size:
+    if name not in shapes:
+        raise InputError(
+            f"{binding.original!r} has no place in a model of these sizes", where=str(source.path)
+        )
+    return shapes[name]
+
+
+def _check_shape(source: WeightFile, binding: Binding, found: torch.Size, wanted: torch.Size) -> None:
+    if found != wanted and not (binding.flat and found == (*wanted, 1, 1)):
+        raise InputError(
+            f"{binding.original!r} has the shape {tuple(found)}, not {tuple(wanted)} as in a model of these sizes",
+            where=str(source.path),
+            remedy="take a checkpoint with the original layout of its family",
+        )
+
+
+def empty_module(component: str, config: Mapping[str, Any]) -> torch.nn.Module:
+    """The component's module on the meta device: no memory, no random numbers."""
+    with torch.device("meta"):
+        return BUILDERS[component](config)
+
+
+def _unet(config: Mapping[str, Any]) -> torch.nn.Module:
+    from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
+
+    module: torch.nn.Module = UNet2DConditionModel(**config)
+    return module
+
+
+def _vae(config: Mapping[str, Any]) -> torch.nn.Module:
+    from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
+
+    module: torch.nn.Module = AutoencoderKL(**config)
+    return module
+
+
+def _text_encoder(config: Mapping[str, Any]) -> torch.nn.Module:
+    from transformers.models.clip.configuration_clip import CLIPTextConfig
+    from transformers.models.clip.modeling_clip import CLIPTextModel
+
+    module: torch.nn.Module = CLIPTextModel(CLIPTextConfig(**config))
+    embeddings = getattr(module, "text_model", module).embeddings
+    positions = torch.arange(config["max_position_embeddings"], device="cpu")
+    embeddings.register_buffer("position_ids", positions.unsqueeze(0), persistent=False)
+    return module
+
+
+BUILDERS = {"unet": _unet, "text_encoder": _text_encoder, "vae": _vae}

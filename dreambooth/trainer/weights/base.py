@@ -1,0 +1,128 @@
+"""The nouns of a weight file: what a tensor is, what a file offers, what is written and what was."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO, Protocol
+
+import torch
+
+from dreambooth.shared.errors import DreamboothError, InputError
+
+
+@dataclass(frozen=True)
+class TensorInfo:
+    """One stored tensor: dtype, shape, and its size in bytes."""
+
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+    nbytes: int
+
+
+class WeightFile(Protocol):
+    """A file (or a folder that stands for one) of named tensors, in the file's own order."""
+
+    path: Path
+    format: str
+    metadata: dict[str, str]
+    tensors: dict[str, TensorInfo]
+    extras: dict[str, object]
+
+    def read(self, name: str) -> torch.Tensor:
+        """The tensor in memory of its own, contiguous, in its stored dtype."""
+        ...
+
+    def read_into(self, name: str, out: torch.Tensor) -> None:
+        """Fill `out` (contiguous, same number of elements) with the tensor, cast to `out`'s dtype."""
+        ...
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A tensor to be written; `data` gives it when its turn comes, so that only one is in memory at a time.
+
+    `data` must give the same bits each time it is called: verification calls it again.
+    """
+
+    name: str
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+    data: Callable[[], torch.Tensor]
+
+    @property
+    def nbytes(self) -> int:
+        return nbytes_of(self.dtype, self.shape)
+
+
+@dataclass(frozen=True)
+class Written:
+    """A finished file: where it is, its size in bytes, and the sha256 of the whole file."""
+
+    path: Path
+    nbytes: int
+    sha256: str
+
+
+def nbytes_of(dtype: torch.dtype, shape: tuple[int, ...]) -> int:
+    """The number of bytes of a dense tensor."""
+    count = dtype.itemsize
+    for size in shape:
+        count *= size
+    return count
+
+
+def bytes_of(tensor: torch.Tensor) -> memoryview:
+    """The memory of a contiguous CPU tensor, writable, as bytes (any dtype, also those numpy has not)."""
+    return tensor.detach().reshape(-1).view(torch.uint8).numpy().data
+
+
+class OpenedFile:
+    """Reads ranges of one file by offset, and notices when the file is no longer the one that was opened."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        stat = path.stat()
+        self.size = stat.st_size
+        self._modified = stat.st_mtime_ns
+
+    def open(self) -> BinaryIO:
+        """The file, unbuffered, after making sure that nobody replaced it since it was opened first."""
+        try:
+            file = self.path.open("rb", buffering=0)
+        except OSError as error:
+            raise InputError(f"cannot be read any more: {error.strerror}", where=str(self.path)) from error
+        stat = os.fstat(file.fileno())
+        if (stat.st_size, stat.st_mtime_ns) != (self.size, self._modified):
+            file.close()
+            raise DreamboothError(
+                "the file was changed while it was in use", where=str(self.path), remedy="start again"
+            )
+        return file
+
+    def read_at(self, offset: int, out: memoryview) -> None:
+        """Fill `out` with the bytes at `offset`; raises InputError if the file ends before."""
+        with self.open() as file:
+            file.seek(offset)
+            done = 0
+            while done < len(out):
+                got = file.readinto(out[done:])  # type: ignore[attr-defined]
+                if not got:
+                    raise InputError(
+                        "the file ends too early", where=str(self.path), remedy="download or copy it again"
+                    )
+                done += got
+
+
+def fill(out: torch.Tensor, stored: TensorInfo, read: Callable[[memoryview], None]) -> None:
+    """Read a stored tensor into `out`: straight into its memory where dtype and layout agree, else cast."""
+    if out.dtype == stored.dtype and out.is_contiguous() and out.device.type == "cpu":
+        if stored.nbytes:
+            read(bytes_of(out))
+        return
+    held = torch.empty(stored.shape, dtype=stored.dtype)
+    if stored.nbytes:
+        read(bytes_of(held))
+    out.copy_(held.reshape(out.shape))

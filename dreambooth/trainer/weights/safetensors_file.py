@@ -1,0 +1,177 @@
+"""The safetensors format: eight bytes of length, a JSON header, then the tensors' bytes.
+
+Read and written by ourselves: the reader never maps the file (mapped pages count as resident memory), and the
+writer streams, so that one tensor is in memory at a time and a full disk is met as the OSError that it is.
+"""
+
+from __future__ import annotations
+
+import json
+import struct
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from dreambooth.shared.errors import InputError
+from dreambooth.trainer.weights.base import Entry, OpenedFile, TensorInfo, bytes_of, fill, nbytes_of
+
+DTYPES: dict[str, torch.dtype] = {
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "F8_E4M3": torch.float8_e4m3fn,
+    "F8_E5M2": torch.float8_e5m2,
+    "I64": torch.int64,
+    "I32": torch.int32,
+    "I16": torch.int16,
+    "I8": torch.int8,
+    "U8": torch.uint8,
+    "BOOL": torch.bool,
+}
+NAMES = {dtype: name for name, dtype in DTYPES.items()}
+MAX_HEADER = 100_000_000
+METADATA = "__metadata__"
+AGAIN = "download or copy it again"
+
+
+@dataclass(frozen=True)
+class Stored:
+    """Where a tensor lies: absolute offset of its first byte."""
+
+    info: TensorInfo
+    offset: int
+
+
+class SafetensorsFile:
+    """A `.safetensors` file, read by offset."""
+
+    format = "safetensors"
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._file = OpenedFile(path)
+        header, start = _read_header(self._file)
+        self.metadata = _metadata(header.pop(METADATA, {}), path)
+        self._stored = {name: self._locate(name, row, start) for name, row in header.items()}
+        self.tensors = {name: stored.info for name, stored in self._stored.items()}
+        self.extras: dict[str, object] = {}
+
+    def _locate(self, name: str, row: Any, start: int) -> Stored:
+        try:
+            dtype, shape = DTYPES.get(row["dtype"]), tuple(int(size) for size in row["shape"])
+            begin, end = (int(offset) for offset in row["data_offsets"])
+        except (TypeError, KeyError, ValueError) as error:
+            raise _broken(self.path, f"the header's entry {name!r} is malformed") from error
+        if dtype is None:
+            raise InputError(
+                f"the tensor {name!r} has the dtype {row['dtype']!r}, which is not supported",
+                where=str(self.path),
+                remedy="convert the file to float16, bfloat16 or float32 with the tool that made it",
+            )
+        if begin < 0 or end - begin != nbytes_of(dtype, shape):
+            raise _broken(self.path, f"the size of {name!r} does not agree with its shape")
+        if start + end > self._file.size:
+            raise InputError(
+                f"the file is truncated: {name!r} should end at byte {start + end}, the file has "
+                f"{self._file.size}",
+                where=str(self.path),
+                remedy=AGAIN,
+            )
+        return Stored(TensorInfo(dtype, shape, end - begin), start + begin)
+
+    def read(self, name: str) -> torch.Tensor:
+        """The tensor in memory of its own, in its stored dtype."""
+        info = self.tensors[name]
+        out = torch.empty(info.shape, dtype=info.dtype)
+        self.read_into(name, out)
+        return out
+
+    def read_into(self, name: str, out: torch.Tensor) -> None:
+        """Fill `out` with the tensor, cast to `out`'s dtype."""
+        stored = self._stored[name]
+        fill(out, stored.info, lambda memory: self._file.read_at(stored.offset, memory))
+
+
+def _read_header(file: OpenedFile) -> tuple[dict[str, Any], int]:
+    with file.open() as stream:
+        start = stream.read(8)
+        length = struct.unpack("<Q", start)[0] if len(start) == 8 else 0
+        if not 2 <= length <= MAX_HEADER:
+            raise _not_safetensors(file.path, start + stream.read(200))
+        if 8 + length > file.size:
+            if stream.read(1) != b"{":
+                raise _not_safetensors(file.path, start)
+            raise InputError("the file is truncated within its header", where=str(file.path), remedy=AGAIN)
+        text = stream.read(length)
+    try:
+        header = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise _broken(file.path, "its header is not JSON") from error
+    if not isinstance(header, dict):
+        raise _broken(file.path, "its header is not a table of tensors")
+    return header, 8 + length
+
+
+def _metadata(found: Any, path: Path) -> dict[str, str]:
+    if not isinstance(found, dict) or not all(isinstance(value, str) for value in found.values()):
+        raise _broken(path, "its metadata is not a table of texts")
+    return found
+
+
+def _broken(path: Path, what: str) -> InputError:
+    return InputError(f"this safetensors file is damaged: {what}", where=str(path), remedy=AGAIN)
+
+
+def _not_safetensors(path: Path, start: bytes) -> InputError:
+    if not start:
+        return InputError("the file is empty", where=str(path), remedy=AGAIN)
+    if start.startswith(b"version https://git-lfs"):
+        what = "this is a Git LFS pointer (a few lines of text), not the model itself"
+        return InputError(what, where=str(path), remedy="fetch the real file with `git lfs pull`")
+    if b"<html" in start[:200].lower() or b"<!doctype" in start[:200].lower():
+        what = "this is a web page, not a model"
+        return InputError(what, where=str(path), remedy="download the model file itself, not its page")
+    kind = "a text file" if _is_text(start) else "no safetensors file"
+    return InputError(
+        f"this is {kind}, not a model, whatever its name says", where=str(path), remedy="name a checkpoint"
+    )
+
+
+def _is_text(start: bytes) -> bool:
+    return all(byte >= 32 or byte in b"\t\r\n\f" for byte in start)
+
+
+def layout(entries: Sequence[Entry], metadata: Mapping[str, str]) -> tuple[bytes, list[int]]:
+    """The header of a file with these entries in this order, and each entry's absolute offset.
+
+    The tensors' bytes are ordered by the size of their elements, largest first, so that each is aligned to it
+    (readers view them in place); the header keeps the given order.
+    """
+    placed = sorted(range(len(entries)), key=lambda index: -entries[index].dtype.itemsize)
+    offsets, end = [0] * len(entries), 0
+    for index in placed:
+        offsets[index] = end
+        end += entries[index].nbytes
+    header: dict[str, Any] = {METADATA: dict(metadata)} if metadata else {}
+    for entry, offset in zip(entries, offsets, strict=True):
+        header[entry.name] = {
+            "dtype": NAMES[entry.dtype],
+            "shape": list(entry.shape),
+            "data_offsets": [offset, offset + entry.nbytes],
+        }
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    text += b" " * (-len(text) % 8)
+    start = struct.pack("<Q", len(text)) + text
+    return start, [len(start) + offset for offset in offsets]
+
+
+def write(sink: Any, entries: Sequence[Entry], metadata: Mapping[str, str]) -> None:
+    """Stream a safetensors file into `sink` (anything with `write`)."""
+    start, offsets = layout(entries, metadata)
+    sink.write(start)
+    for index in sorted(range(len(entries)), key=lambda index: (offsets[index], entries[index].nbytes)):
+        sink.write(bytes_of(entries[index].data().contiguous()))

@@ -1,0 +1,135 @@
+"""Writing a weight file whole or not at all: temporary name, sync, reading back, rename."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import os
+import threading
+import uuid
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import BinaryIO
+
+import torch
+
+from dreambooth.shared.errors import DreamboothError, InputError
+from dreambooth.trainer.weights import safetensors_file
+from dreambooth.trainer.weights.base import Entry, WeightFile, Written
+
+READERS: dict[str, Callable[[Path], WeightFile]] = {".safetensors": safetensors_file.SafetensorsFile}
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+DENIED = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOENT, errno.ENOTDIR, errno.ENAMETOOLONG)
+
+
+class Sink:
+    """An unbuffered file that is hashed as it is written; the hash runs in a thread of its own."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self.position = 0
+        self._file = file
+        self._hash = hashlib.sha256()
+
+    def write(self, data: bytes | memoryview) -> None:
+        view = memoryview(data)
+        hashing = threading.Thread(target=self._hash.update, args=(view,)) if len(view) > 1 << 20 else None
+        if hashing:
+            hashing.start()
+        else:
+            self._hash.update(view)
+        done = 0
+        try:
+            while done < len(view):
+                done += self._file.write(view[done:])
+        finally:
+            if hashing:
+                hashing.join()
+        self.position += len(view)
+
+    def hexdigest(self) -> str:
+        return self._hash.hexdigest()
+
+
+def write_whole(
+    path: Path,
+    entries: Sequence[Entry],
+    metadata: Mapping[str, str],
+    extras: Mapping[str, object],
+    *,
+    overwrite: bool,
+    verify: bool,
+) -> Written:
+    """See `dreambooth.trainer.weights.write_weights`."""
+    writer = _writer(path)
+    if path.exists() and not overwrite:
+        raise InputError(
+            "the file exists already", where=str(path), remedy="choose another name, or allow overwriting"
+        )
+    temporary = path.with_name(f".{path.stem[:60]}-{uuid.uuid4().hex[:8]}{path.suffix}.tmp")
+    try:
+        with temporary.open("xb", buffering=0) as file:
+            sink = Sink(file)
+            writer(sink, entries, metadata, extras)
+            os.fsync(file.fileno())
+        if verify:
+            _verify(temporary, path, entries)
+        os.replace(temporary, path)
+    except OSError as error:
+        raise _write_error(error, path) from error
+    finally:
+        temporary.unlink(missing_ok=True)
+    return Written(path, sink.position, sink.hexdigest())
+
+
+def _writer(path: Path) -> Callable[[Sink, Sequence[Entry], Mapping[str, str], Mapping[str, object]], None]:
+    if path.suffix.lower() == ".safetensors":
+        return lambda sink, entries, metadata, extras: safetensors_file.write(sink, entries, metadata)
+    raise InputError(
+        f"the suffix {path.suffix!r} names no format that can be written",
+        where=str(path),
+        remedy="end the name in .safetensors or .ckpt",
+    )
+
+
+def _verify(written: Path, path: Path, entries: Sequence[Entry]) -> None:
+    """Read the file back through the reader that everybody uses, and compare every tensor bit for bit."""
+    found = READERS[path.suffix.lower()](written)
+    if {entry.name for entry in entries} != set(found.tensors):
+        raise _unfaithful(path, "its names")
+    for entry in entries:
+        info = found.tensors[entry.name]
+        if (info.dtype, info.shape) != (entry.dtype, entry.shape):
+            raise _unfaithful(path, f"the shape of {entry.name!r}")
+        if not same_bits(found.read(entry.name), entry.data()):
+            raise _unfaithful(path, f"the content of {entry.name!r}")
+
+
+def same_bits(one: torch.Tensor, other: torch.Tensor) -> bool:
+    """Whether two tensors of one dtype hold the same bytes (NaN equals itself, 0.0 is not -0.0)."""
+    return torch.equal(
+        one.contiguous().reshape(-1).view(torch.uint8), other.contiguous().reshape(-1).view(torch.uint8)
+    )
+
+
+def _unfaithful(path: Path, what: str) -> DreamboothError:
+    return DreamboothError(
+        f"the file that was written does not read back as it was meant ({what}); it was removed",
+        where=str(path),
+        remedy="check the disk, then write it again",
+    )
+
+
+def _write_error(error: OSError, path: Path) -> DreamboothError:
+    if error.errno in FULL:
+        return DreamboothError(
+            "the disk is full; what was written of the file was removed",
+            where=str(path),
+            remedy="make room, then write it again",
+        )
+    if error.errno in DENIED:
+        return InputError(
+            f"the file cannot be written there: {error.strerror}",
+            where=str(path),
+            remedy="choose a folder that exists and may be written to",
+        )
+    return DreamboothError(f"writing failed: {error.strerror or error}", where=str(path))
