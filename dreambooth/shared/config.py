@@ -26,7 +26,7 @@ from dreambooth.shared.settings import GROUPS, Settings
 PATHS = frozenset({"model", "vae", "output_dir", "runs_dir"})
 CONCEPT_PATHS = frozenset({"instance_data_dir", "class_data_dir"})
 # Written into a run's config.yaml beside the settings; no settings themselves.
-NOTES = frozenset({"versions"})
+NOTES = frozenset({"versions", "run"})
 _EMPTY = ("", "null", "Null", "NULL", "~")
 _TYPE_NAMES = {int: "a whole number", float: "a number", bool: "yes or no", str: "text"}
 
@@ -281,10 +281,21 @@ def to_mapping(settings: Settings) -> dict[str, Any]:
     return flat
 
 
-def dump_settings(settings: Settings, versions: Mapping[str, str] | None = None) -> str:
-    """The settings as YAML that `load_settings` reads back to the same settings."""
+def dump_settings(settings: Settings, notes: Mapping[str, Mapping[str, str]] | None = None) -> str:
+    """The settings as YAML that `load_settings` reads back to the same settings.
+
+    `notes` (`versions`, `run`) stand beside them and are no settings; `read_notes` reads them.
+    """
     flat: dict[str, Any] = to_mapping(settings)
-    if versions:
-        flat["versions"] = dict(versions)
+    for name, values in (notes or {}).items():
+        if name not in NOTES:
+            raise ValueError(f"{name!r} is not one of {sorted(NOTES)}")
+        flat[name] = dict(values)
     text: str = yaml.safe_dump(flat, sort_keys=False, allow_unicode=True, width=1000)
     return text
+
+
+def read_notes(path: Path, name: str) -> dict[str, str]:
+    """What stands beside the settings of a run's config.yaml under `name`; {} if nothing does."""
+    values = read_mapping(path).get(name)
+    return {str(key): str(value) for key, value in values.items()} if isinstance(values, dict) else {}

@@ -1,0 +1,227 @@
+"""The single training step: batches in, gradients, new weights."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
+
+import torch
+
+from dreambooth.shared.errors import RunFailed
+from dreambooth.trainer import text
+from dreambooth.trainer.ema import EMA
+from dreambooth.trainer.objectives import Losses, Objective
+from dreambooth.trainer.optimizers import Stepper
+from dreambooth.trainer.schedules import Schedule
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+
+@dataclass(frozen=True)
+class Half:
+    """The instance or the class half of a micro-batch, on the device.
+
+    latents and noise (B, 4, h, w); timesteps (B,) int64; condition: token ids (B, chunks, 77) while the text
+    encoder is needed, else its output (B, chunks·77, width); extra: the inpainting model's further input
+    channels (B, 5, h, w), or None.
+    """
+
+    latents: torch.Tensor
+    noise: torch.Tensor
+    timesteps: torch.Tensor
+    condition: torch.Tensor
+    extra: torch.Tensor | None = None
+
+
+@dataclass(frozen=True)
+class MicroBatch:
+    """What goes through the model at once; `prior` is None without prior preservation."""
+
+    instance: Half
+    prior: Half | None = None
+
+
+class Batches(Protocol):
+    """Gives this process's micro-batches of a step; `encoded`: conditions are the text encoder's output."""
+
+    def of_step(self, step: int, *, encoded: bool) -> Iterable[MicroBatch]: ...
+
+
+class Denoiser(torch.nn.Module):
+    """UNet and text encoder as one module, so that wrappers (DDP, autocast) see one forward."""
+
+    def __init__(
+        self, unet: torch.nn.Module, text_encoder: torch.nn.Module | None, rules: text.TextRules, clip_skip: int
+    ) -> None:
+        super().__init__()
+        self.unet = unet
+        self.text_encoder = text_encoder
+        self._rules = rules
+        self._clip_skip = clip_skip
+
+    def forward(self, noisy: torch.Tensor, timesteps: torch.Tensor, condition: torch.Tensor) -> torch.Tensor:
+        """The UNet's prediction (B, 4, h, w) for its input (B, 4 or 9, h, w)."""
+        if not condition.is_floating_point():
+            assert self.text_encoder is not None
+            condition = text.encode(self.text_encoder, self._rules, condition, clip_skip=self._clip_skip)
+        prediction: torch.Tensor = self.unet(noisy, timesteps, condition, return_dict=False)[0]
+        return prediction
+
+
+@dataclass(frozen=True)
+class TextEncoderSpan:
+    """Whether the text encoder is trained, and the step from which it is left as it is."""
+
+    trained: bool
+    stop: int
+
+    def active(self, step: int) -> bool:
+        return self.trained and step < self.stop
+
+
+class TrainingEngine:
+    """Makes training steps; everything that a step needs is handed in."""
+
+    def __init__(
+        self,
+        denoiser: Denoiser,
+        stepper: Stepper,
+        objective: Objective,
+        batches: Batches,
+        schedule: Schedule,
+        *,
+        accelerator: Accelerator,
+        prior_weight: float,
+        text_span: TextEncoderSpan,
+        ema: EMA | None = None,
+    ) -> None:
+        self.denoiser = denoiser
+        self.stepper = stepper
+        self.ema = ema
+        self._objective = objective
+        self._batches = batches
+        self._schedule = schedule
+        self._accelerator = accelerator
+        self._prior_weight = prior_weight
+        self._text_span = text_span
+        self._parameters = [p for group in stepper.optimizer.param_groups for p in group["params"]]
+        self._model: torch.nn.Module = accelerator.prepare_model(denoiser)
+        self._text_left = not text_span.trained
+        # the failure flag of the step before, on its way to the host without making it wait
+        self._flag = torch.zeros((), pin_memory=stepper.failed.is_cuda)
+        self._flag_event: torch.cuda.Event | None = None
+
+    @property
+    def rate(self) -> float:
+        return self.stepper.rate
+
+    def step(self, step: int) -> Losses | None:
+        """Optimizer step `step` (0 is the first). None: an fp16 overflow, nothing changed.
+
+        Raises RunFailed when the step before had a NaN or infinite loss or gradient (weights are unharmed).
+        """
+        if not self._text_left and not self._text_span.active(step):
+            self._leave_text_encoder()
+        self.stepper.set_rates(lambda rate: self._schedule.factor(step, rate))
+        micro_batches = list(self._batches.of_step(step, encoded=self._text_left))
+        losses = [
+            self._backward(micro, share=1 / len(micro_batches), last=number == len(micro_batches))
+            for number, micro in enumerate(micro_batches, 1)
+        ]
+        mean = losses[0] if len(losses) == 1 else _mean(losses)
+        self._check_flag()
+        if not self.stepper.step(mean.total.detach()):
+            return None
+        self._send_flag()
+        if self.ema is not None:
+            self.ema.update(self._parameters)
+        return mean
+
+    def _backward(self, micro: MicroBatch, *, share: float, last: bool) -> Losses:
+        several = self._accelerator.num_processes > 1
+        waits = self._accelerator.no_sync(self._model) if several and not last else contextlib.nullcontext()
+        with waits:
+            with self._accelerator.autocast():
+                losses = self._losses(micro)
+            self._accelerator.backward(losses.total * share)
+        return losses
+
+    def _losses(self, micro: MicroBatch) -> Losses:
+        instance, prior = micro.instance, micro.prior
+        if prior is None:
+            return self._objective.combine(self._errors(instance), instance.timesteps, None, 0.0)
+        if _alike(instance, prior):
+            errors = self._errors(_joined(instance, prior))
+            count = len(instance.latents)
+            own, others = errors[:count], errors[count:]
+        else:
+            own, others = self._errors(instance), self._errors(prior)
+        return self._objective.combine(own, instance.timesteps, others, self._prior_weight)
+
+    def _errors(self, half: Half) -> torch.Tensor:
+        noisy, target = self._objective.noised(half.latents, half.noise, half.timesteps)
+        if half.extra is not None:
+            noisy = torch.cat([noisy, half.extra], dim=1)
+        return self._objective.per_sample(self._model(noisy, half.timesteps, half.condition), target)
+
+    def _leave_text_encoder(self) -> None:
+        """Stops training the text encoder: from here its output for a caption never changes."""
+        assert self.denoiser.text_encoder is not None
+        for parameter in self.denoiser.text_encoder.parameters():
+            parameter.requires_grad_(False)
+        if self._accelerator.num_processes > 1:  # DDP would wait for gradients that never come
+            self._model = self._accelerator.prepare_model(self.denoiser)
+        self._text_left = True
+
+    def _send_flag(self) -> None:
+        self._flag.copy_(self.stepper.failed, non_blocking=True)
+        if self.stepper.failed.is_cuda:
+            self._flag_event = torch.cuda.Event()
+            self._flag_event.record()
+
+    def _check_flag(self) -> None:
+        if self._flag_event is not None:
+            self._flag_event.synchronize()  # long past: a whole forward and backward were queued behind it
+        if self._flag:
+            raise _not_finite()
+
+    def check_finite(self) -> None:
+        """Raises RunFailed if the last step had a NaN or infinite loss or gradient."""
+        if self.stepper.failed.item():
+            raise _not_finite()
+
+
+def _not_finite() -> RunFailed:
+    return RunFailed(
+        "the loss became NaN or infinite; the weights were not touched by it",
+        remedy="lower learning_rate, or use mixed_precision: bf16 or no; look for broken images. "
+        "The last saved state is intact, and `resume` goes on from it",
+    )
+
+
+def _alike(one: Half, other: Half) -> bool:
+    shapes = one.latents.shape[1:] == other.latents.shape[1:]
+    return shapes and one.condition.shape[1:] == other.condition.shape[1:]
+
+
+def _joined(one: Half, other: Half) -> Half:
+    extra = None if one.extra is None or other.extra is None else torch.cat([one.extra, other.extra])
+    return Half(
+        latents=torch.cat([one.latents, other.latents]),
+        noise=torch.cat([one.noise, other.noise]),
+        timesteps=torch.cat([one.timesteps, other.timesteps]),
+        condition=torch.cat([one.condition, other.condition]),
+        extra=extra,
+    )
+
+
+def _mean(losses: list[Losses]) -> Losses:
+    count = len(losses)
+    return Losses(
+        total=torch.stack([loss.total.detach() for loss in losses]).sum() / count,
+        instance=torch.stack([loss.instance for loss in losses]).sum() / count,
+        prior=torch.stack([loss.prior for loss in losses]).sum() / count,
+    )

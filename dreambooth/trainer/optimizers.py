@@ -1,0 +1,177 @@
+"""Optimizers, and the one place where gradients become new weights.
+
+`Stepper` clips, keeps a NaN or infinite gradient away from the weights, and steps. AdamW does all of it inside
+one fused kernel where torch has one; its `grad_scale` and `found_inf` inputs, made for loss scaling, serve
+for clipping and masking without another pass over the gradients and without asking the device anything.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+
+from dreambooth.shared.errors import InputError
+from dreambooth.shared.settings import TrainingSettings
+
+
+@dataclass(frozen=True)
+class ParameterGroup:
+    """Parameters that share a base learning rate; `name` is the component they belong to."""
+
+    name: str
+    parameters: Sequence[torch.nn.Parameter]
+    learning_rate: float
+
+
+class GradScaler(Protocol):
+    """The part of torch's GradScaler that a step needs."""
+
+    def unscale_(self, optimizer: torch.optim.Optimizer) -> None: ...
+    def step(self, optimizer: torch.optim.Optimizer) -> object: ...
+    def update(self) -> None: ...
+
+
+def has_fused_adamw(device: torch.device) -> bool:
+    """Whether torch has a fused AdamW kernel for the device: CUDA since 2.0, the CPU since 2.4."""
+    version = tuple(int(part) for part in torch.__version__.split("+")[0].split(".")[:2])
+    return device.type == "cuda" or (device.type == "cpu" and version >= (2, 4))
+
+
+def _adamw(
+    groups: list[dict[str, Any]], adam: dict[str, Any], device: torch.device, extra: Mapping[str, Any]
+) -> torch.optim.Optimizer:
+    # torch would choose foreach on its own, but refuses both flags at once
+    speed = {"fused": True} if has_fused_adamw(device) else {"foreach": True}
+    return torch.optim.AdamW(groups, **{**adam, **speed, **extra})
+
+
+def _adamw8bit(
+    groups: list[dict[str, Any]], adam: dict[str, Any], device: torch.device, extra: Mapping[str, Any]
+) -> torch.optim.Optimizer:
+    bitsandbytes = importlib.import_module("bitsandbytes")
+    made: torch.optim.Optimizer = bitsandbytes.optim.AdamW8bit(groups, **{**adam, **extra})
+    return made
+
+
+OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {"adamw": _adamw, "adamw8bit": _adamw8bit}
+
+
+def build_optimizer(
+    settings: TrainingSettings, groups: Iterable[ParameterGroup], device: torch.device
+) -> torch.optim.Optimizer:
+    """The optimizer that the settings name. Raises InputError for arguments that it does not take."""
+    adam = {
+        "betas": (settings.adam_beta1, settings.adam_beta2),
+        "weight_decay": settings.adam_weight_decay,
+        "eps": settings.adam_epsilon,
+    }
+    extra = {name: _literal(text) for name, text in settings.optimizer_args.items()}
+    made = [{"params": list(group.parameters), "lr": group.learning_rate, "name": group.name} for group in groups]
+    try:
+        return OPTIMIZERS[settings.optimizer](made, adam, device, extra)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise InputError(
+            f"{settings.optimizer} refuses its arguments: {error}",
+            where="optimizer_args",
+            remedy="take out or mend the argument that it names",
+        ) from error
+
+
+def _literal(text: str) -> Any:
+    """An argument as a number or truth value where it is one, else the text itself."""
+    lowered = text.strip().lower()
+    if lowered in ("true", "yes", "false", "no"):
+        return lowered in ("true", "yes")
+    for kind in (int, float):
+        try:
+            return kind(text)
+        except ValueError:
+            continue
+    return text
+
+
+class Stepper:
+    """Turns gradients into new weights; remembers on the device whether any of them was not finite.
+
+    Once a gradient was NaN or infinite, no later step changes the weights either, until the run looks at
+    `failed` and stops: the host may ask one step late and never has to wait for the device.
+    """
+
+    def __init__(self, optimizer: torch.optim.Optimizer, max_grad_norm: float, scaler: GradScaler | None) -> None:
+        self.optimizer = optimizer
+        self.max_grad_norm = max_grad_norm
+        self.scaler = scaler
+        self._fused = scaler is None and any(group.get("fused") for group in optimizer.param_groups)
+        self._base_rates = [group["lr"] for group in optimizer.param_groups]
+        first = optimizer.param_groups[0]["params"][0]
+        self.failed = torch.zeros((), device=first.device)
+
+    def _gradients(self) -> list[torch.Tensor]:
+        return [
+            parameter.grad
+            for group in self.optimizer.param_groups
+            for parameter in group["params"]
+            if parameter.grad is not None
+        ]
+
+    def set_rates(self, factor: Callable[[float], float]) -> None:
+        """Sets each group's learning rate to its base rate times `factor(base rate)`."""
+        for group, rate in zip(self.optimizer.param_groups, self._base_rates, strict=True):
+            group["lr"] = rate * factor(rate)
+
+    @property
+    def rate(self) -> float:
+        """The first group's learning rate."""
+        return float(self.optimizer.param_groups[0]["lr"])
+
+    @torch.no_grad()
+    def step(self, loss: torch.Tensor) -> bool:
+        """One optimizer step; gradients are set to None after it. `loss` is the step's, a scalar on the device.
+
+        Returns False if a loss scaler found the scale too large: nothing was changed, and the same step must be
+        made again. A NaN or infinite gradient or loss without a scaler is kept in `failed` instead.
+        """
+        if self.scaler is not None:
+            self.scaler.unscale_(self.optimizer)
+        gradients = self._gradients()
+        norm = torch.stack(torch._foreach_norm(gradients)).norm()
+        stepped = True
+        if self.scaler is not None:
+            stepped = self._scaled_step(gradients, norm, loss)
+        else:
+            self.failed = torch.maximum(self.failed, (~torch.isfinite(norm + loss)).float())
+            if self._fused:
+                self._fused_step(norm)
+            elif not self.failed.item():
+                self._clip(gradients, norm)
+                self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        return stepped
+
+    def _fused_step(self, norm: torch.Tensor) -> None:
+        # the kernel divides gradients by grad_scale and does nothing at all where found_inf is 1
+        if self.max_grad_norm > 0:
+            self.optimizer.grad_scale = (norm / self.max_grad_norm).clamp(min=1.0)  # type: ignore[attr-defined]
+        self.optimizer.found_inf = self.failed  # type: ignore[attr-defined]
+        self.optimizer.step()
+
+    def _clip(self, gradients: list[torch.Tensor], norm: torch.Tensor) -> None:
+        if self.max_grad_norm > 0:
+            torch._foreach_div_(gradients, (norm / self.max_grad_norm).clamp(min=1.0))
+
+    def _scaled_step(self, gradients: list[torch.Tensor], norm: torch.Tensor, loss: torch.Tensor) -> bool:
+        assert self.scaler is not None
+        broken = not bool(torch.isfinite(loss))  # a scale too large shows in the gradients alone
+        finite = bool(torch.isfinite(norm))
+        if broken:
+            self.failed.fill_(1.0)
+        elif finite:
+            self._clip(gradients, norm)
+        if not broken:
+            self.scaler.step(self.optimizer)  # sees its own found_inf, and then leaves the weights alone
+        self.scaler.update()
+        return finite or broken

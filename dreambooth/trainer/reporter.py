@@ -1,0 +1,127 @@
+"""Shows a run's events to whoever started it: a progress bar on a terminal, plain lines in a pipe and in log.txt."""
+
+from __future__ import annotations
+
+import sys
+import time
+from pathlib import Path
+from typing import IO, Any
+
+from tqdm import tqdm
+
+PHASES = {
+    "class images": "Making class images",
+    "caching": "Encoding images",
+    "training": "Training",
+    "export": "Writing the checkpoint",
+    "samples": "Making sample pictures",
+}
+# Seconds between two plain lines of progress: enough to see that it lives, not so many that a log drowns.
+PLAIN_EVERY = 10.0
+
+
+def duration(seconds: float) -> str:
+    """`75` is "1:15", `3700` is "1:01:40"."""
+    minutes, second = divmod(int(seconds), 60)
+    hours, minute = divmod(minutes, 60)
+    return f"{hours}:{minute:02d}:{second:02d}" if hours else f"{minute}:{second:02d}"
+
+
+class Reporter:
+    """Turns events into lines; `log` gets every line, the console a bar where it is a terminal."""
+
+    def __init__(self, log: Path | None = None, out: IO[str] | None = None) -> None:
+        self._out = out or sys.stderr
+        self._log = log.open("a", encoding="utf-8") if log is not None else None
+        self._terminal = self._out.isatty()
+        self._bar: tqdm[Any] | None = None
+        self._shown = 0.0
+        self._phase = ""
+
+    def close(self) -> None:
+        """Ends the bar and the log."""
+        self._end_bar()
+        if self._log is not None:
+            self._log.close()
+
+    def write(self, text: str) -> None:
+        """A line for both console and log."""
+        if self._bar is not None:
+            self._bar.clear()
+        self._out.write(f"{text}\n")
+        self._out.flush()
+        if self._bar is not None:
+            self._bar.refresh()
+        self.log(text)
+
+    def log(self, text: str) -> None:
+        """A line for the log alone."""
+        if self._log is not None:
+            self._log.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {text}\n")
+            self._log.flush()
+
+    def show(self, event: str, fields: dict[str, Any]) -> None:
+        """One event, as it was emitted."""
+        shower = getattr(self, f"_show_{event}", None)
+        if shower is not None:
+            shower(fields)
+
+    def _show_phase(self, fields: dict[str, Any]) -> None:
+        self._end_bar()
+        self._phase = str(fields["name"])
+        self._shown = 0.0
+        if self._phase in PHASES:
+            self.write(PHASES[self._phase])
+
+    def _show_progress(self, fields: dict[str, Any]) -> None:
+        self._advance(int(fields["done"]), int(fields["of"]), "")
+
+    def _show_step(self, fields: dict[str, Any]) -> None:
+        numbers = f"loss {fields['loss']:.4f}" if fields["loss"] is not None else "loss nan"
+        if fields["prior_loss"]:
+            numbers += f" (instance {fields['instance_loss']:.4f}, prior {fields['prior_loss']:.4f})"
+        numbers += f" · {fields['memory_gb']:.1f} GB"
+        if not self._terminal and fields["eta_s"] is not None:
+            numbers += f" · {fields['it_s']:.2f} steps/s · {duration(fields['eta_s'])} left"
+        self._advance(int(fields["step"]), int(fields["of"]), numbers)
+
+    def _advance(self, done: int, of: int, text: str) -> None:
+        if self._terminal:
+            if self._bar is None:
+                self._bar = tqdm(total=of, file=self._out, dynamic_ncols=True, desc=self._phase, initial=max(0, done - 1))
+            self._bar.set_postfix_str(text, refresh=False)
+            self._bar.update(done - self._bar.n)
+        now = time.monotonic()
+        if now - self._shown >= PLAIN_EVERY or done == of:
+            self._shown = now
+            line = f"{self._phase} {done}/{of} {text}".rstrip()
+            self.log(line) if self._terminal else self.write(line)
+
+    def _end_bar(self) -> None:
+        if self._bar is not None:
+            self._bar.close()
+            self._bar = None
+
+    def _show_sample(self, fields: dict[str, Any]) -> None:
+        self.log(f"sample of step {fields['step']}: {fields['path']}")
+
+    def _show_checkpoint(self, fields: dict[str, Any]) -> None:
+        self.log(f"state of step {fields['step']} saved: {fields['path']}")
+
+    def _show_exported(self, fields: dict[str, Any]) -> None:
+        self.write(f"Written: {fields['path']}")
+
+    def _show_warning(self, fields: dict[str, Any]) -> None:
+        self.write(f"Note: {fields['text']}")
+
+    def _show_error(self, fields: dict[str, Any]) -> None:
+        self._end_bar()
+        advice = f" What to do: {fields['remedy']}" if fields.get("remedy") else ""
+        self.log(f"error: {fields['text']}{advice}")
+
+    def _show_done(self, fields: dict[str, Any]) -> None:
+        self._end_bar()
+        changes = ", ".join(
+            f"{name} {change['relative']:.2e}" for name, change in (fields.get("weight_change") or {}).items()
+        )
+        self.write(f"Done: {fields['path']}" + (f"  (relative change of the weights: {changes})" if changes else ""))
