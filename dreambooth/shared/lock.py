@@ -67,8 +67,8 @@ def holder(path: Path) -> int:
 
 
 @contextmanager
-def hold(path: Path, *, patience: float = 1.0) -> Iterator[None]:
-    """Holds the lock until the block ends.
+def hold(path: Path, *, patience: float = 1.0) -> Iterator[IO[bytes]]:
+    """Holds the lock until the block ends; gives the open file, which a child may inherit so that it holds on too.
 
     It is tried for `patience` seconds, since a reader that only looks (`is_held`) has it for a moment.
     Raises HeldElsewhere if somebody else keeps it.
@@ -84,7 +84,7 @@ def hold(path: Path, *, patience: float = 1.0) -> Iterator[None]:
             file.truncate()
             file.write(f"{os.getpid()}\n".encode())
             file.flush()
-            yield
+            yield file
         finally:
             _unlock(file)
 
