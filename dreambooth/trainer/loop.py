@@ -77,7 +77,7 @@ def train(engine: Engine, keeper: Keeper, inbox: Inbox, log: StepLog, cadence: C
             if skipped >= MOST_SKIPS_IN_A_ROW:
                 raise RunFailed(
                     f"{skipped} steps in a row overflowed in fp16 at step {step + 1}",
-                    remedy="use mixed_precision: bf16 (or no), or a lower learning rate; `resume` goes on from the last state",
+                    remedy="use mixed_precision: bf16 (or no), or a lower learning rate; `resume` goes on from the last one",
                 )
             continue
         skipped, step = 0, step + 1

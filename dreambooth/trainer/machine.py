@@ -1,0 +1,108 @@
+"""What this machine can do of what the settings ask for.
+
+What was asked for by name and cannot be had is an error before the start; what is `auto` becomes what can be
+had, and the plan says so.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from dataclasses import dataclass
+
+import torch
+
+from dreambooth.shared.errors import InputError
+from dreambooth.shared.settings import Settings
+
+DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32}
+PRECISIONS = {"no": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+
+
+@dataclass(frozen=True)
+class Machine:
+    """What a run will use. `mixed_precision` is no, fp16 or bf16; `notes` say what `auto` became and why."""
+
+    device: torch.device
+    device_name: str
+    mixed_precision: str
+    attention: str
+    notes: tuple[str, ...] = ()
+
+    @property
+    def compute_dtype(self) -> torch.dtype:
+        """The dtype of what is not trained: in mixed precision its weights need no float32."""
+        return PRECISIONS[self.mixed_precision]
+
+
+def choose_device() -> torch.device:
+    """The card if there is one, else the CPU. Apple's MPS is used where torch has it."""
+    if torch.cuda.is_available():
+        return torch.device("cuda", torch.cuda.current_device())
+    if torch.backends.mps.is_available():
+        return torch.device("mps")
+    return torch.device("cpu")
+
+
+def device_title(device: torch.device) -> str:
+    if device.type == "cuda":
+        return str(torch.cuda.get_device_name(device))
+    return {"mps": "Apple GPU", "cpu": "CPU"}.get(device.type, device.type)
+
+
+def examine(settings: Settings) -> Machine:
+    """The machine's part of the plan. Raises InputError for what was named and cannot be had."""
+    device = choose_device()
+    notes: list[str] = []
+    precision = _precision(settings.training.mixed_precision, device)
+    if settings.training.mixed_precision == "auto" and device.type != "cpu":
+        notes.append(f"mixed_precision: {precision} (auto, on {device_title(device)})")
+    if device.type == "cpu":
+        notes.append("no graphics card was found: the CPU trains, many times slower")
+    attention = _attention(settings.model.attention, device)
+    if settings.training.optimizer == "adamw8bit":
+        check_8bit(device)
+    return Machine(device, device_title(device), precision, attention, tuple(notes))
+
+
+def _precision(asked: str, device: torch.device) -> str:
+    bf16 = device.type == "cpu" or (device.type == "cuda" and torch.cuda.is_bf16_supported())
+    if asked == "auto":
+        return "no" if device.type != "cuda" else "bf16" if bf16 else "fp16"
+    if asked == "bf16" and not bf16:
+        raise InputError(
+            f"{device_title(device)} cannot compute in bf16", where="mixed_precision", remedy="use fp16 or auto"
+        )
+    if asked == "fp16" and device.type != "cuda":
+        raise InputError(
+            f"fp16 training needs an NVIDIA or AMD card, and this is a {device_title(device)}",
+            where="mixed_precision",
+            remedy="use no, bf16 or auto",
+        )
+    return asked
+
+
+def _attention(asked: str, device: torch.device) -> str:
+    if asked != "xformers":
+        return "sdpa"
+    if importlib.util.find_spec("xformers") is None:
+        raise InputError(
+            "xformers is not installed in the trainer's environment",
+            where="attention",
+            remedy="use attention: auto (torch's own attention is as fast)",
+        )
+    if device.type != "cuda":
+        raise InputError("xformers needs an NVIDIA card", where="attention", remedy="use attention: auto")
+    return "xformers"
+
+
+def check_8bit(device: torch.device) -> None:
+    """Proves bitsandbytes' 8-bit AdamW by a real step in another process. Raises InputError with the verdict."""
+    from dreambooth.trainer.doctor import probe_adamw8bit
+
+    verdict = probe_adamw8bit(device=device.type)
+    if not verdict.works:
+        raise InputError(
+            f"8-bit AdamW does not work here: {verdict.reason}",
+            where="optimizer",
+            remedy=f"{verdict.remedy} — or use optimizer: adamw, which needs about 6 bytes more per trained parameter",
+        )
