@@ -155,7 +155,7 @@ def _text_encoder(config: Mapping[str, Any]) -> torch.nn.Module:
     from transformers.models.clip.modeling_clip import CLIPTextModel
 
     module: torch.nn.Module = CLIPTextModel(CLIPTextConfig(**config))
-    embeddings = getattr(module, "text_model", module).embeddings
+    embeddings: Any = getattr(module, "text_model", module).embeddings
     positions = torch.arange(config["max_position_embeddings"], device="cpu")
     embeddings.register_buffer("position_ids", positions.unsqueeze(0), persistent=False)
     return module

@@ -17,6 +17,7 @@ import torch
 
 from dreambooth.shared.errors import InputError
 from dreambooth.trainer.weights.base import Entry, OpenedFile, TensorInfo, bytes_of, fill, nbytes_of
+from dreambooth.trainer.weights.refusals import AGAIN, not_a_model
 
 DTYPES: dict[str, torch.dtype] = {
     "F64": torch.float64,
@@ -35,7 +36,6 @@ DTYPES: dict[str, torch.dtype] = {
 NAMES = {dtype: name for name, dtype in DTYPES.items()}
 MAX_HEADER = 100_000_000
 METADATA = "__metadata__"
-AGAIN = "download or copy it again"
 
 
 @dataclass(frozen=True)
@@ -101,10 +101,11 @@ def _read_header(file: OpenedFile) -> tuple[dict[str, Any], int]:
         start = stream.read(8)
         length = struct.unpack("<Q", start)[0] if len(start) == 8 else 0
         if not 2 <= length <= MAX_HEADER:
-            raise _not_safetensors(file.path, start + stream.read(200))
+            raise not_a_model(file.path, start + stream.read(504))
         if 8 + length > file.size:
-            if stream.read(1) != b"{":
-                raise _not_safetensors(file.path, start)
+            text = stream.read(504)
+            if not text.startswith(b"{"):
+                raise not_a_model(file.path, start + text)
             raise InputError("the file is truncated within its header", where=str(file.path), remedy=AGAIN)
         text = stream.read(length)
     try:
@@ -124,25 +125,6 @@ def _metadata(found: Any, path: Path) -> dict[str, str]:
 
 def _broken(path: Path, what: str) -> InputError:
     return InputError(f"this safetensors file is damaged: {what}", where=str(path), remedy=AGAIN)
-
-
-def _not_safetensors(path: Path, start: bytes) -> InputError:
-    if not start:
-        return InputError("the file is empty", where=str(path), remedy=AGAIN)
-    if start.startswith(b"version https://git-lfs"):
-        what = "this is a Git LFS pointer (a few lines of text), not the model itself"
-        return InputError(what, where=str(path), remedy="fetch the real file with `git lfs pull`")
-    if b"<html" in start[:200].lower() or b"<!doctype" in start[:200].lower():
-        what = "this is a web page, not a model"
-        return InputError(what, where=str(path), remedy="download the model file itself, not its page")
-    kind = "a text file" if _is_text(start) else "no safetensors file"
-    return InputError(
-        f"this is {kind}, not a model, whatever its name says", where=str(path), remedy="name a checkpoint"
-    )
-
-
-def _is_text(start: bytes) -> bool:
-    return all(byte >= 32 or byte in b"\t\r\n\f" for byte in start)
 
 
 def layout(entries: Sequence[Entry], metadata: Mapping[str, str]) -> tuple[bytes, list[int]]:
@@ -169,8 +151,10 @@ def layout(entries: Sequence[Entry], metadata: Mapping[str, str]) -> tuple[bytes
     return start, [len(start) + offset for offset in offsets]
 
 
-def write(sink: Any, entries: Sequence[Entry], metadata: Mapping[str, str]) -> None:
-    """Stream a safetensors file into `sink` (anything with `write`)."""
+def write(
+    sink: Any, entries: Sequence[Entry], metadata: Mapping[str, str], extras: Mapping[str, object]
+) -> None:
+    """Stream a safetensors file into `sink` (anything with `write`). `extras` have no place in the format."""
     start, offsets = layout(entries, metadata)
     sink.write(start)
     for index in sorted(range(len(entries)), key=lambda index: (offsets[index], entries[index].nbytes)):

@@ -9,15 +9,20 @@ import threading
 import uuid
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import torch
 
 from dreambooth.shared.errors import DreamboothError, InputError
-from dreambooth.trainer.weights import safetensors_file
+from dreambooth.trainer.weights import ckpt_file, ckpt_writer, safetensors_file
 from dreambooth.trainer.weights.base import Entry, WeightFile, Written
 
-READERS: dict[str, Callable[[Path], WeightFile]] = {".safetensors": safetensors_file.SafetensorsFile}
+Writer = Callable[[Any, Sequence[Entry], Mapping[str, str], Mapping[str, object]], None]
+READERS: dict[str, Callable[[Path], WeightFile]] = {
+    ".safetensors": safetensors_file.SafetensorsFile,
+    ".ckpt": ckpt_file.CkptFile,
+}
+WRITERS: dict[str, Writer] = {".safetensors": safetensors_file.write, ".ckpt": ckpt_writer.write}
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 DENIED = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOENT, errno.ENOTDIR, errno.ENAMETOOLONG)
 
@@ -81,9 +86,10 @@ def write_whole(
     return Written(path, sink.position, sink.hexdigest())
 
 
-def _writer(path: Path) -> Callable[[Sink, Sequence[Entry], Mapping[str, str], Mapping[str, object]], None]:
-    if path.suffix.lower() == ".safetensors":
-        return lambda sink, entries, metadata, extras: safetensors_file.write(sink, entries, metadata)
+def _writer(path: Path) -> Writer:
+    writer = WRITERS.get(path.suffix.lower())
+    if writer is not None:
+        return writer
     raise InputError(
         f"the suffix {path.suffix!r} names no format that can be written",
         where=str(path),

@@ -1,0 +1,156 @@
+"""Writing a `.ckpt`: torch's zip of stored records, streamed, each storage aligned to 64 bytes.
+
+The pickle holds nothing but torch's own way of naming a tensor, so that it loads with `weights_only=True` and
+under the WebUI's safe unpickler.
+"""
+
+from __future__ import annotations
+
+import io
+import pickle
+import struct
+import sys
+import zlib
+from collections import OrderedDict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+
+from dreambooth.shared.errors import InputError
+from dreambooth.trainer.weights.base import Entry, bytes_of
+from dreambooth.trainer.weights.ckpt_file import METADATA
+from dreambooth.trainer.weights.restricted_pickle import STORAGES
+
+ALIGNMENT = 64
+FOLDER = "archive/"
+DATE = 0x21
+LIMIT = 0xFFFFFFFF
+STORAGE_NAMES = {dtype: name for name, dtype in STORAGES.items()}
+
+
+class Sink(Protocol):
+    """What is written to: it knows how much it has been given."""
+
+    position: int
+
+    def write(self, data: bytes | memoryview) -> None: ...
+
+
+@dataclass(frozen=True)
+class _Storage:
+    key: str
+    kind: type
+    length: int
+
+
+class _Tensor:
+    """Pickles as the call that rebuilds a contiguous tensor over a storage."""
+
+    def __init__(self, storage: _Storage, shape: tuple[int, ...]) -> None:
+        self.storage = storage
+        self.shape = shape
+
+    def __reduce__(self) -> Any:
+        hooks: OrderedDict[str, object] = OrderedDict()
+        arguments = (self.storage, 0, self.shape, _strides(self.shape), False, hooks)
+        return torch._utils._rebuild_tensor_v2, arguments
+
+
+class _Pickler(pickle.Pickler):
+    def persistent_id(self, obj: Any) -> Any:
+        if isinstance(obj, _Storage):
+            return ("storage", obj.kind, obj.key, "cpu", obj.length)
+        return None
+
+
+def write(
+    sink: Sink, entries: Sequence[Entry], metadata: Mapping[str, str], extras: Mapping[str, object]
+) -> None:
+    """Stream an archive with a `state_dict` of the entries, the extras and the metadata beside it."""
+    archive = _Archive(sink)
+    archive.add("data.pkl", _pickle(entries, metadata, extras))
+    archive.add("byteorder", sys.byteorder.encode())
+    for key, entry in enumerate(entries):
+        archive.add(f"data/{key}", bytes_of(entry.data().contiguous()))
+    archive.add("version", b"3\n")
+    archive.finish()
+
+
+def _pickle(entries: Sequence[Entry], metadata: Mapping[str, str], extras: Mapping[str, object]) -> bytes:
+    state = {}
+    for key, entry in enumerate(entries):
+        if entry.dtype not in STORAGE_NAMES:
+            raise InputError(
+                f"a .ckpt cannot hold {entry.name!r}, which is {entry.dtype}",
+                remedy="write a .safetensors file instead",
+            )
+        kind = getattr(torch, STORAGE_NAMES[entry.dtype])
+        state[entry.name] = _Tensor(
+            _Storage(str(key), kind, entry.nbytes // entry.dtype.itemsize), entry.shape
+        )
+    top: dict[str, object] = {"state_dict": state, **extras}
+    if metadata:
+        top[METADATA] = dict(metadata)
+    stream = io.BytesIO()
+    _Pickler(stream, protocol=2).dump(top)
+    return stream.getvalue()
+
+
+def _strides(shape: tuple[int, ...]) -> tuple[int, ...]:
+    strides, step = [], 1
+    for size in reversed(shape):
+        strides.append(step)
+        step *= size
+    return tuple(reversed(strides))
+
+
+class _Archive:
+    """A zip archive whose records are known whole when they are written, so that nothing is patched later."""
+
+    def __init__(self, sink: Sink) -> None:
+        self._sink = sink
+        self._directory: list[bytes] = []
+
+    def add(self, name: str, data: bytes | memoryview) -> None:
+        path, start, size = (FOLDER + name).encode(), self._sink.position, len(data)
+        wide = struct.pack("<HHQQ", 1, 16, size, size) if size >= LIMIT else b""
+        padding = -(start + 30 + len(path) + len(wide) + 4) % ALIGNMENT
+        common = struct.pack(
+            "<HHHHHIII",
+            45,
+            0,
+            0,
+            0,
+            DATE,
+            zlib.crc32(data),
+            min(size, LIMIT),
+            min(size, LIMIT),
+        )
+        extra = wide + b"FB" + struct.pack("<H", padding) + b"Z" * padding
+        self._sink.write(b"PK\x03\x04" + common + struct.pack("<HH", len(path), len(extra)) + path + extra)
+        self._sink.write(data)
+        self._directory.append(_directory_row(path, common, size, start))
+
+    def finish(self) -> None:
+        start = self._sink.position
+        rows = b"".join(self._directory)
+        count = len(self._directory)
+        end = start + len(rows)
+        tail = b""
+        if start >= LIMIT or count >= 0xFFFF:
+            tail = b"PK\x06\x06" + struct.pack("<QHHIIQQQQ", 44, 45, 45, 0, 0, count, count, len(rows), start)
+            tail += b"PK\x06\x07" + struct.pack("<IQI", 0, end, 1)
+        shown = min(count, 0xFFFF)
+        tail += b"PK\x05\x06" + struct.pack("<HHHHIIH", 0, 0, shown, shown, len(rows), min(start, LIMIT), 0)
+        self._sink.write(rows + tail)
+
+
+def _directory_row(path: bytes, common: bytes, size: int, start: int) -> bytes:
+    """The record's line in the archive's directory; what does not fit into 32 bits follows in 64."""
+    wide = struct.pack("<QQ", size, size) if size >= LIMIT else b""
+    wide += struct.pack("<Q", start) if start >= LIMIT else b""
+    extra = struct.pack("<HH", 1, len(wide)) + wide if wide else b""
+    fields = struct.pack("<HHHHHII", len(path), len(extra), 0, 0, 0, 0, min(start, LIMIT))
+    return b"PK\x01\x02" + struct.pack("<H", 45) + common + fields + path + extra
