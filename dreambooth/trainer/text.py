@@ -64,14 +64,14 @@ def tokenize(
     prompts: Sequence[str],
     *,
     chunks: int | None = None,
-    max_chunks: int = 3,
+    max_chunks: int | None = None,
 ) -> torch.Tensor:
     """Token ids (prompt, chunk, 77), int64, on the CPU.
 
     A prompt longer than `max_chunks` is cut (`tokens_cut` says by how much). All prompts get `chunks` chunks, or
     as many as the longest needs; the shorter ones are filled up with empty chunks, as the WebUI fills a batch.
     """
-    limit = max_chunks if chunks is None else min(chunks, max_chunks)
+    limit = min((limit for limit in (chunks, max_chunks) if limit is not None), default=None)
     split = [split_prompt(tokenizer, prompt)[:limit] for prompt in prompts]
     count = chunks if chunks is not None else max(map(len, split))
     pad = {"end": tokenizer.end, "0": 0}[rules.pad_token]
