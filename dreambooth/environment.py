@@ -15,7 +15,7 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
 
@@ -63,14 +63,15 @@ def accelerator() -> str:
 
 def folder_for(kind: str, *, host: str = "") -> Path:
     """Where the environment of that kind of torch lies (of `host`, a WebUI's Python), made or not."""
-    import hashlib
+    import zlib
 
     names = (pins.REQUIREMENTS, pins.NO_DEPENDENCIES, pins.EIGHT_BIT, pins.CONSTRAINTS)
-    parts = [sys.platform, os.name, kind, host, repr(pins.OLDER_SETS)]
+    machine = os.uname().machine if sys.platform != "win32" else ""
+    parts = [sys.platform, machine, kind, host, repr(pins.OLDER_SETS)]
     parts += [(ROOT / name).read_text(encoding="utf-8") for name in names]
-    digest = hashlib.sha256("\0".join(parts).encode()).hexdigest()[:10]
+    digest = zlib.crc32("\0".join(parts).encode())
     name = "host" if host else kind if kind.isalnum() else "other"
-    return ENVIRONMENTS / f"py{sys.version_info[0]}.{sys.version_info[1]}-{name}-{digest}"
+    return ENVIRONMENTS / f"py{sys.version_info[0]}.{sys.version_info[1]}-{name}-{digest:08x}"
 
 
 def python_in(folder: Path) -> Path:
@@ -113,18 +114,25 @@ def tests_digest() -> str:
     return f"{zlib.crc32((ROOT / pins.TESTS).read_bytes()):08x}"
 
 
-def lacking(*, tests: bool = False) -> list[str]:
-    """What the running Python lacks of the trainer's libraries, a phrase each; empty if it serves as it is."""
+def _wanted(*, tests: bool) -> tuple[pins.Library, ...]:
+    return pins.LIBRARIES + (pins.TEST_LIBRARIES if tests else ())
+
+
+def _absent(*, tests: bool) -> Iterator[str]:
     from importlib.util import find_spec
 
-    wanted = pins.LIBRARIES + (pins.TEST_LIBRARIES if tests else ())
-    absent = [library.name for library in wanted if find_spec(library.module) is None]
+    return (library.name for library in _wanted(tests=tests) if find_spec(library.module) is None)
+
+
+def lacking(*, tests: bool = False) -> list[str]:
+    """What the running Python lacks of the trainer's libraries, a phrase each; empty if it serves as it is."""
+    absent = list(_absent(tests=tests))
     if absent:
         return absent
     from importlib import metadata
 
     installed: dict[str, str] = {}
-    for library in wanted:
+    for library in _wanted(tests=tests):
         try:
             installed[library.name] = metadata.version(library.name)
         except (
@@ -153,13 +161,23 @@ def clean_environ(
     return kept | {"PYTHONNOUSERSITE": "1"}
 
 
+def environ_for(
+    found: Environment, environ: Mapping[str, str], *, from_host: bool = False, hub: bool = False
+) -> dict[str, str]:
+    """The variables to start `found`'s Python with, see `clean_environ`."""
+    packages = found.stamp.get("packages")
+    return clean_environ(environ, from_host=from_host, hub=hub) | (
+        {"PYTHONPATH": packages} if packages else {}
+    )
+
+
 def _forced() -> Path | None:
     """The Python that DREAMBOOTH_PYTHON names, None if the variable is not set."""
-    import shutil
-
     told = os.environ.get(PYTHON_VARIABLE, "").strip()
     if not told:
         return None
+    import shutil
+
     found = shutil.which(Path(told).expanduser())
     if not found:
         raise InputError(
@@ -208,7 +226,10 @@ def this_python_serves(*, tests: bool = False) -> bool:
         return True
     prefix = Path(sys.prefix)
     inside = whole(prefix) if prefix.parent == ENVIRONMENTS else None
-    return _is_complete(inside, tests=tests) or not lacking(tests=tests)
+    if _is_complete(inside, tests=tests):
+        return True
+    bare = next(_absent(tests=tests), None)  # the usual case, told by one look
+    return not bare and not lacking(tests=tests)
 
 
 def tell(text: str) -> None:
@@ -255,10 +276,7 @@ def enter(
     if not found and before_making:
         before_making()
     found = found or ensure(tests=tests)
-    environ = clean_environ(os.environ)
-    if found.stamp.get("packages"):
-        environ["PYTHONPATH"] = str(found.stamp["packages"])
-    _run([str(found.python), script, *arguments], environ)
+    _run([str(found.python), script, *arguments], environ_for(found, os.environ))
 
 
 def _run(command: Sequence[str], environ: dict[str, str]) -> NoReturn:

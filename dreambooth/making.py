@@ -54,7 +54,7 @@ _PIP_MAY_KNOW = (
 )
 _GIGABYTE = 1024**3
 # What an environment takes at most, what pip unpacks on the way included; and about what is downloaded for it.
-_SPACE = {"cpu": (3, 0.5), "cuda": (12, 3.5)}
+_SPACE = {"cpu": (3, 0.5), "cuda": (12, 3.5), "host": (2, 0.3)}
 
 _ABILITIES = """
 import importlib.util, json, sys
@@ -70,8 +70,17 @@ import json
 from importlib import metadata
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from transformers.models.clip.modeling_clip import CLIPTextModel
-found = {d.metadata["Name"]: d.version for d in reversed(list(metadata.distributions()))}
-print(json.dumps({"torch": torch.__version__, "cuda": torch.version.cuda, "versions": found}))
+import sys
+imported = {name.partition(".")[0] for name in sys.modules}
+used = {dist for module, dists in metadata.packages_distributions().items() if module in imported for dist in dists}
+found = {d.metadata["Name"]: d for d in reversed(list(metadata.distributions()))}
+behind = {name for name, d in found.items() if not str(d.locate_file("")).startswith(sys.prefix)} if BEHIND else ()
+print(json.dumps({
+    "torch": torch.__version__,
+    "cuda": torch.version.cuda,
+    "versions": {name: d.version for name, d in found.items()},
+    "reused": {name: found[name].version for name in sorted(used.intersection(behind))},
+}))
 """
 _VERIFY_TESTS = "import pytest, mypy, ruff"
 
@@ -88,6 +97,7 @@ class Recipe:
     notes: tuple[str, ...] = ()
     base_python: str = sys.executable
     behind: tuple[str, ...] = ()
+    vocabulary: bool = True
 
 
 class _Site(NamedTuple):
@@ -124,18 +134,15 @@ def make_plain(*, tests: bool = False, say: Say) -> Environment:
 
 
 @contextlib.contextmanager
-def alone(folder: Path, say: Say) -> Iterator[int]:
+def alone(folder: Path, say: Say) -> Iterator[tuple[int, ...]]:
     """Waits until nobody else makes `folder`, and keeps others out until the block ends.
 
-    Gives a file descriptor for pip to inherit: so a pip whose parent was killed still keeps others out.
+    Gives file descriptors for pip to inherit: so a pip whose parent was killed still keeps others out.
     """
-    path = folder.with_name(folder.name + ".lock")
     try:
         ENVIRONMENTS.mkdir(exist_ok=True)
-        if lock.is_held(path):
-            say(f"Another start (process {lock.holder(path)}) is making the environment; waiting for it.")
-        with lock.hold(path, patience=float("inf")) as file:
-            yield file.fileno()
+        with _locked(folder.with_name(folder.name + ".lock"), say) as inherited:
+            yield inherited
     except KeyboardInterrupt:
         raise StoppedByUser("stopped; the same command makes the environment anew") from None
     except OSError as error:
@@ -146,8 +153,31 @@ def alone(folder: Path, say: Say) -> Iterator[int]:
         ) from error
 
 
-def make(folder: Path, recipe: Recipe, *, tests: bool = False, say: Say, inherited: int) -> Environment:
-    """Makes `folder` from nothing by `recipe`. The caller holds its lock (`alone`), whose descriptor is `inherited`."""
+@contextlib.contextmanager
+def _locked(path: Path, say: Say) -> Iterator[tuple[int, ...]]:
+    waiting = "Another start is making the environment; waiting for it."
+    if sys.platform == "win32":
+        # Its locks cannot be inherited; but what a pip still uses there cannot be removed either.
+        if lock.is_held(path):
+            say(waiting)
+        with lock.hold(path, patience=float("inf")):
+            yield ()
+        return
+    import fcntl
+
+    with path.open("ab") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            say(waiting)
+            fcntl.flock(file, fcntl.LOCK_EX)
+        yield (file.fileno(),)
+
+
+def make(
+    folder: Path, recipe: Recipe, *, tests: bool = False, say: Say, inherited: tuple[int, ...]
+) -> Environment:
+    """Makes `folder` from nothing by `recipe`. The caller holds its lock (`alone`), which gave `inherited`."""
     started = time.monotonic()
     space, download = _SPACE[recipe.kind]
     _remove(folder)
@@ -161,8 +191,11 @@ def make(folder: Path, recipe: Recipe, *, tests: bool = False, say: Say, inherit
     see_behind(site.python, recipe.behind)
     files = (*recipe.files, *((pins.TESTS,) if tests else ()))
     run.pip(site, *_arguments(recipe, files, folder), doing="installing the trainer's libraries")
-    run.pip(site, "--no-deps", "-r", str(ROOT / pins.NO_DEPENDENCIES), doing="installing CLIP's vocabulary")
-    facts = _verify(site, run, _VERIFY + (_VERIFY_TESTS if tests else ""))
+    if recipe.vocabulary:
+        run.pip(
+            site, "--no-deps", "-r", str(ROOT / pins.NO_DEPENDENCIES), doing="installing CLIP's vocabulary"
+        )
+    facts = _verify(site, run, recipe, tests=tests)
     run.tidy()
     stamp = {
         "made": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
@@ -186,10 +219,10 @@ def make(folder: Path, recipe: Recipe, *, tests: bool = False, say: Say, inherit
 class _Runner:
     """Runs what fills one environment, with variables that lead it nowhere else, and notes what pip says."""
 
-    def __init__(self, folder: Path, inherited: int) -> None:
+    def __init__(self, folder: Path, inherited: tuple[int, ...]) -> None:
         self.folder = folder
         self.log = folder.with_name(folder.name + ".log")
-        self._inherited = (inherited,) if os.name != "nt" else ()
+        self._inherited = inherited
         self._unpacking = folder / "unpacking"
         self._unpacking.mkdir(exist_ok=True)
         allowed = {f"PIP_{name}" for name in _PIP_MAY_KNOW}
@@ -290,8 +323,9 @@ def _arguments(recipe: Recipe, files: Sequence[str], folder: Path) -> list[str]:
     return [*arguments, *recipe.packages]
 
 
-def _verify(site: _Site, run: _Runner, code: str) -> dict[str, Any]:
-    """Imports the libraries once; gives torch's version, its CUDA's and every package's."""
+def _verify(site: _Site, run: _Runner, recipe: Recipe, *, tests: bool) -> dict[str, Any]:
+    """Imports the libraries once; gives torch's version, its CUDA's, every package's, and what is reused of a host's."""
+    code = _VERIFY.replace("BEHIND", str(bool(recipe.behind))) + (_VERIFY_TESTS if tests else "")
     done = run.python(str(site.python), "-c", code, site=site)
     try:
         facts: dict[str, Any] = json.loads(done.stdout.strip().splitlines()[-1])
@@ -305,7 +339,7 @@ def _verify(site: _Site, run: _Runner, code: str) -> dict[str, Any]:
     return facts
 
 
-def _add_tests(found: Environment, *, say: Say, inherited: int) -> Environment:
+def _add_tests(found: Environment, *, say: Say, inherited: tuple[int, ...]) -> Environment:
     """Installs the tests' libraries into a whole environment, every package that is there staying as it is."""
     say(f"Adding the tests' own libraries to {found.folder}")
     run = _Runner(found.folder, inherited)
@@ -323,7 +357,7 @@ def _add_tests(found: Environment, *, say: Say, inherited: int) -> Environment:
         constraints=tuple(f"{name}=={version}" for name, version in versions.items() if name not in ours),
     )
     run.pip(site, *_arguments(recipe, (pins.TESTS,), found.folder), doing="installing the tests' libraries")
-    facts = _verify(site, run, _VERIFY + _VERIFY_TESTS)
+    facts = _verify(site, run, recipe, tests=True)
     run.tidy()
     stamp = found.stamp | facts | {"tests": tests_digest()}
     _write_stamp(found.folder, stamp)

@@ -50,7 +50,7 @@ CUDA_BUILDS = (
 
 
 class Build(NamedTuple):
-    """`constraint` and `address` (an index) for pip, empty for the usual index and its build, and what the user should know."""
+    """What pip is told (`constraint`, an index's `address`; both empty for the usual build), and the user (`notes`)."""
 
     kind: str
     constraint: str = ""

@@ -1,0 +1,128 @@
+"""The trainer's environment of a WebUI: it sees the WebUI's packages after its own. Standard library only.
+
+torch and whatever else already serves is reused, never installed again; newer libraries lie in front. The WebUI's
+own environment is only ever read.
+"""
+
+from __future__ import annotations
+
+import os
+import site
+import sys
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from dreambooth import making, pins
+from dreambooth.environment import Environment, accelerator, folder_for, whole
+from dreambooth.shared.errors import DreamboothError
+
+# What no library may change: pip is held to the host's own versions of these.
+_HELD = ("torch", "numpy", "torchvision", "torchaudio", "xformers", "triton")
+_PINNED = ("diffusers", "transformers", "accelerate")
+
+
+@dataclass(frozen=True)
+class Host:
+    """A WebUI's Python: its executable, its folders of packages, and the version of each package in them."""
+
+    python: str
+    site_packages: tuple[str, ...]
+    packages: dict[str, str]
+
+    @property
+    def key(self) -> str:
+        """What makes an environment of this host another one than its last: its place, its torch, its numpy."""
+        return "|".join((self.python, self.packages["torch"], self.packages.get("numpy", "")))
+
+
+def normal(name: str) -> str:
+    """A package's name as pip compares it."""
+    return name.lower().replace("_", "-").replace(".", "-")
+
+
+def installed(folders: Iterable[str]) -> dict[str, str]:
+    """The packages in these folders by their normal name, of two of one name the first: told by folder names alone,
+    since it is asked at every start."""
+    found: dict[str, str] = {}
+    for folder in folders:
+        try:
+            entries = sorted(entry.name for entry in os.scandir(folder))
+        except OSError:
+            continue
+        for entry in entries:
+            stem, dot, kind = entry.rpartition(".")
+            name, dash, version = stem.partition("-")
+            if dot and dash and kind == "dist-info":
+                found.setdefault(normal(name), version)
+    return found
+
+
+def running_host() -> Host:
+    """The host whose Python this is. Raises DreamboothError if it has no torch yet, or one that is too old."""
+    folders = tuple(folder for folder in site.getsitepackages() if Path(folder).is_dir())
+    host = Host(sys.executable, folders, installed(folders))
+    if "torch" not in host.packages:
+        raise DreamboothError(
+            "this Python has no torch yet", where=sys.executable, remedy="start the WebUI once first"
+        )
+    try:
+        pins.set_for(host.packages["torch"])
+    except ValueError as error:
+        raise DreamboothError(str(error), where=sys.executable, remedy="update the WebUI's torch") from error
+    return host
+
+
+def recipe_for(host: Host) -> making.Recipe:
+    """What pip has to add to this host's packages, and what it must leave alone."""
+    complete = pins.set_for(host.packages["torch"])
+    pinned = (*_PINNED, "bitsandbytes") if accelerator() == "cuda" and sys.platform != "darwin" else _PINNED
+    loose = [
+        library for library in pins.LIBRARIES if library.name not in (*pinned, *_HELD, "open_clip_torch")
+    ]
+    numpy = () if "numpy" in host.packages else (f"numpy=={complete['numpy']}",)
+    return making.Recipe(
+        kind="host",
+        packages=(
+            *(f"{name}=={complete[name]}" for name in pinned),
+            *(f"{library.name}>={library.lowest}" for library in loose),
+            *numpy,
+        ),
+        constraints=tuple(
+            f"{name}=={host.packages[name].partition('+')[0]}" for name in _HELD if name in host.packages
+        ),
+        base_python=host.python,
+        behind=host.site_packages,
+        vocabulary="open-clip-torch" not in host.packages,
+    )
+
+
+def changes(found: Environment, host: Host) -> list[str]:
+    """What the environment reuses of the host and is not as it was when it was made, a phrase each."""
+    reused: dict[str, str] = found.stamp.get("reused", {})
+    now = {name: host.packages.get(normal(name)) for name in reused}
+    return [
+        f"{name} was {was} and is {now[name] or 'gone'}" for name, was in reused.items() if now[name] != was
+    ]
+
+
+def find(host: Host) -> Environment | None:
+    """The whole environment of this host, None if there is none or the host has changed under it."""
+    found = whole(folder_for("host", host=host.key))
+    return found if found and not changes(found, host) else None
+
+
+def ensure(host: Host, *, say: making.Say) -> Environment:
+    """The whole environment of this host, made, or made anew, if need be. Raises DreamboothError if it cannot be."""
+    ready = find(host)
+    if ready:
+        return ready
+    folder = folder_for("host", host=host.key)
+    with making.alone(folder, say) as inherited:
+        found = whole(folder)
+        changed = changes(found, host) if found else []
+        if found and not changed:
+            return found
+        if changed:
+            say(f"The WebUI's packages have changed ({'; '.join(changed)}): the environment is made anew.")
+        return making.make(folder, recipe_for(host), say=say, inherited=inherited)
