@@ -13,9 +13,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from .errors import InputError
-from .text_files import read_text
-from .tolerant_json import BrokenJSON, loads
+from dreambooth.shared.errors import InputError
+from dreambooth.shared.text_files import read_text
+from dreambooth.shared.tolerant_json import BrokenJSON, loads
 
 
 @dataclass
@@ -97,7 +97,7 @@ def concepts_from(value: object, *, where: str, folder: Path | None = None) -> C
     """Concepts from a plain value: a list of mappings, or one mapping.
 
     `where` names the source in errors; `folder` is what relative folders are relative to (None: they stay as
-    they are). An entry without folder and prompt, as the old extension saved its unused forms, is passed over.
+    they are). An entry without folder and prompt, such as an unused form of the old extension, is passed over.
     Raises `InputError` naming the concept's number, counted from 1, and the key.
     """
     entries = [value] if isinstance(value, Mapping) else value
@@ -120,7 +120,7 @@ def concepts_from(value: object, *, where: str, folder: Path | None = None) -> C
 
 
 def class_image_count(concept: Concept, instance_images: int, default: int) -> int:
-    """How many class images a concept asks for: its own total, or its number per instance image, or `default`.
+    """How many class images a concept asks for: its own total, or its number per instance image, or default.
 
     `instance_images` counts the images in the concept's folder, without repeats.
     """

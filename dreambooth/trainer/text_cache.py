@@ -1,0 +1,98 @@
+"""What captions become for the model: embeddings computed once and kept, computed at each step, or token ids.
+
+All captions of a run are encoded with one number of chunks, so that a caption's embedding does not depend on what it
+shares a batch with, and shapes stay the same.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Protocol
+
+import torch
+
+from dreambooth.trainer.cache import Progress
+from dreambooth.trainer.noise import to_device
+from dreambooth.trainer.store import Key, TensorStore
+
+_EMBEDDINGS_KEPT = 64
+_TOKENS_KEPT = 4096
+
+
+@dataclass(frozen=True)
+class TextEncoder:
+    """`encode`: one prompt → its embedding (tokens, width), float32, on the CPU.
+
+    Encoders with one `id` give the same for the same prompt: it names the weights, clip skip and number of chunks.
+    """
+
+    id: str
+    encode: Callable[[str], torch.Tensor]
+
+
+class TextSource(Protocol):
+    """What the model is told of captions, on the training device."""
+
+    def batch(self, captions: Sequence[str]) -> torch.Tensor:
+        """Embeddings (B, tokens, width), or token ids (B, chunks, 77)."""
+        ...
+
+
+class CachedText:
+    """Embeddings of a fixed set of captions, in memory; `store` None keeps them nowhere else.
+
+    `progress` is told (0, all) first and then after each caption that had to be encoded; it may raise to stop.
+    """
+
+    def __init__(
+        self,
+        captions: Sequence[str],
+        encoder: TextEncoder,
+        device: torch.device,
+        *,
+        store: TensorStore | None = None,
+        progress: Progress = lambda done, of: None,
+    ) -> None:
+        known = {text: store.get(_key(text, encoder)) if store else None for text in captions}
+        missing = [text for text, embedding in known.items() if embedding is None]
+        progress(0, len(missing))
+        for done, text in enumerate(missing, 1):
+            embedding = known[text] = encoder.encode(text)
+            if store:
+                store.put(_key(text, encoder), embedding)
+            progress(done, len(missing))
+        self._rows = {text: row for row, text in enumerate(known)}
+        self._table = torch.stack([embedding for embedding in known.values() if embedding is not None]).to(
+            device
+        )
+
+    def batch(self, captions: Sequence[str]) -> torch.Tensor:
+        return self._table[[self._rows[text] for text in captions]]
+
+
+class LiveText:
+    """Embeddings that are computed when they are needed: for captions that vary without end."""
+
+    def __init__(self, encoder: TextEncoder, device: torch.device) -> None:
+        self._encode = lru_cache(maxsize=_EMBEDDINGS_KEPT)(encoder.encode)
+        self._device = device
+
+    def batch(self, captions: Sequence[str]) -> torch.Tensor:
+        return to_device(torch.stack([self._encode(text) for text in captions]), self._device)
+
+
+class TokenText:
+    """Token ids, for a text encoder that trains. `tokenize`: one prompt → int64 (chunks, 77)."""
+
+    def __init__(self, tokenize: Callable[[str], torch.Tensor], device: torch.device) -> None:
+        self._tokenize = lru_cache(maxsize=_TOKENS_KEPT)(tokenize)
+        self._device = device
+
+    def batch(self, captions: Sequence[str]) -> torch.Tensor:
+        return to_device(torch.stack([self._tokenize(text) for text in captions]), self._device)
+
+
+def _key(text: str, encoder: TextEncoder) -> Key:
+    return {"kind": "text", "encoder": encoder.id, "text": text}
