@@ -1,4 +1,4 @@
-"""Reads settings: a YAML or JSON file, `key=value` overrides, one complete and checked `Settings`.
+"""Settings from a file, with `key=value` overrides on top: one complete and checked `Settings`, and back to YAML.
 
 Text is text: every scalar is read as it stands in the file and becomes a number or a truth value only where
 its setting is one, so that `mixed_precision: no`, `output_name: 001` and `${x}` mean what they say.
@@ -6,10 +6,11 @@ its setting is one, so that `mixed_precision: no`, `output_name: 001` and `${x}`
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import difflib
 import math
-import re
+import reprlib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, get_type_hints
@@ -18,17 +19,24 @@ import yaml
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from dreambooth.shared import tolerant_json
 from dreambooth.shared.concepts import ConceptsFile, concepts_from, read_concepts
 from dreambooth.shared.errors import InputError
 from dreambooth.shared.settings import GROUPS, Settings
+from dreambooth.shared.settings_file import parse_yaml, read_file
 
 PATHS = frozenset({"model", "vae", "output_dir", "runs_dir"})
 CONCEPT_PATHS = frozenset({"instance_data_dir", "class_data_dir"})
 # Written into a run's config.yaml beside the settings; no settings themselves.
 NOTES = frozenset({"versions", "run"})
+COMMAND_LINE = "command line"
 _EMPTY = ("", "null", "Null", "NULL", "~")
-_TYPE_NAMES = {int: "a whole number", float: "a number", bool: "yes or no", str: "text"}
+_TYPE_NAMES = {
+    "int": "a whole number", "float": "a number", "bool": "yes or no", "str": "text", "dict": "names with values",
+}  # fmt: skip
+_YES_OR_NO = frozenset(["yes", "no", "true", "false", "on", "off", "y", "n", "1", "0"])
+_LARGEST = 2**53  # the largest whole number that JavaScript and every JSON reader keep exactly
+_in_short = reprlib.Repr()
+_in_short.maxstring = _in_short.maxother = _in_short.maxlong = 80
 
 
 def groups() -> dict[str, type]:
@@ -46,84 +54,34 @@ def load_settings(path: Path | None, overrides: Iterable[str] = (), *, where: st
     """The settings of a file with overrides (`key=value`) on top; the rest are defaults.
 
     Relative paths are relative to the file's folder, in overrides to the working folder. Raises InputError
-    that names the key for an unknown or mistyped setting and for a value out of range.
+    that names the key for an unknown or mistyped setting and for a value out of range; what is wrong in an
+    override is said of the command line, all else of the file (or of `where`).
     """
     values: dict[str, Any] = {}
     if path is not None:
         values = _make_paths_absolute(read_mapping(path), path.absolute().parent)
-        where = str(path)
     given = _make_paths_absolute(dict(_split_override(text) for text in overrides), Path.cwd())
-    values.update(given)
-    return settings_from(values, where=where or "command line")
+    settings_from(given, where=COMMAND_LINE)
+    return settings_from({**values, **given}, where=where or (str(path) if path else COMMAND_LINE))
 
 
 def read_mapping(path: Path) -> dict[str, Any]:
-    """A YAML or JSON file as nested dicts and lists whose scalars are all text. Raises InputError."""
-    try:
-        text = path.read_bytes().decode("utf-8-sig")
-    except FileNotFoundError as error:
-        raise InputError("there is no such file", where=str(path), remedy="check the path") from error
-    except UnicodeDecodeError as error:
-        raise InputError("is not UTF-8 text", where=str(path), remedy="save it as UTF-8") from error
-    except OSError as error:
-        raise InputError(
-            f"cannot be read ({error.strerror})", where=str(path), remedy="name a YAML or JSON file"
-        ) from error
-    if path.suffix.lower() == ".json":
-        content = _as_text(_parse_json(text, path))
-    else:
-        content = _parse_yaml(text, path)
-    if content in (None, ""):
-        content = {}
-    if not isinstance(content, dict):
-        raise InputError(
-            "does not hold settings (names and values)", where=str(path),
-            remedy="write one `name: value` a line; a list of concepts belongs under `concepts:`",
-        )  # fmt: skip
-    return content
+    """A YAML or JSON file as nested dicts and lists whose scalars are all text, None where it says nothing.
+    Raises InputError."""
+    return read_file(path, path_keys=PATHS | CONCEPT_PATHS | {"concepts"})
 
 
-def _parse_json(text: str, path: Path) -> object:
-    try:
-        return tolerant_json.loads(text, path_keys=PATHS | CONCEPT_PATHS | {"concepts"})
-    except tolerant_json.BrokenJSON as error:
-        raise InputError(
-            f"is no JSON at line {error.line}, column {error.column}: {error.what}", where=str(path),
-            remedy="look at that place: a missing comma, a quote or a bracket that is not closed",
-        ) from error  # fmt: skip
-
-
-def _parse_yaml(text: str, path: Path) -> Any:
-    try:
-        return yaml.load(text, Loader=yaml.BaseLoader)  # the base loader makes nothing but text
-    except yaml.MarkedYAMLError as error:
-        mark = error.problem_mark
-        place = f" at line {mark.line + 1}, column {mark.column + 1}" if mark else ""
-        raise InputError(
-            f"is no YAML{place}: {error.problem}", where=str(path),
-            remedy="look at that line: indentation, a colon without a space, a quote that is not closed, a tab",
-        ) from error  # fmt: skip
-    except yaml.YAMLError as error:
-        raise InputError(f"is no YAML: {error}", where=str(path), remedy="save it as plain text") from error
-
-
-def _as_text(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {str(key): _as_text(item) for key, item in value.items()}
-    if isinstance(value, list):
-        return [_as_text(item) for item in value]
-    if value is None:
-        return ""
-    if isinstance(value, bool):
-        return "true" if value else "false"
-    return value if isinstance(value, str) else repr(value)
-
-
-def _split_override(text: str) -> tuple[str, str]:
+def _split_override(text: str) -> tuple[str, Any]:
+    """`key=value`; a value in brackets is read as YAML where the setting takes a list or names with values."""
     key, equals, value = text.partition("=")
-    if not equals or not key.strip():
-        raise InputError(f"{text!r} is no setting", where="command line", remedy="write name=value")
-    return key.strip(), value
+    key = key.strip()
+    if not equals or not key:
+        raise InputError(f"{text!r} is no setting", where=COMMAND_LINE, remedy="write name=value")
+    if key in setting_fields() and value.lstrip()[:1] in ("[", "{"):
+        kind = _kind(setting_fields()[key][1])
+        if kind in ("list", "dict"):
+            return key, parse_yaml(value, where=f"{COMMAND_LINE}, {key}")
+    return key, value
 
 
 def _make_paths_absolute(values: dict[str, Any], folder: Path) -> dict[str, Any]:
@@ -134,23 +92,28 @@ def _make_paths_absolute(values: dict[str, Any], folder: Path) -> dict[str, Any]
     concepts = values.get("concepts")
     if isinstance(concepts, str):
         resolved["concepts"] = _absolute(concepts, folder)
-    elif isinstance(concepts, list):
+    elif concepts:
         resolved["concepts"] = [
             {key: _absolute(item, folder) if key in CONCEPT_PATHS else item for key, item in concept.items()}
             if isinstance(concept, dict) else concept
-            for concept in concepts
+            for concept in ([concepts] if isinstance(concepts, dict) else concepts)
         ]  # fmt: skip
     return resolved
 
 
 def _absolute(value: Any, folder: Path) -> Any:
-    if not isinstance(value, str) or value in _EMPTY:
+    if not isinstance(value, str):
         return value
-    return str((folder / Path(value).expanduser()).absolute())
+    if value in _EMPTY:
+        return ""
+    path = Path(value)
+    with contextlib.suppress(RuntimeError):  # `~nobody`: no user, so a name like any other
+        path = path.expanduser()
+    return str((folder / path).absolute())
 
 
 def settings_from(values: Mapping[str, Any], *, where: str) -> Settings:
-    """`Settings` from flat names and text values. Raises InputError that names the key."""
+    """`Settings` from flat names and text values (None: not given). Raises InputError that names the key."""
     known = setting_fields()
     for key in values:
         if key not in known and key not in NOTES:
@@ -159,7 +122,7 @@ def settings_from(values: Mapping[str, Any], *, where: str) -> Settings:
     for group, cls in groups().items():
         own = {item.name: values[item.name] for item in dataclasses.fields(cls) if item.name in values}
         if group == "concepts":
-            read = _concepts(own.get("concepts", []), where)
+            read = _concepts(own.get("concepts"), where)
             made[group], made["not_taken"] = cls(concepts=read.concepts), tuple(read.not_taken)
         else:
             made[group] = build(cls, own, where)
@@ -167,46 +130,62 @@ def settings_from(values: Mapping[str, Any], *, where: str) -> Settings:
 
 
 def _unknown(key: str, known: Iterable[str], where: str) -> InputError:
-    near = difflib.get_close_matches(key, list(known), n=1, cutoff=0.5)
+    near = difflib.get_close_matches(key[:80], list(known), n=1, cutoff=0.5)
     hint = f"did you mean `{near[0]}`?" if near else "the README lists all settings"
-    return InputError(f"there is no setting `{key}`", where=where, remedy=hint)
+    if key in GROUPS:
+        hint = f"write the names of the group `{key}` at the top level, not under it"
+    return InputError(f"there is no setting `{_cut(key)}`", where=where, remedy=hint)
+
+
+def _cut(text: str) -> str:
+    return text if len(text) <= 80 else f"{text[:80]}…"
 
 
 def build(cls: type, values: Mapping[str, Any], where: str, prefix: str = "") -> Any:
-    """One settings dataclass from text values, typed by OmegaConf and checked against choices and range."""
+    """One settings dataclass from text values, checked against choices and range.
+
+    OmegaConf types the numbers and truth values. Text never goes through it: it takes `${x}` and `???` for more
+    than text.
+    """
     node = OmegaConf.structured(cls)
+    texts: dict[str, Any] = {}
     for item in dataclasses.fields(cls):
-        if item.name in values:
-            _assign(node, item, values[item.name], where, prefix)
-    made = OmegaConf.to_object(node)
+        value, name = values.get(item.name), f"{prefix}{item.name}"
+        if value is None:
+            continue
+        if _kind(item) == "dict":
+            texts[item.name] = _names(value, name, where)
+        elif isinstance(value, (dict, list)):
+            raise InputError(f"`{name}` takes one value, not a list", where=where, remedy=_expected(item))
+        elif _kind(item) == "str":
+            texts[item.name] = _text(_choice(str(value), item.metadata.get("choices") or ()), name, where)
+        else:
+            _assign(node, item, value, where, name)
+    made = dataclasses.replace(OmegaConf.to_object(node), **texts)  # type: ignore[type-var]
     for item in dataclasses.fields(cls):
         check_value(item, getattr(made, item.name), where, prefix)
     return made
 
 
-def _assign(node: DictConfig, item: dataclasses.Field[Any], value: Any, where: str, prefix: str) -> None:
-    kind = str(item.type)
-    name = f"{prefix}{item.name}"
-    if kind.startswith("dict"):
-        if value in _EMPTY:
-            return
-        if not isinstance(value, dict):
-            raise InputError(
-                f"`{name}` needs names with values", where=where, remedy=f"write {name}: {{name: value}}"
-            )
-        value = {key: _escape(text) if isinstance(text, str) else text for key, text in value.items()}
-    elif isinstance(value, (dict, list)):
-        raise InputError(f"`{name}` takes one value, not a list", where=where, remedy=_expected(item))
-    elif kind.startswith("str"):
-        value = _escape(_choice(str(value), item.metadata.get("choices") or ()))
-    elif isinstance(value, str) and value.strip() in _EMPTY:
-        return
-    elif kind.startswith("int"):
-        value = _whole(value)
-    try:
-        OmegaConf.update(node, item.name, value)
-    except OmegaConfBaseException as error:
-        raise InputError(f"`{name}` cannot be {value!r}", where=where, remedy=_expected(item)) from error
+def _kind(item: dataclasses.Field[Any]) -> str:
+    """int, float, bool, str, dict or list."""
+    return str(item.type).split("[")[0].split(" ")[0]
+
+
+def _names(value: Any, name: str, where: str) -> dict[str, str]:
+    if isinstance(value, str) and value in _EMPTY:
+        return {}
+    if not isinstance(value, dict) or any(isinstance(item, (dict, list)) for item in value.values()):
+        raise InputError(
+            f"`{name}` needs names, each with one value", where=where, remedy=f"write {name}: {{name: value}}"
+        )
+    return {key: _text("" if item is None else str(item), name, where) for key, item in value.items()}
+
+
+def _text(text: str, name: str, where: str) -> str:
+    if "\0" in text:
+        raise InputError(f"`{name}` has a NUL character", where=where, remedy="remove it")
+    return text
 
 
 def _choice(text: str, choices: tuple[str, ...]) -> str:
@@ -214,63 +193,89 @@ def _choice(text: str, choices: tuple[str, ...]) -> str:
     return next((choice for choice in choices if choice.lower() == text.strip().lower()), text)
 
 
-def _escape(text: str) -> str:
-    """Text as OmegaConf must be given it to be read back unchanged: `${` is no interpolation here."""
-    return re.sub(r"(\\*)\$\{", r"\1\1\\${", text)
-
-
-def _whole(value: Any) -> Any:
-    """`1e3` and `100.0` are whole numbers to people; what is none is left for OmegaConf to refuse."""
+def _assign(node: DictConfig, item: dataclasses.Field[Any], value: Any, where: str, name: str) -> None:
+    """Gives `node` a number or a truth value. Empty text leaves the default."""
+    text = str(value).strip()
+    if text in _EMPTY:
+        return
     try:
-        number = float(value)
-    except (TypeError, ValueError):
-        return value
-    plain = str(value).strip().lstrip("+-").isdigit()  # read exactly, however long
-    return int(number) if not plain and math.isfinite(number) and number.is_integer() else value
+        if _kind(item) == "bool" and text.lower() not in _YES_OR_NO:
+            raise ValueError(text)
+        OmegaConf.update(node, item.name, text if _kind(item) == "bool" else _number(text, _kind(item)))
+    except (ValueError, OmegaConfBaseException) as error:
+        wrong = f"`{name}` cannot be {_in_short.repr(value)}"
+        raise InputError(wrong, where=where, remedy=_expected(item)) from error
+
+
+def _number(text: str, kind: str) -> str | int:
+    """What OmegaConf is to read: text that is a number for sure, since it takes `${x}` for something else.
+    `1e3` and `100.0` are whole numbers to people. Raises ValueError."""
+    number = float(text)
+    if kind == "float":
+        return text
+    if not math.isfinite(number):
+        raise ValueError(text)
+    plain = text.lstrip("+-").isdigit()  # read exactly, however long
+    return int(number) if not plain and number.is_integer() else text
 
 
 def _expected(item: dataclasses.Field[Any]) -> str:
-    about = item.metadata
-    if about.get("choices"):
-        return f"choose one of {', '.join(about['choices'])}"
-    kind = {"int": int, "float": float, "bool": bool}.get(str(item.type).split(" ")[0], str)
-    return f"give {_TYPE_NAMES[kind]}{_range_text(about)}"
+    if item.metadata.get("choices"):
+        return f"choose one of {', '.join(item.metadata['choices'])}"
+    return f"give {_TYPE_NAMES[_kind(item)]}{range_text(item.metadata)}"
 
 
-def _range_text(about: Mapping[str, Any]) -> str:
+def range_text(about: Mapping[str, Any]) -> str:
+    """`" from 1 to 12"`, `" of at least 0"`, or nothing."""
     low, high = about.get("minimum"), about.get("maximum")
     if low is not None and high is not None:
-        return f" from {low:g} to {high:g}"
-    return f" of at least {low:g}" if low is not None else ""
+        return f" from {number_text(low)} to {number_text(high)}"
+    return f" of at least {number_text(low)}" if low is not None else ""
+
+
+def number_text(number: float) -> str:
+    """A number as people write it; large whole ones with every digit."""
+    return str(int(number)) if abs(number) >= 1e6 and float(number).is_integer() else f"{number:g}"
 
 
 def check_value(item: dataclasses.Field[Any], value: Any, where: str, prefix: str = "") -> None:
     """Raises InputError if a value is outside its setting's choices or range."""
     about, name = item.metadata, f"{prefix}{item.name}"
     choices = about.get("choices") or ()
-    if choices and value not in choices:
-        raise InputError(f"`{name}` cannot be {value!r}", where=where, remedy=_expected(item))
-    if isinstance(value, (int, float)) and not isinstance(value, bool):
+    if choices:
+        fits = value in choices
+    elif isinstance(value, (int, float)) and not isinstance(value, bool):
         low, high = about.get("minimum"), about.get("maximum")
-        if (
-            not math.isfinite(value)
-            or (low is not None and value < low)
-            or (high is not None and value > high)
-        ):
-            raise InputError(f"`{name}` cannot be {value}", where=where, remedy=_expected(item))
+        largest = _LARGEST if isinstance(value, int) else math.inf
+        fits = abs(value) <= largest and (low is None or value >= low) and (high is None or value <= high)
+        fits = fits and (isinstance(value, int) or math.isfinite(value))
+    else:
+        return
+    if not fits:
+        wrong = f"`{name}` cannot be {_in_short.repr(value)}"
+        raise InputError(wrong, where=where, remedy=_expected(item))
 
 
 def _concepts(value: Any, where: str) -> ConceptsFile:
-    if isinstance(value, str):
-        return ConceptsFile([], []) if value in _EMPTY else read_concepts(Path(value))
-    if value == []:
+    """Concepts from a list, from one mapping, or from the file that a text names. None and [] are none."""
+    if value is None or value == [] or (isinstance(value, str) and value in _EMPTY):
         return ConceptsFile([], [])
-    entries = [value] if isinstance(value, dict) else value
-    given = [
-        {key: text for key, text in entry.items() if text not in _EMPTY} if isinstance(entry, dict) else entry
-        for entry in entries
-    ]
-    return concepts_from(given, where=where)
+    if isinstance(value, str):
+        return _checked_texts(read_concepts(Path(value)), value)
+    if isinstance(value, list):
+        value = [_without_empty(entry) if isinstance(entry, dict) else entry for entry in value]
+    return _checked_texts(concepts_from(value, where=where), where)
+
+
+def _without_empty(concept: dict[str, Any]) -> dict[str, Any]:
+    return {key: item for key, item in concept.items() if item not in ("", None)}
+
+
+def _checked_texts(read: ConceptsFile, where: str) -> ConceptsFile:
+    for number, concept in enumerate(read.concepts, 1):
+        for name, value in dataclasses.asdict(concept).items():
+            _text(str(value), name, f"{where}, concept {number}")
+    return read
 
 
 def to_mapping(settings: Settings) -> dict[str, Any]:
@@ -282,20 +287,17 @@ def to_mapping(settings: Settings) -> dict[str, Any]:
 
 
 def dump_settings(settings: Settings, notes: Mapping[str, Mapping[str, str]] | None = None) -> str:
-    """The settings as YAML that `load_settings` reads back to the same settings.
-
-    `notes` (`versions`, `run`) stand beside them and are no settings; `read_notes` reads them.
-    """
+    """The settings as YAML that `load_settings` reads back to the same settings, with notes (see NOTES)."""
     flat: dict[str, Any] = to_mapping(settings)
-    for name, values in (notes or {}).items():
+    for name, note in (notes or {}).items():
         if name not in NOTES:
-            raise ValueError(f"{name!r} is not one of {sorted(NOTES)}")
-        flat[name] = dict(values)
+            raise ValueError(f"{name!r} is no note")
+        flat[name] = dict(note)
     text: str = yaml.safe_dump(flat, sort_keys=False, allow_unicode=True, width=1000)
     return text
 
 
 def read_notes(path: Path, name: str) -> dict[str, str]:
-    """What stands beside the settings of a run's config.yaml under `name`; {} if nothing does."""
-    values = read_mapping(path).get(name)
-    return {str(key): str(value) for key, value in values.items()} if isinstance(values, dict) else {}
+    """What `dump_settings` noted under `name`; {} if there is none. Raises InputError if the file is none."""
+    note = read_mapping(path).get(name)
+    return {key: str(value) for key, value in note.items()} if isinstance(note, dict) else {}

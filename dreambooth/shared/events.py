@@ -56,7 +56,7 @@ def _plain(value: Any) -> Any:
     """JSON has no NaN or infinity, and other languages' readers refuse them: they become null."""
     if isinstance(value, float) and not math.isfinite(value):
         return None
-    if isinstance(value, dict):
+    if isinstance(value, Mapping):
         return {str(key): _plain(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
         return [_plain(item) for item in value]
@@ -71,38 +71,59 @@ class EventLog:
     def __init__(self, path: Path) -> None:
         self.path = path
         self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | getattr(os, "O_BINARY", 0), 0o666)
-        self._end_torn_line()
-
-    def _end_torn_line(self) -> None:
-        size = os.fstat(self._file).st_size
-        if size:
-            os.lseek(self._file, size - 1, os.SEEK_SET)
-            if os.read(self._file, 1) != b"\n":
+        if self._is_torn():
+            with disk_full_is_said(path):
                 os.write(self._file, b"\n")
+
+    def _is_torn(self) -> bool:
+        """Whether the file ends in the middle of a line."""
+        size = os.fstat(self._file).st_size
+        if not size:
+            return False
+        os.lseek(self._file, size - 1, os.SEEK_SET)
+        return os.read(self._file, 1) != b"\n"
 
     def emit(self, event: str, **fields: Any) -> None:
         """Appends one event. Raises ValueError for an event that the schema does not know."""
         if event not in SCHEMA:
             raise ValueError(f"{event!r} is no event of the schema")
         line = json.dumps({"time": time.time(), "event": event, **_plain(fields)}, ensure_ascii=False) + "\n"
+        # half a surrogate pair (how Python spells a file name that is no UTF-8) becomes JSON's own \udcff
         with disk_full_is_said(self.path):
-            os.write(self._file, line.encode())
+            self._append(line.encode(errors="backslashreplace"))
+
+    def _append(self, line: bytes) -> None:
+        """All of the line or nothing: a full disk may take a part of it, which is cut off again."""
+        begin = os.fstat(self._file).st_size
+        try:
+            while line:
+                line = line[os.write(self._file, line) :]
+        except BaseException:  # a second Ctrl-C may come here too
+            if self._is_torn():
+                os.ftruncate(self._file, begin)
+            raise
 
     def sync(self) -> None:
         """Makes all that was emitted last through a power cut: before something rests on it."""
-        os.fsync(self._file)
+        with disk_full_is_said(self.path):
+            os.fsync(self._file)
 
     def close(self) -> None:
-        os.close(self._file)
+        """Closes the file; once is enough, twice is harmless."""
+        if self._file >= 0:
+            os.close(self._file)
+            self._file = -1
 
 
 def read_events(path: Path, offset: int = 0) -> tuple[list[Event], int]:
     """The whole lines from byte `offset` on, and the offset to go on from. A file that is not there has none.
 
-    Lines that are no event (a torn one that was ended later) are left out.
+    Lines that are no event (a torn one that was ended later) are left out. An offset behind the file's end is
+    of another file that was there before: then all is read.
     """
     try:
         with path.open("rb") as file:
+            offset = offset if offset <= file.seek(0, os.SEEK_END) else 0
             file.seek(offset)
             content = file.read()
     except FileNotFoundError:
@@ -115,8 +136,16 @@ def read_events(path: Path, offset: int = 0) -> tuple[list[Event], int]:
 def _parse(line: bytes) -> Event | None:
     try:
         content = json.loads(line)
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
     if not isinstance(content, dict) or not isinstance(content.get("event"), str):
         return None
-    return Event(float(content.pop("time", 0.0)), content.pop("event"), content)
+    return Event(_seconds(content.pop("time", 0.0)), content.pop("event"), content)
+
+
+def _seconds(value: Any) -> float:
+    try:
+        seconds = float(value)
+    except (TypeError, ValueError, OverflowError):
+        return 0.0
+    return seconds if math.isfinite(seconds) else 0.0

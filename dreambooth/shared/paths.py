@@ -9,6 +9,7 @@ import os
 import re
 import sys
 import tempfile
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,8 +17,11 @@ from typing import Any
 from dreambooth.shared.errors import DreamboothError, InputError
 
 APP_NAME = "dreambooth-trainer"
-_RESERVED = {"con", "prn", "aux", "nul", *(f"{name}{n}" for name in ("com", "lpt") for n in range(1, 10))}
-_FORBIDDEN = re.compile(r'[<>:"/\\|?*\x00-\x1f]')
+_RESERVED = {"con", "prn", "aux", "nul", "conin$", "conout$"} | {
+    f"{port}{digit}" for port in ("com", "lpt") for digit in "123456789¹²³"
+}
+_NOT_FOR_FOLDERS = {errno.EINVAL, errno.ENOTSUP, errno.EBADF}
+_FORBIDDEN = re.compile(r'[<>:"/\\|?*\x00-\x1f\x7f\ud800-\udfff]')
 
 
 def user_data_dir() -> Path:
@@ -35,7 +39,7 @@ def default_runs_dir() -> Path:
     """Where runs are kept when nobody says otherwise: `DREAMBOOTH_RUNS_DIR` (which the host sets to a folder
     under the WebUI's data path), else the user's data folder."""
     named = os.environ.get("DREAMBOOTH_RUNS_DIR")
-    return Path(named) if named else user_data_dir() / "runs"
+    return Path(named).absolute() if named else user_data_dir() / "runs"
 
 
 def file_name_problem(name: str) -> str:
@@ -66,13 +70,36 @@ def check_file_name(name: str, *, setting: str) -> str:
 
 
 def fsync_folder(folder: Path) -> None:
-    """Makes a rename in `folder` last through a power cut. Windows has no such call and needs none."""
-    if os.name == "posix":
+    """Makes a rename in `folder` last through a power cut. Windows has no such call and needs none; some
+    file systems (network shares, a USB stick's) refuse it, and do as well as they can without."""
+    if os.name != "posix":
+        return
+    try:
         descriptor = os.open(folder, os.O_RDONLY)
+    except PermissionError:  # a folder that may be written and not read
+        return
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in _NOT_FOR_FOLDERS:
+            raise
+    finally:
+        os.close(descriptor)
+
+
+def replace(source: Path, target: Path, *, patience: float = 2.0) -> None:
+    """os.replace, tried again for `patience` seconds where Windows refuses it: it does so while a reader or a
+    virus scanner has one of the two open. A folder that is there is never replaced on Windows."""
+    deadline = time.monotonic() + patience
+    while True:
         try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
+            os.replace(source, target)
+        except PermissionError:
+            if sys.platform != "win32" or target.is_dir() or time.monotonic() > deadline:
+                raise
+            time.sleep(0.02)
+        else:
+            return
 
 
 def write_whole(path: Path, content: bytes) -> None:
@@ -86,7 +113,7 @@ def write_whole(path: Path, content: bytes) -> None:
                 file.flush()
                 os.fsync(file.fileno())
             give_usual_permissions(Path(temporary))
-            os.replace(temporary, path)
+            replace(Path(temporary), path)
         except BaseException:
             with contextlib.suppress(OSError):
                 os.unlink(temporary)
@@ -129,18 +156,27 @@ def disk_full_is_said(path: Path) -> Iterator[None]:
 
 
 def existing_parent(path: Path) -> Path:
-    """The nearest folder above `path` (or itself) that is there: what to ask for the disk's free room."""
+    """The nearest folder above `path` (or itself) that is there: what to ask for the disk's free room. The root of a
+    drive that is not there answers for itself."""
     path = path.absolute()
-    while not path.exists():
+    while path != path.parent and not _is_there(path):
         path = path.parent
     return path
+
+
+def _is_there(path: Path) -> bool:
+    try:
+        return path.exists()
+    except OSError:  # a name too long, or below a folder that we may not look into
+        return False
 
 
 def check_writable(folder: Path, *, setting: str) -> None:
     """Raises InputError if nothing can be written into `folder` (or where it would be made)."""
     place = existing_parent(folder)
     if not place.is_dir():
-        raise InputError(f"{place} is a file, not a folder", where=setting, remedy="name a folder")
+        problem = f"{place} is a file, not a folder" if _is_there(place) else f"there is no drive {place}"
+        raise InputError(problem, where=setting, remedy="name a folder")
     try:
         with tempfile.TemporaryFile(dir=place):
             pass

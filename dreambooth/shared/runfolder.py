@@ -6,9 +6,11 @@ config.yaml · log.txt · events.jsonl · commands/ · lock · state/step-N/ · 
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import os
 import shutil
+import time
 import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -18,9 +20,18 @@ from typing import Any, Literal
 from dreambooth.shared import lock
 from dreambooth.shared.errors import InputError
 from dreambooth.shared.events import read_events
-from dreambooth.shared.paths import default_runs_dir, fsync_folder, write_json, write_whole
+from dreambooth.shared.paths import (
+    check_file_name,
+    check_writable,
+    default_runs_dir,
+    fsync_folder,
+    replace,
+    write_json,
+    write_whole,
+)
 
 CommandName = Literal["stop", "stop_now", "save", "export", "sample"]
+_order = itertools.count()
 COMMANDS: tuple[CommandName, ...] = ("stop", "stop_now", "save", "export", "sample")
 
 
@@ -81,20 +92,28 @@ class RunFolder:
 
     @contextlib.contextmanager
     def hold(self) -> Iterator[None]:
-        """Holds the run for a trainer. Raises InputError if another trainer has it."""
-        try:
-            with lock.hold(self.lock):
-                yield
-        except lock.HeldElsewhere as error:
-            raise InputError(
-                f"another trainer (process {error.pid or 'unknown'}) is working on this run",
-                where=str(self.path),
-                remedy="wait until it ends, or stop it with `stop`",
-            ) from error
+        """Holds the run for a trainer. Raises InputError if another trainer has it, or nobody can."""
+        with contextlib.ExitStack() as held:
+            try:
+                held.enter_context(lock.hold(self.lock))
+            except lock.HeldElsewhere as error:
+                raise InputError(
+                    f"another trainer (process {error.pid or 'unknown'}) is working on this run",
+                    where=str(self.path),
+                    remedy="wait until it ends, or stop it with `stop`",
+                ) from error
+            except OSError as error:
+                raise InputError(
+                    f"its lock cannot be taken ({error.strerror})",
+                    where=str(self.path),
+                    remedy="keep runs on a local disk that may be written (`runs_dir`)",
+                ) from error
+            yield
 
     def order(self, do: CommandName) -> str:
         """Leaves a command for the trainer; returns the id by which its `ack` is known."""
-        identifier = uuid.uuid4().hex
+        # files of one moment have one time stamp: their names keep the order in which they were given
+        identifier = f"{time.time_ns():020d}-{next(_order):06d}-{uuid.uuid4().hex[:8]}"
         self.commands.mkdir(exist_ok=True)
         write_json(self.commands / f"{identifier}.json", {"id": identifier, "do": do})
         return identifier
@@ -102,22 +121,26 @@ class RunFolder:
     def waiting_commands(self) -> list[Command]:
         """The commands that nobody has answered yet, oldest first. A file that is no command is removed."""
         try:
-            files = [entry for entry in os.scandir(self.commands) if entry.name.endswith(".json")]
+            names = sorted(name for name in os.listdir(self.commands) if name.endswith(".json"))
         except FileNotFoundError:
             return []
-        files.sort(key=lambda entry: (entry.stat().st_mtime_ns, entry.name))
-        commands = [(Path(entry.path), _read_command(Path(entry.path))) for entry in files]
-        for path, command in commands:
-            if command is None:
-                path.unlink(missing_ok=True)
-        return [command for _, command in commands if command is not None]
+        commands = []
+        for name in names:
+            # gone meanwhile, or opened by a virus scanner: nothing is known of it yet, so it stays
+            with contextlib.suppress(OSError):
+                command = _read_command(self.commands / name)
+                if command is None:
+                    (self.commands / name).unlink()
+                else:
+                    commands.append(command)
+        return commands
 
 
 def _read_command(path: Path) -> Command | None:
     try:
         content = json.loads(path.read_bytes())
         return Command(str(content["id"]), content["do"], path) if content["do"] in COMMANDS else None
-    except (OSError, ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError):
         return None
 
 
@@ -126,30 +149,44 @@ def create_run(runs_dir: Path, name: str, config: str) -> RunFolder:
 
     The folder is made aside and renamed into place, so that no reader ever sees one without its config.
     """
+    check_file_name(name, setting="output_name")
+    check_writable(runs_dir, setting="runs_dir")
     runs_dir.mkdir(parents=True, exist_ok=True)
-    aside = runs_dir / f"{name}.{uuid.uuid4().hex[:8]}.partial"
-    (aside / "commands").mkdir(parents=True)
-    (aside / "samples").mkdir()
-    write_whole(aside / "config.yaml", config.encode())
-    number = 1
-    while True:
-        final = runs_dir / (name if number == 1 else f"{name}-{number}")
+    aside = runs_dir / f".{name}.{uuid.uuid4().hex[:8]}.partial"
+    try:
+        (aside / "commands").mkdir(parents=True)
+        (aside / "samples").mkdir()
+        write_whole(aside / "config.yaml", config.encode())
+        final = _into_place(aside, name)
+    except BaseException:
+        shutil.rmtree(aside, ignore_errors=True)
+        raise
+    fsync_folder(runs_dir)
+    return RunFolder(final)
+
+
+def _into_place(aside: Path, name: str) -> Path:
+    """Renames `aside` to the first name that is free, also when others look for one at the same moment."""
+    for number in itertools.count(1):
+        final = aside.with_name(name if number == 1 else f"{name}-{number}")
+        if os.path.lexists(final):
+            continue
         try:
-            if final.exists():
-                raise FileExistsError(final)
-            aside.rename(final)
+            replace(aside, final)
         except OSError:
-            if not final.exists():
-                shutil.rmtree(aside, ignore_errors=True)
+            if not os.path.lexists(final):
                 raise
-            number += 1
         else:
-            fsync_folder(runs_dir)
-            return RunFolder(final)
+            return final
+    raise AssertionError("numbers do not end")
 
 
 def is_run(path: Path) -> bool:
-    return (path / "config.yaml").is_file() and not path.name.endswith(".partial")
+    """Whether `path` is a run's folder, and not one that is just being made."""
+    try:
+        return (path / "config.yaml").is_file() and not path.name.startswith(".")
+    except OSError:  # a name too long, or a folder that we may not look into
+        return False
 
 
 def find_run(run: str, runs_dir: Path | None = None) -> RunFolder:
@@ -187,19 +224,23 @@ def summarize(run: RunFolder) -> RunSummary:
     for event in events:
         fields = event.fields
         if event.name == "plan":
-            steps, state, error = int(fields.get("steps") or 0), "interrupted", ""
+            steps, state, error = _count(fields.get("steps"), 0), "interrupted", ""
         elif event.name in ("step", "checkpoint"):
-            step = int(fields.get("step") or step)
+            step = _count(fields.get("step"), step)
         elif event.name == "error":
             state, error = "failed", str(fields.get("text", ""))
         elif event.name == "phase" and fields.get("name") == "stopped":
             state = "stopped"
         elif event.name == "done":
-            state = "finished"
+            state, error = "finished", ""
     if run.is_alive():
         state = "running"
     changed = events[-1].time if events else run.config.stat().st_mtime
     return RunSummary(run.name, run.path, state, step, steps, error, read_result(run), changed)
+
+
+def _count(value: Any, otherwise: int) -> int:
+    return value if isinstance(value, int) else otherwise
 
 
 def read_result(run: RunFolder) -> dict[str, Any]:
@@ -213,7 +254,12 @@ def read_result(run: RunFolder) -> dict[str, Any]:
 
 def list_runs(runs_dir: Path) -> list[RunSummary]:
     """All runs below `runs_dir`, the newest first. A folder that is not there has none."""
-    if not runs_dir.is_dir():
+    try:
+        paths = [path for path in runs_dir.iterdir() if is_run(path)]
+    except (FileNotFoundError, NotADirectoryError):
         return []
-    runs = [summarize(RunFolder(path)) for path in runs_dir.iterdir() if is_run(path)]
+    runs = []
+    for path in paths:
+        with contextlib.suppress(FileNotFoundError):  # deleted while we look
+            runs.append(summarize(RunFolder(path)))
     return sorted(runs, key=lambda run: run.changed, reverse=True)

@@ -83,7 +83,10 @@ class _Reader:
         if number:
             self.at = number.end()
             digits = number.group()
-            return float(digits) if set(digits) & set(".eE") else int(digits)
+            whole = (
+                not set(digits) & set(".eE") and len(digits) < 400
+            )  # Python refuses to read very long integers
+            return int(digits) if whole else float(digits)
         return self.word(first)
 
     def word(self, first: str) -> object:
