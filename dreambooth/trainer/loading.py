@@ -10,11 +10,12 @@ from typing import Any
 import torch
 
 from dreambooth.shared.errors import InputError
-from dreambooth.trainer.families import Identified
-from dreambooth.trainer.families.description import COMPONENTS, Description, describe
-from dreambooth.trainer.families.detect import identify
+from dreambooth.trainer.families import Identified, PredictionType
+from dreambooth.trainer.families.description import COMPONENTS, Description, describe, describe_vae
+from dreambooth.trainer.families.detect import family_of, identify
 from dreambooth.trainer.families.names import Binding
-from dreambooth.trainer.weights import WeightFile, open_weights
+from dreambooth.trainer.sources import Opened, open_model, open_vae
+from dreambooth.trainer.weights import WeightFile
 
 TEXT_MODEL = "text_model."
 
@@ -24,7 +25,7 @@ class LoadedModel:
     """A checkpoint's modules, in eval mode and frozen, and what they came from.
 
     `source` is the file (or the diffusers folder that stands for one), `description` says which of its tensors
-    went where; exports read from it what was not trained.
+    went where; exports read from it what was not trained. Another VAE is only used, never written.
     """
 
     identified: Identified
@@ -53,14 +54,32 @@ def load_model(
     gets the file's averaged weights. `vae` names a file whose autoencoder is used in place of the checkpoint's.
     Raises InputError for everything that is wrong with the input.
     """
-    source = open_weights(path)
-    identified = identify(source, prediction_type)
-    description = describe(source, identified)
+    opened = open_model(path, use_ema_weights=use_ema_weights)
+    source, description = understand(opened, prediction_type)
     description.check_complete(source)
-    model = LoadedModel(identified, source, description)
+    model = LoadedModel(description.identified, source, description)
     for component in components:
-        model.components[component] = _load(component, source, description, dtype)
+        if component == "vae" and vae:
+            model.components[component] = _other_vae(model, vae, dtype)
+        else:
+            model.components[component] = _load(component, source, description, dtype)
     return model
+
+
+def understand(opened: Opened, prediction_type: str = "auto") -> tuple[WeightFile, Description]:
+    """What an opened checkpoint is and consists of. Raises InputError if it is nothing that can be used."""
+    source = opened.weights
+
+    def run_unet() -> PredictionType:
+        from dreambooth.trainer.families.probe import probe
+
+        guess = describe(source, Identified(family_of(source), "epsilon", ""), opened.stated)
+        guess.check_complete(source)
+        unet = _load("unet", source, guess, torch.float32)
+        return probe(unet, guess.configs["unet"]["cross_attention_dim"])
+
+    identified = identify(source, prediction_type, stated=opened.stated, probe=run_unet)
+    return source, describe(source, identified, opened.stated)
 
 
 def canonical_state(component: str, module: torch.nn.Module) -> dict[str, torch.Tensor]:
@@ -71,6 +90,22 @@ def canonical_state(component: str, module: torch.nn.Module) -> dict[str, torch.
         for name, tensor in module.state_dict(keep_vars=True).items()
         if not name.endswith("position_ids")
     }
+
+
+def _other_vae(model: LoadedModel, path: str | Path, dtype: torch.dtype) -> torch.nn.Module:
+    """The autoencoder of another file, which must have latents of the same kind."""
+    source = open_vae(path)
+    own = model.configs["vae"]
+    description = describe_vae(source, model.identified)
+    description.check_complete(source)
+    config = description.configs["vae"]
+    if config["latent_channels"] != own["latent_channels"]:
+        raise InputError(
+            f"this VAE has {config['latent_channels']} latent channels, the checkpoint's {own['latent_channels']}",
+            where=str(path),
+            remedy="take a VAE of the checkpoint's family, or none",
+        )
+    return _load("vae", source, description, dtype)
 
 
 def _load(

@@ -16,7 +16,8 @@ class Family:
 
     `text` names the form of its text encoder ("clip" or "openclip"), `heads` gives the UNet's number of heads
     at a width. `pad_token` is what fills a prompt up to 77 tokens ("end" token or "0"); `clip_skip` says
-    whether the WebUI honours that setting for it. `architecture` is its name in the modelspec standard.
+    whether the WebUI honours that setting for it, `probed` whether its prediction type is told by running the
+    UNet where nothing says it. `architecture` is its name in the modelspec standard.
     """
 
     name: str
@@ -29,6 +30,7 @@ class Family:
     resolution: int = 512
     pad_token: Literal["end", "0"] = "end"
     clip_skip: bool = True
+    probed: bool = False
 
 
 @dataclass(frozen=True)
@@ -62,6 +64,7 @@ SD2 = Family(
     "stable-diffusion-v2",
     pad_token="0",
     clip_skip=False,
+    probed=True,
 )
 SD2_INPAINT = Family(
     "sd2-inpaint",

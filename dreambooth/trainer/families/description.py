@@ -8,6 +8,7 @@ from typing import Any
 
 from dreambooth.shared.errors import InputError
 from dreambooth.trainer.families import Identified, names
+from dreambooth.trainer.families.ldm_yaml import Stated
 from dreambooth.trainer.families.names import Binding
 from dreambooth.trainer.families.topology import (
     UnknownTopology,
@@ -47,21 +48,22 @@ class Description:
             )
 
 
-def describe(weights: WeightFile, identified: Identified) -> Description:
-    """Lay out a checkpoint whose family is known.
+def describe(weights: WeightFile, identified: Identified, stated: Stated | None = None) -> Description:
+    """Lay out a checkpoint whose family is known; `stated` is what stands beside it.
 
     Raises InputError if its tensors are not those of the family's topology.
     """
     family, tensors = identified.family, weights.tensors
+    stated = stated or Stated("")
     try:
-        unet = unet_topology(tensors, family.heads)
+        unet = unet_topology(tensors, stated.heads or family.heads)
         vae = vae_topology(tensors)
         if family.text == "clip":
             prefix = clip_prefix(weights)
             text = clip_topology(tensors, prefix)
             text_names = names.clip_bindings(text, prefix)
         else:
-            text = openclip_topology(tensors, names.OPENCLIP_PREFIX)
+            text = openclip_topology(tensors, names.OPENCLIP_PREFIX, last=stated.last_text_layer)
             text_names = names.openclip_bindings(text)
     except UnknownTopology as error:
         raise InputError(
@@ -69,23 +71,43 @@ def describe(weights: WeightFile, identified: Identified) -> Description:
             where=str(weights.path),
             remedy="take a checkpoint with the original layout of its family",
         ) from error
+    configs = {
+        "unet": unet_config(unet),
+        "text_encoder": text_config(text),
+        "vae": vae_config(vae, family.scaling_factor),
+    }
     table = {
         "unet": names.unet_bindings(unet),
         "text_encoder": text_names,
         "vae": names.vae_bindings(vae),
     }
+    return _laid_out(weights, identified, configs, table)
+
+
+def describe_vae(weights: WeightFile, identified: Identified) -> Description:
+    """Lay out an autoencoder alone, to be used with a checkpoint of this family. Raises InputError."""
+    try:
+        vae = vae_topology(weights.tensors)
+    except UnknownTopology as error:
+        raise InputError(f"this is no VAE that can be used: {error}", where=str(weights.path)) from error
+    configs = {"vae": vae_config(vae, identified.family.scaling_factor)}
+    return _laid_out(weights, identified, configs, {"vae": names.vae_bindings(vae)})
+
+
+def _laid_out(
+    weights: WeightFile,
+    identified: Identified,
+    configs: Mapping[str, dict[str, Any]],
+    table: Mapping[str, list[Binding]],
+) -> Description:
     wanted = [binding.original for bindings in table.values() for binding in bindings]
     bound = set(wanted)
     return Description(
         identified=identified,
-        configs={
-            "unet": unet_config(unet),
-            "text_encoder": text_config(text),
-            "vae": vae_config(vae) | {"scaling_factor": family.scaling_factor},
-        },
+        configs=configs,
         bindings={component: tuple(bindings) for component, bindings in table.items()},
-        missing=tuple(name for name in wanted if name not in tensors),
-        others=tuple(name for name in tensors if name not in bound),
+        missing=tuple(name for name in wanted if name not in weights.tensors),
+        others=tuple(name for name in weights.tensors if name not in bound),
     )
 
 

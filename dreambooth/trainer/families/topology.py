@@ -132,11 +132,12 @@ def clip_topology(tensors: Tensors, prefix: str) -> TextTopology:
     )
 
 
-def openclip_topology(tensors: Tensors, prefix: str) -> TextTopology:
+def openclip_topology(tensors: Tensors, prefix: str, *, last: bool = False) -> TextTopology:
     """The topology of an OpenCLIP text encoder, without the layers that Stable Diffusion 2 does not use.
 
     It uses the output of the layer before the last, so that the last is only kept. A file that was made from a
-    diffusers folder never had that layer, nor the text projection. Raises UnknownTopology.
+    diffusers folder never had that layer, nor the text projection. `last` says that the last layer is used
+    nevertheless. Raises UnknownTopology.
     """
     shape = _shapes(tensors, prefix)
     vocabulary, width = shape("token_embedding.weight", 2)
@@ -146,7 +147,7 @@ def openclip_topology(tensors: Tensors, prefix: str) -> TextTopology:
     return TextTopology(
         width=width,
         hidden=shape("transformer.resblocks.0.mlp.c_fc.weight", 2)[0],
-        layers=found if stripped else found - 1,
+        layers=found if stripped or last else found - 1,
         heads=max(1, width // 64),
         vocabulary=vocabulary,
         positions=shape("positional_embedding", 2)[0],
@@ -181,8 +182,8 @@ def unet_config(topology: UNetTopology) -> dict[str, Any]:
     return config
 
 
-def vae_config(topology: VAETopology) -> dict[str, Any]:
-    """diffusers' config of AutoencoderKL for this topology (without its scaling factor)."""
+def vae_config(topology: VAETopology, scaling_factor: float) -> dict[str, Any]:
+    """diffusers' config of AutoencoderKL for this topology."""
     count = len(topology.widths)
     return {
         "in_channels": topology.in_channels,
@@ -192,6 +193,7 @@ def vae_config(topology: VAETopology) -> dict[str, Any]:
         "block_out_channels": topology.widths,
         "layers_per_block": topology.layers,
         "latent_channels": topology.latent_channels,
+        "scaling_factor": scaling_factor,
     }
 
 
