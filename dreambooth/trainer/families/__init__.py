@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 PredictionType = Literal["epsilon", "v_prediction"]
@@ -17,7 +17,8 @@ class Family:
     `text` names the form of its text encoder ("clip" or "openclip"), `heads` gives the UNet's number of heads
     at a width. `pad_token` is what fills a prompt up to 77 tokens ("end" token or "0"); `clip_skip` says
     whether the WebUI honours that setting for it, `probed` whether its prediction type is told by running the
-    UNet where nothing says it. `architecture` is its name in the modelspec standard.
+    UNet where nothing says it. `architecture` (for v: `architecture_v`) and `implementation` are its names in the
+    modelspec standard.
     """
 
     name: str
@@ -26,8 +27,11 @@ class Family:
     text: Literal["clip", "openclip"]
     heads: Callable[[int], int]
     architecture: str
+    architecture_v: str
+    implementation: str
     scaling_factor: float = 0.18215
     resolution: int = 512
+    v_resolution: int = 512
     pad_token: Literal["end", "0"] = "end"
     clip_skip: bool = True
     probed: bool = False
@@ -51,29 +55,47 @@ def _sixty_four_wide(width: int) -> int:
     return max(1, width // 64)
 
 
-SD1 = Family("sd1", "Stable Diffusion 1.x", 4, "clip", _eight, "stable-diffusion-v1")
-SD1_INPAINT = Family(
-    "sd1-inpaint", "Stable Diffusion 1.x inpainting", 9, "clip", _eight, "stable-diffusion-v1-inpainting"
+COMPVIS = "https://github.com/CompVis/stable-diffusion"
+STABILITY = "https://github.com/Stability-AI/stablediffusion"
+SD1 = Family(
+    name="sd1",
+    title="Stable Diffusion 1.x",
+    in_channels=4,
+    text="clip",
+    heads=_eight,
+    architecture="stable-diffusion-v1",
+    architecture_v="stable-diffusion-v1",
+    implementation=COMPVIS,
+)
+SD1_INPAINT = replace(
+    SD1,
+    name="sd1-inpaint",
+    title="Stable Diffusion 1.x inpainting",
+    in_channels=9,
+    architecture="stable-diffusion-v1-inpainting",
+    architecture_v="stable-diffusion-v1-inpainting",
 )
 SD2 = Family(
-    "sd2",
-    "Stable Diffusion 2.x",
-    4,
-    "openclip",
-    _sixty_four_wide,
-    "stable-diffusion-v2",
+    name="sd2",
+    title="Stable Diffusion 2.x",
+    in_channels=4,
+    text="openclip",
+    heads=_sixty_four_wide,
+    architecture="stable-diffusion-v2-512",
+    architecture_v="stable-diffusion-v2-768-v",
+    implementation=STABILITY,
+    v_resolution=768,
     pad_token="0",
     clip_skip=False,
     probed=True,
 )
-SD2_INPAINT = Family(
-    "sd2-inpaint",
-    "Stable Diffusion 2.x inpainting",
-    9,
-    "openclip",
-    _sixty_four_wide,
-    "stable-diffusion-v2-inpainting",
-    pad_token="0",
-    clip_skip=False,
+SD2_INPAINT = replace(
+    SD2,
+    name="sd2-inpaint",
+    title="Stable Diffusion 2.x inpainting",
+    in_channels=9,
+    architecture="stable-diffusion-v2-inpainting",
+    architecture_v="stable-diffusion-v2-inpainting",
+    probed=False,
 )
 FAMILIES = {family.name: family for family in (SD1, SD1_INPAINT, SD2, SD2_INPAINT)}
