@@ -3,18 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
 import torch
 
-from dreambooth.shared.errors import DreamboothError
+from dreambooth.shared.errors import DreamboothError, InputError
+from dreambooth.shared.paths import write_whole
+from dreambooth.trainer.families.description import Description
+from dreambooth.trainer.families.ldm_yaml import needs_yaml, with_parameterization, yaml_path, yaml_text
 from dreambooth.trainer.families.names import Binding
 from dreambooth.trainer.loading import LoadedModel
-from dreambooth.trainer.weights import Entry, TensorInfo, WeightFile, Written, write_weights
+from dreambooth.trainer.modelspec import modelspec
+from dreambooth.trainer.sources import EMA_PREFIX
+from dreambooth.trainer.weights import Entry, WeightFile, Written, write_weights
+from dreambooth.trainer.weights.base import Scratch
 
 WEIGHT_PREFIXES = ("model.diffusion_model.", "first_stage_model.", "cond_stage_model.")
-EMA_PREFIX = "model_ema."
+EMA_COUNTERS = ("model_ema.decay", "model_ema.num_updates")
+EMA_LEFT_OUT = "the base's averaged (EMA) weights, which the training did not touch, were left out"
 Trained = Mapping[str, Mapping[str, torch.Tensor]]
 
 
@@ -30,34 +38,111 @@ def export_single_file(
     """Write the base with `trained`'s tensors (by component and canonical name) in place of its own.
 
     Every other tensor is the base's, byte for byte, but for floating-point weights, which take `output_dtype`;
-    the schedule's buffers, integers and unknown tensors never change. The base's EMA copy is left out.
+    the schedule's buffers, integers and unknown tensors never change. The base's averaged weights are left out.
+    The modelspec metadata and the base's hash are added, `metadata` wins. A `.yaml` is written beside every SD2
+    or v-prediction result and every one whose base has one.
+
+    Raises InputError if `dst` exists and `overwrite` is not set, DreamboothError if the disk is full or the file
+    does not read back as it was meant; then nothing is left behind.
     """
-    entries = export_entries(model, trained, output_dtype)
-    return write_weights(dst, entries, dict(metadata), extras=model.source.extras, overwrite=overwrite)
+    source, dst = model.source, Path(dst)
+    entries = export_entries(source, model.description, trained, output_dtype)
+    about = {**modelspec(source, model.identified, title=dst.stem), **_base(model)}
+    notes: tuple[str, ...] = ()
+    if len(entries) < len(source.tensors):
+        about["dreambooth.ema"], notes = EMA_LEFT_OUT, (EMA_LEFT_OUT,)
+    beside = yaml_beside(dst, source, model.description, overwrite=overwrite)
+    written = write_weights(
+        dst,
+        entries,
+        {**about, **metadata},
+        extras=source.extras,
+        overwrite=overwrite,
+        before_rename=beside.write,
+    )
+    return replace(written, beside=beside.paths, notes=notes)
 
 
-def export_entries(model: LoadedModel, trained: Trained, output_dtype: torch.dtype) -> list[Entry]:
-    """One entry for every tensor of the base that is kept or replaced, in the base's order."""
-    replaced = _replacements(model, trained)
+def export_entries(
+    source: WeightFile,
+    description: Description,
+    trained: Trained,
+    output_dtype: torch.dtype | None,
+    *,
+    keep_ema: bool = False,
+) -> list[Entry]:
+    """One entry for every tensor of the base that is kept or replaced, in the base's order.
+
+    With an `output_dtype` of None every tensor keeps its own.
+    """
+    replaced = _replacements(description, trained)
+    scratch = Scratch()
     return [
-        _entry(model.source, name, info, output_dtype, replaced.get(name))
-        for name, info in model.source.tensors.items()
-        if not name.startswith(EMA_PREFIX)
+        _entry(source, name, written_dtype(name, info.dtype, output_dtype), replaced.get(name), scratch)
+        for name, info in source.tensors.items()
+        if keep_ema or not name.startswith(EMA_PREFIX)
     ]
 
 
 def written_dtype(name: str, dtype: torch.dtype, output_dtype: torch.dtype | None) -> torch.dtype:
     """What a tensor is written as: the chosen dtype if it is a floating-point weight, else its own."""
-    is_weight = dtype.is_floating_point and name.startswith(WEIGHT_PREFIXES)
-    return output_dtype if output_dtype is not None and is_weight else dtype
+    is_weight = name.startswith(WEIGHT_PREFIXES) or (name.startswith(EMA_PREFIX) and name not in EMA_COUNTERS)
+    return output_dtype if output_dtype is not None and is_weight and dtype.is_floating_point else dtype
 
 
-def _replacements(model: LoadedModel, trained: Trained) -> dict[str, list[torch.Tensor]]:
+@dataclass(frozen=True)
+class Beside:
+    """A small file that belongs beside a checkpoint; none without content."""
+
+    path: Path
+    content: bytes | None
+
+    @property
+    def paths(self) -> tuple[Path, ...]:
+        return (self.path,) if self.content is not None else ()
+
+    def write(self) -> None:
+        if self.content is not None and not self.is_there():
+            write_whole(self.path, self.content)
+
+    def is_there(self) -> bool:
+        return self.path.exists() and self.path.read_bytes() == self.content
+
+
+def yaml_beside(dst: Path, source: WeightFile, description: Description, *, overwrite: bool) -> Beside:
+    """The `.yaml` that `dst` needs: the base's own if it has one, else one of ours for SD2 and for v.
+
+    Raises InputError if a file of another content has its name and may not be replaced.
+    """
+    identified, theirs = description.identified, yaml_path(source.path)
+    content = None
+    if source.path.is_file() and theirs.is_file():
+        text = theirs.read_text(encoding="utf-8")
+        content = with_parameterization(text, identified.prediction_type).encode()
+    elif needs_yaml(identified):
+        content = yaml_text(identified, description.configs).encode()
+    beside = Beside(yaml_path(dst), content)
+    replaceable = not beside.path.exists() or beside.is_there() or (overwrite and dst.exists())
+    if content is not None and not replaceable:
+        raise InputError(
+            "another .yaml has this name, and would be taken for the written checkpoint's",
+            where=str(beside.path),
+            remedy="choose another name, or move that file away",
+        )
+    return beside
+
+
+def _base(model: LoadedModel) -> dict[str, str]:
+    found = {"dreambooth.base": model.source.path.name}
+    return found | ({"dreambooth.base_sha256": model.base_sha256} if model.base_sha256 else {})
+
+
+def _replacements(description: Description, trained: Trained) -> dict[str, list[torch.Tensor]]:
     """The trained tensors by the base's names; several where the base has them as one."""
     found: dict[str, list[torch.Tensor]] = {}
     for component, tensors in trained.items():
         known: set[str] = set()
-        for binding in model.description.bindings[component]:
+        for binding in description.bindings[component]:
             known.update(binding.canonical)
             if any(name in tensors for name in binding.canonical):
                 found[binding.original] = [
@@ -80,18 +165,20 @@ def _trained_tensor(
 def _entry(
     source: WeightFile,
     name: str,
-    info: TensorInfo,
-    output_dtype: torch.dtype | None,
+    dtype: torch.dtype,
     replacement: list[torch.Tensor] | None,
+    scratch: Scratch,
 ) -> Entry:
-    dtype = written_dtype(name, info.dtype, output_dtype)
+    shape = source.tensors[name].shape
     if replacement is None:
-        return Entry(name, dtype, info.shape, partial(_kept, source, name, dtype))
-    return Entry(name, dtype, info.shape, partial(_replaced, replacement, info.shape, dtype))
+        return Entry(name, dtype, shape, partial(_kept, source, name, dtype, scratch))
+    return Entry(name, dtype, shape, partial(_replaced, replacement, shape, dtype))
 
 
-def _kept(source: WeightFile, name: str, dtype: torch.dtype) -> torch.Tensor:
-    return source.read(name).to(dtype)
+def _kept(source: WeightFile, name: str, dtype: torch.dtype, scratch: Scratch) -> torch.Tensor:
+    out = scratch.tensor(dtype, source.tensors[name].shape)
+    source.read_into(name, out)
+    return out
 
 
 def _replaced(parts: list[torch.Tensor], shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:

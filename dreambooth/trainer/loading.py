@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from dreambooth.trainer.families.detect import family_of, identify
 from dreambooth.trainer.families.names import Binding
 from dreambooth.trainer.sources import Opened, open_model, open_vae
 from dreambooth.trainer.weights import WeightFile
+from dreambooth.trainer.weights.base import file_sha256
 
 TEXT_MODEL = "text_model."
 
@@ -32,6 +34,11 @@ class LoadedModel:
     source: WeightFile
     description: Description
     components: dict[str, torch.nn.Module] = field(default_factory=dict)
+
+    @cached_property
+    def base_sha256(self) -> str:
+        """The sha256 of the whole file it came from, "" for a folder; read once."""
+        return file_sha256(self.source.path) if self.source.path.is_file() else ""
 
     @property
     def configs(self) -> Mapping[str, dict[str, Any]]:

@@ -142,7 +142,8 @@ def yaml_text(identified: Identified, configs: Mapping[str, Mapping[str, Any]]) 
         "target": LDM + ("LatentInpaintDiffusion" if inpainting else "LatentDiffusion"),
         "params": params,
     }
-    return yaml.safe_dump({"model": model}, sort_keys=False, default_flow_style=None)
+    text: str = yaml.safe_dump({"model": model}, sort_keys=False, default_flow_style=None)
+    return text
 
 
 def with_parameterization(text: str, prediction_type: PredictionType) -> str:
@@ -154,7 +155,8 @@ def with_parameterization(text: str, prediction_type: PredictionType) -> str:
     if PARAMETERIZATIONS.get(params.get("parameterization", "eps")) == prediction_type:
         return text
     params["parameterization"] = {value: key for key, value in PARAMETERIZATIONS.items()}[prediction_type]
-    return yaml.safe_dump(content, sort_keys=False, default_flow_style=None)
+    changed: str = yaml.safe_dump(content, sort_keys=False, default_flow_style=None)
+    return changed
 
 
 def _unet_params(family: Family, unet: Mapping[str, Any]) -> dict[str, Any]:

@@ -5,7 +5,7 @@ Nothing is ever mapped into memory, since mapped pages count as resident; and no
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from dreambooth.shared.errors import InputError
@@ -48,17 +48,22 @@ def write_weights(
     extras: Mapping[str, object] | None = None,
     overwrite: bool = False,
     verify: bool = True,
+    before_rename: Callable[[], None] | None = None,
 ) -> Written:
     """Write a weight file in the format of `path`'s suffix, whole or not at all.
 
     The entries are produced one at a time, go to a temporary file in the same folder, which is synced, read
     back and compared (`verify`: every entry is produced a second time and compared bit for bit) and renamed.
     `extras` is what stands beside the `state_dict` of a `.ckpt` (plain values); `metadata` goes into a
-    `.safetensors` header (a `.ckpt` has no place for it and leaves it out).
+    `.safetensors` header, and into a `.ckpt` under the key `metadata`. `before_rename` is called when the file
+    is whole and about to get its name.
 
     Raises InputError if `path` exists and `overwrite` is not set or its suffix is unknown, DreamboothError
     when the disk is full or the file that was written does not read back as it was meant.
     """
-    from dreambooth.trainer.weights.writing import write_whole
+    from dreambooth.trainer.weights.writing import Content, write_whole
 
-    return write_whole(Path(path), entries, metadata, extras or {}, overwrite=overwrite, verify=verify)
+    content = Content(entries, metadata, extras or {})
+    return write_whole(
+        Path(path), content, overwrite=overwrite, verify=verify, before_rename=before_rename or (lambda: None)
+    )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -11,6 +12,9 @@ from typing import BinaryIO, Protocol
 import torch
 
 from dreambooth.shared.errors import DreamboothError, InputError
+
+PIECE = 1 << 22
+"""How many elements are cast at a time."""
 
 
 @dataclass(frozen=True)
@@ -44,7 +48,8 @@ class WeightFile(Protocol):
 class Entry:
     """A tensor to be written; `data` gives it when its turn comes, so that only one is in memory at a time.
 
-    `data` must give the same bits each time it is called: verification calls it again.
+    `data` must give the same bits each time it is called (verification calls it again); what it gives is used
+    before the next entry's is asked for, so that entries may share a `Scratch`.
     """
 
     name: str
@@ -59,11 +64,30 @@ class Entry:
 
 @dataclass(frozen=True)
 class Written:
-    """A finished file: where it is, its size in bytes, and the sha256 of the whole file."""
+    """A finished file: where it is, its size in bytes, and the sha256 of the whole file.
+
+    `beside` are files written along with it (its `.yaml`), `notes` say what a reader should know of it.
+    """
 
     path: Path
     nbytes: int
     sha256: str
+    beside: tuple[Path, ...] = ()
+    notes: tuple[str, ...] = ()
+
+
+class Scratch:
+    """Memory that one tensor after another is read into: fresh pages cost more than the reading itself."""
+
+    def __init__(self) -> None:
+        self._memory = torch.empty(0, dtype=torch.uint8)
+
+    def tensor(self, dtype: torch.dtype, shape: tuple[int, ...]) -> torch.Tensor:
+        """A tensor with undefined content, overwritten by the next one that is asked for."""
+        size = nbytes_of(dtype, shape)
+        if size > len(self._memory):
+            self._memory = torch.empty(size, dtype=torch.uint8)
+        return self._memory[:size].view(dtype).reshape(shape)
 
 
 def nbytes_of(dtype: torch.dtype, shape: tuple[int, ...]) -> int:
@@ -77,6 +101,15 @@ def nbytes_of(dtype: torch.dtype, shape: tuple[int, ...]) -> int:
 def bytes_of(tensor: torch.Tensor) -> memoryview:
     """The memory of a contiguous CPU tensor, writable, as bytes (any dtype, also those numpy has not)."""
     return tensor.detach().reshape(-1).view(torch.uint8).numpy().data
+
+
+def file_sha256(path: Path) -> str:
+    """The sha256 of a whole file, as the WebUI computes it, in hexadecimal."""
+    digest, memory = hashlib.sha256(), bytearray(1 << 20)
+    with path.open("rb", buffering=0) as file:
+        while count := file.readinto(memory):
+            digest.update(memoryview(memory)[:count])
+    return digest.hexdigest()
 
 
 class OpenedFile:
@@ -116,13 +149,18 @@ class OpenedFile:
                 done += got
 
 
-def fill(out: torch.Tensor, stored: TensorInfo, read: Callable[[memoryview], None]) -> None:
-    """Read a stored tensor into `out`: straight into its memory where dtype and layout agree, else cast."""
-    if out.dtype == stored.dtype and out.is_contiguous() and out.device.type == "cpu":
+def fill(out: torch.Tensor, stored: TensorInfo, read: Callable[[int, memoryview], None]) -> None:
+    """Read a stored tensor into `out` (contiguous): straight into its memory, or cast piece by piece.
+
+    `read(offset, memory)` fills `memory` from `offset` bytes after the tensor's start.
+    """
+    if out.dtype == stored.dtype:
         if stored.nbytes:
-            read(bytes_of(out))
+            read(0, bytes_of(out))
         return
-    held = torch.empty(stored.shape, dtype=stored.dtype)
-    if stored.nbytes:
-        read(bytes_of(held))
-    out.copy_(held.reshape(out.shape))
+    flat, size = out.view(-1), stored.dtype.itemsize
+    held = torch.empty(min(PIECE, flat.numel()), dtype=stored.dtype)
+    for start in range(0, flat.numel(), PIECE):
+        piece = held[: flat.numel() - start]
+        read(start * size, bytes_of(piece))
+        flat[start : start + len(piece)].copy_(piece)

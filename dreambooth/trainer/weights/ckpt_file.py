@@ -69,7 +69,7 @@ class CkptFile:
         view, info = self._views[name], self.tensors[name]
         start = self._records[view.storage.key].offset + view.offset * view.dtype.itemsize
         if _is_contiguous(view):
-            fill(out, info, lambda memory: self._file.read_at(start, memory))
+            fill(out, info, lambda place, memory: self._file.read_at(start + place, memory))
         elif info.nbytes:
             span = torch.empty(_span(view), dtype=view.dtype)
             self._file.read_at(start, bytes_of(span))

@@ -93,7 +93,7 @@ class SafetensorsFile:
     def read_into(self, name: str, out: torch.Tensor) -> None:
         """Fill `out` with the tensor, cast to `out`'s dtype."""
         stored = self._stored[name]
-        fill(out, stored.info, lambda memory: self._file.read_at(stored.offset, memory))
+        fill(out, stored.info, lambda start, memory: self._file.read_at(stored.offset + start, memory))
 
 
 def _read_header(file: OpenedFile) -> tuple[dict[str, Any], int]:

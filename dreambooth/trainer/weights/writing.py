@@ -8,14 +8,16 @@ import os
 import threading
 import uuid
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import torch
 
 from dreambooth.shared.errors import DreamboothError, InputError
+from dreambooth.shared.paths import fsync_folder
 from dreambooth.trainer.weights import ckpt_file, ckpt_writer, safetensors_file
-from dreambooth.trainer.weights.base import Entry, WeightFile, Written
+from dreambooth.trainer.weights.base import Entry, Scratch, WeightFile, Written
 
 Writer = Callable[[Any, Sequence[Entry], Mapping[str, str], Mapping[str, object]], None]
 READERS: dict[str, Callable[[Path], WeightFile]] = {
@@ -55,14 +57,17 @@ class Sink:
         return self._hash.hexdigest()
 
 
+@dataclass(frozen=True)
+class Content:
+    """What goes into a file."""
+
+    entries: Sequence[Entry]
+    metadata: Mapping[str, str]
+    extras: Mapping[str, object]
+
+
 def write_whole(
-    path: Path,
-    entries: Sequence[Entry],
-    metadata: Mapping[str, str],
-    extras: Mapping[str, object],
-    *,
-    overwrite: bool,
-    verify: bool,
+    path: Path, content: Content, *, overwrite: bool, verify: bool, before_rename: Callable[[], None]
 ) -> Written:
     """See `dreambooth.trainer.weights.write_weights`."""
     writer = _writer(path)
@@ -74,11 +79,13 @@ def write_whole(
     try:
         with temporary.open("xb", buffering=0) as file:
             sink = Sink(file)
-            writer(sink, entries, metadata, extras)
+            writer(sink, content.entries, content.metadata, content.extras)
             os.fsync(file.fileno())
         if verify:
-            _verify(temporary, path, entries)
+            _verify(temporary, path, content.entries)
+        before_rename()
         os.replace(temporary, path)
+        fsync_folder(path.parent)
     except OSError as error:
         raise _write_error(error, path) from error
     finally:
@@ -102,11 +109,14 @@ def _verify(written: Path, path: Path, entries: Sequence[Entry]) -> None:
     found = READERS[path.suffix.lower()](written)
     if {entry.name for entry in entries} != set(found.tensors):
         raise _unfaithful(path, "its names")
+    scratch = Scratch()
     for entry in entries:
         info = found.tensors[entry.name]
         if (info.dtype, info.shape) != (entry.dtype, entry.shape):
             raise _unfaithful(path, f"the shape of {entry.name!r}")
-        if not same_bits(found.read(entry.name), entry.data()):
+        back = scratch.tensor(info.dtype, info.shape)
+        found.read_into(entry.name, back)
+        if not same_bits(back, entry.data()):
             raise _unfaithful(path, f"the content of {entry.name!r}")
 
 
