@@ -21,14 +21,18 @@ class _Parser(argparse.ArgumentParser):
     """Wrong usage gets one message and exit code 2, like every other wrong input."""
 
     def error(self, message: str) -> NoReturn:
-        self.exit(WRONG_INPUT, f"{message}\n  What to do: see `python3 -m dreambooth {self._command()} --help`\n")
+        self.exit(
+            WRONG_INPUT, f"{message}\n  What to do: see `python3 -m dreambooth {self._command()} --help`\n"
+        )
 
     def _command(self) -> str:
         return self.prog.split("dreambooth", 1)[-1].strip()
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(prog="python3 -m dreambooth", description="Trains Stable Diffusion checkpoints with DreamBooth.")
+    parser = _Parser(
+        prog="python3 -m dreambooth", description="Trains Stable Diffusion checkpoints with DreamBooth."
+    )
     parser.add_argument("--version", action="version", version=f"dreambooth-trainer {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND", parser_class=_Parser)
 
@@ -37,15 +41,21 @@ def _parser() -> argparse.ArgumentParser:
         made.set_defaults(run=run)
         return made
 
-    demo = command("demo", "Train the small checkpoint that comes with the project, and show the result.", _demo)
-    demo.add_argument("--out", type=Path, default=Path("demo-result"), metavar="DIR", help="where the results go")
+    demo = command(
+        "demo", "Train the small checkpoint that comes with the project, and show the result.", _demo
+    )
+    demo.add_argument(
+        "--out", type=Path, default=Path("demo-result"), metavar="DIR", help="where the results go"
+    )
     for name, help, run in (
         ("train", "Train what a YAML or JSON file says.", _train),
         ("plan", "Say what a training would do and what is wrong with it, and write nothing.", _plan),
     ):
         made = command(name, help, run)
         made.add_argument("config", type=Path, metavar="CONFIG", help="a YAML or JSON file")
-        made.add_argument("overrides", nargs="*", default=[], metavar="key=value", help="settings that win over the file's")
+        made.add_argument(
+            "overrides", nargs="*", default=[], metavar="key=value", help="settings that win over the file's"
+        )
         if name == "plan":
             made.add_argument("--json", action="store_true", help="print the plan as one JSON object")
     resume = command("resume", "Go on with a run from its last good state.", _resume)
@@ -58,8 +68,12 @@ def _parser() -> argparse.ArgumentParser:
     runs = command("runs", "List the runs.", _runs)
     runs.add_argument("dir", nargs="?", type=Path, metavar="DIR", help="the folder of the runs")
     convert = command("convert", "Convert between single files and diffusers folders.", _convert)
-    convert.add_argument("src", type=Path, metavar="SRC", help="a .safetensors or .ckpt file or a diffusers folder")
-    convert.add_argument("dst", type=Path, metavar="DST", help="a folder, or a file that ends in .safetensors or .ckpt")
+    convert.add_argument(
+        "src", type=Path, metavar="SRC", help="a .safetensors or .ckpt file or a diffusers folder"
+    )
+    convert.add_argument(
+        "dst", type=Path, metavar="DST", help="a folder, or a file that ends in .safetensors or .ckpt"
+    )
     convert.add_argument("--dtype", choices=("float16", "bfloat16", "float32"), help="default: as it is")
     convert.add_argument("--prediction-type", choices=("auto", "epsilon", "v_prediction"), default="auto")
     convert.add_argument("--use-ema-weights", action="store_true", help="take the averaged weights")
@@ -77,7 +91,9 @@ def _add_generate(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", type=Path, required=True, metavar="PNG", help="the picture's file")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--steps", type=int, default=20)
-    parser.add_argument("--size", default="", metavar="W[xH]", help="pixels; default: what the model was made for")
+    parser.add_argument(
+        "--size", default="", metavar="W[xH]", help="pixels; default: what the model was made for"
+    )
     parser.add_argument("--negative", default="", metavar="PROMPT")
     parser.add_argument("--guidance-scale", type=float, default=7.5)
     parser.add_argument("--sampler", default="dpmpp_2m")

@@ -54,7 +54,11 @@ class Denoiser(torch.nn.Module):
     """UNet and text encoder as one module, so that wrappers (DDP, autocast) see one forward."""
 
     def __init__(
-        self, unet: torch.nn.Module, text_encoder: torch.nn.Module | None, rules: text.TextRules, clip_skip: int
+        self,
+        unet: torch.nn.Module,
+        text_encoder: torch.nn.Module | None,
+        rules: text.TextRules,
+        clip_skip: int,
     ) -> None:
         super().__init__()
         self.unet = unet
@@ -108,7 +112,9 @@ class TrainingEngine:
         self._prior_weight = prior_weight
         self._text_span = text_span
         self._parameters = [p for group in stepper.optimizer.param_groups for p in group["params"]]
-        self._model: torch.nn.Module = accelerator.prepare_model(denoiser)
+        self._model: torch.nn.Module = denoiser
+        if accelerator.num_processes > 1:
+            self._model = accelerator.prepare_model(denoiser)
         self._text_left = not text_span.trained
         # the failure flag of the step before, on its way to the host without making it wait
         self._flag = torch.zeros((), pin_memory=stepper.failed.is_cuda)
@@ -179,7 +185,7 @@ class TrainingEngine:
     def _send_flag(self) -> None:
         self._flag.copy_(self.stepper.failed, non_blocking=True)
         if self.stepper.failed.is_cuda:
-            self._flag_event = torch.cuda.Event()
+            self._flag_event = torch.cuda.Event()  # type: ignore[no-untyped-call]
             self._flag_event.record()
 
     def _check_flag(self) -> None:

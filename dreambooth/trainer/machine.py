@@ -70,7 +70,9 @@ def _precision(asked: str, device: torch.device) -> str:
         return "no" if device.type != "cuda" else "bf16" if bf16 else "fp16"
     if asked == "bf16" and not bf16:
         raise InputError(
-            f"{device_title(device)} cannot compute in bf16", where="mixed_precision", remedy="use fp16 or auto"
+            f"{device_title(device)} cannot compute in bf16",
+            where="mixed_precision",
+            remedy="use fp16 or auto",
         )
     if asked == "fp16" and device.type != "cuda":
         raise InputError(
@@ -97,12 +99,12 @@ def _attention(asked: str, device: torch.device) -> str:
 
 def check_8bit(device: torch.device) -> None:
     """Proves bitsandbytes' 8-bit AdamW by a real step in another process. Raises InputError with the verdict."""
-    from dreambooth.trainer.doctor import probe_adamw8bit
+    from dreambooth.trainer.eightbit import probe_adamw8bit
 
     verdict = probe_adamw8bit(device=device.type)
     if not verdict.works:
         raise InputError(
-            f"8-bit AdamW does not work here: {verdict.reason}",
+            f"8-bit AdamW does not work here: {verdict.text}",
             where="optimizer",
             remedy=f"{verdict.remedy} — or use optimizer: adamw, which needs about 6 bytes more per trained parameter",
         )

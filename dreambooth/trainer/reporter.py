@@ -88,7 +88,9 @@ class Reporter:
     def _advance(self, done: int, of: int, text: str) -> None:
         if self._terminal:
             if self._bar is None:
-                self._bar = tqdm(total=of, file=self._out, dynamic_ncols=True, desc=self._phase, initial=max(0, done - 1))
+                self._bar = tqdm(
+                    total=of, file=self._out, dynamic_ncols=True, desc=self._phase, initial=max(0, done - 1)
+                )
             self._bar.set_postfix_str(text, refresh=False)
             self._bar.update(done - self._bar.n)
         now = time.monotonic()
@@ -124,4 +126,6 @@ class Reporter:
         changes = ", ".join(
             f"{name} {change['relative']:.2e}" for name, change in (fields.get("weight_change") or {}).items()
         )
-        self.write(f"Done: {fields['path']}" + (f"  (relative change of the weights: {changes})" if changes else ""))
+        self.write(
+            f"Done: {fields['path']}" + (f"  (relative change of the weights: {changes})" if changes else "")
+        )

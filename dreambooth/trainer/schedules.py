@@ -59,7 +59,7 @@ def _polynomial(schedule: Schedule, step: int, rate: float) -> float:
     if step > schedule.steps:
         return schedule.final_rate / rate
     remaining = 1.0 - _progress(schedule, step)
-    return ((rate - schedule.final_rate) * remaining**schedule.power + schedule.final_rate) / rate
+    return ((rate - schedule.final_rate) * math.pow(remaining, schedule.power) + schedule.final_rate) / rate
 
 
 SHAPES: dict[str, Callable[[Schedule, int, float], float]] = {

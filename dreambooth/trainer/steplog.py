@@ -22,7 +22,9 @@ class _Kept:
 class StepLog:
     """Emits one `step` event per step, in bundles: reading a number off a card makes the host wait for it."""
 
-    def __init__(self, emit: Emit, steps: int, *, every: float = 0.5, memory: MemoryProbe | None = None) -> None:
+    def __init__(
+        self, emit: Emit, steps: int, *, every: float = 0.5, memory: MemoryProbe | None = None
+    ) -> None:
         self._emit = emit
         self._steps = steps
         self._every = every
@@ -40,7 +42,9 @@ class StepLog:
 
     def add(self, step: int, losses: Losses, rate: float) -> None:
         """Keeps the numbers of finished step `step` (1 is the first)."""
-        self._kept.append(_Kept(step, torch.stack([losses.total.detach(), losses.instance, losses.prior]), rate))
+        self._kept.append(
+            _Kept(step, torch.stack([losses.total.detach(), losses.instance, losses.prior]), rate)
+        )
         if time.monotonic() - self._flushed >= self._every:
             self.flush()
 
@@ -84,4 +88,5 @@ class MemoryProbe:
     def gigabytes(self) -> float:
         if self._process is None:
             return round(torch.cuda.max_memory_reserved(self._device) / 2**30, 3)
-        return round(self._process.memory_info().rss / 2**30, 3)
+        resident: int = self._process.memory_info().rss
+        return round(resident / 2**30, 3)

@@ -1,0 +1,126 @@
+"""What is the same at every step is computed once, before training: latents, embeddings, token ids."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+
+from dreambooth.shared.events import Emit
+from dreambooth.shared.settings import Settings
+from dreambooth.trainer import text
+from dreambooth.trainer.cache import (
+    Latents,
+    Pictures,
+    cached_latents,
+    encode_missing,
+    live_latents,
+    looks_for,
+    vae_encoder,
+)
+from dreambooth.trainer.convert import LoadedModel
+from dreambooth.trainer.dataset import DataPlan, views_used
+from dreambooth.trainer.images import parse_colour
+from dreambooth.trainer.store import TensorStore, module_id
+from dreambooth.trainer.text_cache import CachedText, LiveText, TextEncoder, TextSource, TokenText
+from dreambooth.trainer.tokenizer import Tokenizer
+
+
+class LaterText:
+    """Embeddings of a text encoder that is trained first and then left as it is: made when first asked for."""
+
+    def __init__(self, make: Callable[[], TextSource]) -> None:
+        self._make = make
+
+    @cached_property
+    def _source(self) -> TextSource:
+        return self._make()
+
+    def batch(self, captions: Sequence[str]) -> torch.Tensor:
+        return self._source.batch(captions)
+
+
+@dataclass
+class Encoding:
+    """Turns images and captions into what the engine is fed; `check_stop` may raise to stop between two images."""
+
+    settings: Settings
+    data: DataPlan
+    model: LoadedModel
+    tokenizer: Tokenizer
+    store: TensorStore
+    device: torch.device
+    steps: int
+    emit: Emit
+    check_stop: Callable[[], None]
+
+    def latents(self) -> Latents:
+        """The images' latents: encoded now and kept, or at each step where caching is off."""
+        background = parse_colour(self.settings.images.background)
+        encoder = vae_encoder(self.model.components["vae"], self.model.identified.family.scaling_factor)
+        if not self.settings.images.cache_latents:
+            return live_latents(self.data, background, encoder, self.device)
+        pictures = Pictures(self.data, background)
+        views = views_used(self.data, self.settings.training.seed, self.steps)
+        looks = looks_for(views, masked=bool(self.data.masks))
+        self.emit("phase", name="caching", of=len(looks))
+        encode_missing(looks, pictures, encoder, self.store, self._progress("images"))
+        return cached_latents(looks, pictures, encoder, self.store, self.device)
+
+    def tokens(self) -> TextSource:
+        """Token ids, for a text encoder that is trained."""
+        return TokenText(self._tokenize, self.device)
+
+    def embeddings(self) -> TextSource:
+        """The frozen text encoder's output: computed now and kept where captions do not vary."""
+        captions = self.data.captions()
+        if captions is None:
+            return LiveText(self._encoder(), self.device)
+        return CachedText(
+            captions, self._encoder(), self.device, store=self.store, progress=self._progress("captions")
+        )
+
+    def later_embeddings(self) -> TextSource:
+        """As `embeddings`, of a text encoder that is still trained now; its result is nobody else's to keep."""
+        captions = self.data.captions()
+        if captions is None:
+            return LaterText(lambda: LiveText(self._encoder(), self.device))
+        return LaterText(lambda: CachedText(captions, self._encoder(), self.device))
+
+    def _progress(self, name: str) -> Callable[[int, int], None]:
+        def told(done: int, of: int) -> None:
+            self.check_stop()
+            if done:
+                self.emit("progress", name=name, done=done, of=of)
+
+        return told
+
+    @cached_property
+    def _chunks(self) -> int:
+        """The number of 75-token chunks that all captions of the run get: what the longest needs."""
+        limit = self.settings.captions.max_prompt_chunks
+        prompts = {item.prompt for item in self.data.items}
+        cut = sum(text.tokens_cut(self.tokenizer, prompt, limit) > 0 for prompt in prompts)
+        if cut:
+            self.emit(
+                "warning",
+                text=f"{cut} captions are longer than {limit * text.CONTENT} tokens and are cut there",
+            )
+        return min(limit, max(text.count_chunks(self.tokenizer, prompt) for prompt in prompts))
+
+    def _tokenize(self, prompt: str) -> torch.Tensor:
+        rules, limit = self.model.identified.family, self.settings.captions.max_prompt_chunks
+        return text.tokenize(self.tokenizer, rules, [prompt], chunks=self._chunks, max_chunks=limit)[0]
+
+    def _encoder(self) -> TextEncoder:
+        encoder, rules = self.model.components["text_encoder"], self.model.identified.family
+        clip_skip = self.settings.model.clip_skip
+
+        @torch.no_grad()
+        def encode(prompt: str) -> torch.Tensor:
+            ids = self._tokenize(prompt)[None].to(self.device)
+            return text.encode(encoder, rules, ids, clip_skip=clip_skip)[0].float().cpu()
+
+        return TextEncoder(f"{module_id(encoder)} clip_skip {clip_skip} chunks {self._chunks}", encode)

@@ -1,0 +1,151 @@
+"""What happens once in a while: a state is saved, a checkpoint written, sample pictures made."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from dreambooth.shared.events import Emit
+from dreambooth.trainer.checkpoint import Progress, State, load_state, save_state
+from dreambooth.trainer.convert import LoadedModel, canonical_state
+from dreambooth.trainer.ema import EMA
+from dreambooth.trainer.engine import TrainingEngine
+from dreambooth.trainer.outputs import Outputs
+from dreambooth.trainer.results import Trained
+from dreambooth.trainer.weights import Written
+
+WriteCheckpoint = Callable[[Path, Trained], Written]
+MakeSamples = Callable[[int, LoadedModel], None]
+
+
+@dataclass
+class TrainedWeights:
+    """The trained modules, seen as the tensors that states and exports hold, by component and canonical name."""
+
+    model: LoadedModel
+    components: tuple[str, ...]
+    ema: EMA | None = None
+
+    def parameters(self) -> list[tuple[str, str, torch.nn.Parameter]]:
+        """(component, canonical name, parameter) of all that the optimizer changes, in its order."""
+        found = []
+        for component in self.components:
+            named = dict(self.model.components[component].named_parameters())
+            canonical = canonical_state(component, self.model.components[component])
+            names = {tensor.data_ptr(): name for name, tensor in canonical.items()}
+            found += [
+                (component, names[parameter.data_ptr()], parameter)
+                for parameter in named.values()
+                if parameter.requires_grad
+            ]
+        return found
+
+    def weights(self) -> dict[str, dict[str, torch.Tensor]]:
+        """The weights as they are in training; they share memory with the modules."""
+        return {name: canonical_state(name, self.model.components[name]) for name in self.components}
+
+    def averages(self) -> dict[str, dict[str, torch.Tensor]]:
+        """The averaged weights, {} without EMA."""
+        if self.ema is None:
+            return {}
+        found: dict[str, dict[str, torch.Tensor]] = {name: {} for name in self.components}
+        for (component, name, _), average in zip(self._order, self.ema.averages, strict=True):
+            found[component][name] = average
+        return found
+
+    def __post_init__(self) -> None:
+        self._order = self.parameters()  # while all of them still want gradients
+
+    def result(self) -> Trained:
+        """What is exported: the averages where there are some, else the weights."""
+        weights = self.weights()
+        for component, tensors in self.averages().items():
+            weights[component].update(tensors)
+        return weights
+
+
+class RunKeeper:
+    """Keeps a run's states, checkpoints and samples; each step's are made at most once."""
+
+    def __init__(
+        self,
+        states: Path,
+        outputs: Outputs,
+        weights: TrainedWeights,
+        engine: TrainingEngine,
+        emit: Emit,
+        *,
+        keep: int,
+        write_checkpoint: WriteCheckpoint,
+        make_samples: MakeSamples,
+        scaler: torch.amp.GradScaler | None = None,
+    ) -> None:
+        self._states = states
+        self._outputs = outputs
+        self._weights = weights
+        self._engine = engine
+        self._emit = emit
+        self._keep = keep
+        self._write_checkpoint = write_checkpoint
+        self._make_samples = make_samples
+        self._scaler = scaler
+
+    def save(self, step: int) -> None:
+        """Saves the state after `step` steps."""
+        ema = self._weights.ema
+        state = State(
+            progress=Progress(step, ema_updates=ema.updates if ema else 0),
+            weights=self._weights.weights(),
+            averages=self._weights.averages(),
+            optimizer=self._engine.stepper.optimizer.state_dict(),
+            scaler=self._scaler.state_dict() if self._scaler else {},
+            threads=torch.get_num_threads(),
+        )
+        path = save_state(self._states, state, keep=self._keep)
+        self._emit("checkpoint", step=step, path=path)
+
+    def restore(self, device: torch.device) -> int:
+        """Loads the newest state into modules, optimizer, averages and scaler; returns its step."""
+        state = load_state(self._states, device=device)
+        _copy(state.weights, self._weights.weights())
+        _copy(state.averages, self._weights.averages())
+        if self._weights.ema is not None:
+            self._weights.ema.updates = state.progress.ema_updates
+        self._engine.stepper.optimizer.load_state_dict(dict(state.optimizer))
+        if self._scaler is not None and state.scaler:
+            self._scaler.load_state_dict(dict(state.scaler))
+        return state.progress.step
+
+    @property
+    def trained(self) -> Trained:
+        """The trained tensors as they are now."""
+        return self._weights.result()
+
+    def export(self, step: int) -> None:
+        """Writes a checkpoint of this step that can be used."""
+        written = self._write_checkpoint(self._outputs.at_step(step), self._weights.result())
+        self._emit("exported", step=step, path=written.path, sha256=written.sha256)
+
+    def sample(self, step: int) -> None:
+        """Makes sample pictures with the weights as they are now. A failure is said, and never ends the run."""
+        modules = list(self._weights.model.components.values())
+        modes = [module.training for module in modules]
+        try:
+            self._make_samples(step, self._weights.model)
+        except Exception as error:  # noqa: BLE001 - a picture is never worth a run
+            self._emit("warning", text=f"no sample pictures at step {step}: {type(error).__name__}: {error}")
+        finally:
+            for module, mode in zip(modules, modes, strict=True):
+                module.train(mode)
+
+
+def _copy(
+    saved: Mapping[str, Mapping[str, torch.Tensor]], live: Mapping[str, Mapping[str, torch.Tensor]]
+) -> None:
+    with torch.no_grad():
+        for component, tensors in live.items():
+            for name, tensor in tensors.items():
+                tensor.copy_(saved[component][name])

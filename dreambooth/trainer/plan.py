@@ -1,0 +1,379 @@
+"""The plan: everything up to the first write. What would happen, what it needs, and what is wrong with it."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.metadata
+import importlib.util
+import math
+import platform
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from dreambooth import __version__
+from dreambooth.shared.errors import InputError
+from dreambooth.shared.paths import check_writable, default_runs_dir
+from dreambooth.shared.settings import Settings
+from dreambooth.trainer import machine as machines
+from dreambooth.trainer.buckets import Size, bucket_sizes
+from dreambooth.trainer.captions import Variation
+from dreambooth.trainer.convert import LoadedModel, load_model
+from dreambooth.trainer.dataset import Augmentation, DataPlan, plan_data
+from dreambooth.trainer.images import parse_colour
+from dreambooth.trainer.machine import DTYPES, Machine
+from dreambooth.trainer.outputs import Outputs, PlannedFile, Volume, check_room, outputs_of, size_text
+from dreambooth.trainer.survey import Survey, survey
+
+TRACKERS = ("tensorboard", "wandb")
+TITLES = {"unet": "UNet", "text_encoder": "text encoder"}
+# Bytes a trained parameter takes: weight, gradient and AdamW's two moments in float32; 8-bit moments are a byte each.
+_OPTIMIZER_BYTES = {"adamw": 8.0, "adamw8bit": 2.02}
+_CLASS_IMAGE_BYTES_PER_PIXEL = 2.0  # a generous PNG
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a run will do. `settings` are resolved: names, folders and the number of steps are filled in.
+
+    `trained` are parameters by component; `notes` say what `auto` became, and what was left out.
+    """
+
+    settings: Settings
+    machine: Machine
+    base: LoadedModel
+    survey: Survey
+    buckets: tuple[Size, ...]
+    outputs: Outputs
+    files: tuple[PlannedFile, ...]
+    volumes: tuple[Volume, ...]
+    trained: Mapping[str, int]
+    notes: tuple[str, ...]
+
+    @property
+    def steps(self) -> int:
+        return self.settings.training.max_train_steps
+
+    @property
+    def prior(self) -> bool:
+        return self.settings.prior.prior_loss_weight > 0
+
+    @property
+    def batch(self) -> int:
+        """Instance images of one step, of all micro-batches of one process."""
+        return self.settings.training.train_batch_size * self.settings.training.gradient_accumulation_steps
+
+    @property
+    def text_encoder_stop(self) -> int:
+        """The step from which the text encoder is left as it is."""
+        return math.ceil(self.settings.training.text_encoder_stop * self.steps)
+
+    @property
+    def class_images_missing(self) -> int:
+        return sum(folder.missing for folder in self.survey.class_folders())
+
+    @property
+    def epochs(self) -> float:
+        drawn = sum(len(entry.instance) * entry.concept.repeats for entry in self.survey.concepts)
+        return self.steps * self.batch / max(1, drawn)
+
+    def memory(self) -> dict[str, float]:
+        """What weights, gradients and optimizer take, in GB; activations come on top."""
+        optimizer = _OPTIMIZER_BYTES[self.settings.training.optimizer]
+        average = 4.0 if self.settings.training.use_ema else 0.0
+        trained = sum(self.trained.values())
+        frozen = sum(_parameters(self.base, name) for name in self.base.description.bindings) - trained
+        width = self.machine.compute_dtype.itemsize
+        return {
+            "weights_gb": round((trained * 4 + frozen * width) / 1e9, 2),
+            "gradients_gb": round(trained * 4 / 1e9, 2),
+            "optimizer_gb": round(trained * (optimizer + average) / 1e9, 2),
+        }
+
+    def as_event(self) -> dict[str, Any]:
+        """The fields of the `plan` event, plain JSON values; sizes in bytes."""
+        folders = self.survey.class_folders()
+        return {
+            "images": self.survey.instance_count,
+            "class_images": sum(folder.found for folder in folders),
+            "class_images_to_make": self.class_images_missing,
+            "buckets": self._bucket_counts(),
+            "steps": self.steps,
+            "epochs": round(self.epochs, 2),
+            "trained": [TITLES[name] for name in self.trained],
+            "files": [{"path": str(f.path), "size": f.size, "what": f.what} for f in self.files],
+            "disk_needed": sum(volume.needed for volume in self.volumes),
+            "disk_free": min((volume.free for volume in self.volumes), default=0),
+            "volumes": [{"path": str(v.path), "needed": v.needed, "free": v.free} for v in self.volumes],
+            "memory": self.memory(),
+            "model": self.settings.model.model,
+            "family": self.base.identified.family.title,
+            "prediction_type": self.base.identified.prediction_type,
+            "told_by": self.base.identified.told_by,
+            "device": self.machine.device_name,
+            "mixed_precision": self.machine.mixed_precision,
+            "output": str(self.outputs.final),
+            "notes": list(self.notes),
+        }
+
+    def _bucket_counts(self) -> dict[str, int]:
+        counts = data_plan(self, self.survey).bucket_counts()
+        return {f"{width}x{height}": count for (width, height), count in counts.items()}
+
+    def text(self) -> str:
+        """The plan as people read it before they say yes."""
+        event = self.as_event()
+        training = self.settings.training
+        prior = "no prior preservation"
+        if self.prior:
+            prior = f"{event['class_images']} class images found, {event['class_images_to_make']} to be made"
+        buckets = ", ".join(f"{count} at {size}" for size, count in event["buckets"].items())
+        trained = ", ".join(f"{TITLES[name]} ({count / 1e6:.3g}M)" for name, count in self.trained.items())
+        accumulated = (
+            f" × {training.gradient_accumulation_steps}" if training.gradient_accumulation_steps > 1 else ""
+        )
+        memory = event["memory"]
+        lines = [
+            f"Model      {event['model']}",
+            f"           {event['family']}, predicts {event['prediction_type']} ({event['told_by']})",
+            f"Images     {event['images']} ({buckets}); {prior}",
+            f"Training   {self.steps} steps of {training.train_batch_size}{accumulated} images"
+            f"{' and as many class images' if self.prior else ''}, {event['epochs']:g} epochs",
+            f"           {trained}; {training.optimizer}, learning rate {training.learning_rate:g}",
+            f"Machine    {event['device']}, mixed precision {event['mixed_precision']}; weights "
+            f"{memory['weights_gb']} GB, gradients {memory['gradients_gb']} GB, optimizer {memory['optimizer_gb']} GB, "
+            "and the activations",
+            *(f"Writes     {file.path}  ({file.what}, {size_text(file.size)})" for file in self.files),
+            *(
+                f"Disk       {size_text(volume.needed)} needed, {size_text(volume.free)} free at {volume.path}"
+                for volume in self.volumes
+            ),
+            *(f"Note       {note}" for note in self.notes),
+        ]
+        return "\n".join(lines)
+
+
+def make_plan(settings: Settings, *, resumed: bool = False) -> Plan:
+    """Plans a run. Writes nothing. Raises InputError for whatever is wrong with the input."""
+    check_together(settings)
+    base = _open_base(settings)
+    buckets = bucket_sizes(
+        settings.images.resolution, aspect_ratio_buckets=settings.images.aspect_ratio_buckets
+    )
+    parse_colour(settings.images.background)
+    settings = _with_folders(settings)
+    found = survey_of(settings, base)
+    settings = _with_steps(settings, found)
+    machine = machines.examine(settings)
+    outputs = outputs_of(settings, resumed=resumed)
+    settings = dataclasses.replace(
+        settings,
+        result=dataclasses.replace(settings.result, output_name=outputs.name, output_dir=str(outputs.folder)),
+    )
+    trained = {name: _parameters(base, name) for name in _trained_components(settings)}
+    files = _files(settings, base, outputs, trained, found)
+    return Plan(
+        settings=settings,
+        machine=machine,
+        base=base,
+        survey=found,
+        buckets=buckets,
+        outputs=outputs,
+        files=tuple(files),
+        volumes=tuple(check_room(files)),
+        trained=trained,
+        notes=(*machine.notes, *_notes(settings, base), *found.warnings),
+    )
+
+
+def check_together(settings: Settings) -> None:
+    """Raises InputError for settings that make no sense together."""
+    training = settings.training
+    if not training.train_unet and not training.train_text_encoder:
+        raise InputError(
+            "neither the UNet nor the text encoder is to be trained",
+            where="train_unet",
+            remedy="train one of them",
+        )
+    if training.train_unet and training.learning_rate == 0:
+        raise InputError("a learning rate of 0 learns nothing", where="learning_rate", remedy="2e-6 is usual")
+    if not training.train_unet and training.text_encoder_stop == 0:
+        raise InputError(
+            "nothing would be trained: the text encoder stops at once",
+            where="text_encoder_stop",
+            remedy="use 1",
+        )
+    for tracker in trackers_of(settings):
+        if tracker not in TRACKERS:
+            raise InputError(
+                f"there is no tracker {tracker!r}", where="report_to", remedy=f"one of {', '.join(TRACKERS)}"
+            )
+        if importlib.util.find_spec(tracker) is None:
+            raise InputError(
+                f"{tracker} is not installed in the trainer's environment", where="report_to",
+                remedy=f"install it there (pip install {tracker}), or leave report_to empty",
+            )  # fmt: skip
+
+
+def trackers_of(settings: Settings) -> list[str]:
+    """The trackers that are named, in order."""
+    return [name.strip().lower() for name in settings.saving.report_to.split(",") if name.strip()]
+
+
+def _open_base(settings: Settings) -> LoadedModel:
+    if not settings.model.model:
+        raise InputError("no model is named", where="model", remedy="name a .safetensors or .ckpt file")
+    if settings.model.vae and not Path(settings.model.vae).exists():
+        raise InputError(f"there is no such file: {settings.model.vae}", where="vae", remedy="check the path")
+    base = load_model(
+        settings.model.model,
+        components=(),
+        prediction_type=settings.model.prediction_type,
+        use_ema_weights=settings.model.use_ema_weights,
+    )
+    layers = int(base.configs["text_encoder"]["num_hidden_layers"])
+    if base.identified.family.clip_skip and settings.model.clip_skip > layers:
+        raise InputError(
+            f"this model's text encoder has {layers} layers", where="clip_skip", remedy=f"use 1 to {layers}"
+        )
+    return base
+
+
+def runs_dir_of(settings: Settings) -> Path:
+    """The folder of the runs."""
+    return Path(settings.result.runs_dir) if settings.result.runs_dir else default_runs_dir()
+
+
+def _with_folders(settings: Settings) -> Settings:
+    runs_dir = runs_dir_of(settings).absolute()
+    check_writable(runs_dir, setting="runs_dir")
+    return dataclasses.replace(settings, result=dataclasses.replace(settings.result, runs_dir=str(runs_dir)))
+
+
+def class_root(settings: Settings, base: LoadedModel) -> Path:
+    """Where class images go that no folder was named for: by model, since another model draws other ones."""
+    return runs_dir_of(settings) / "class_images" / f"{base.source.path.stem}-{base_fingerprint(base)[:8]}"
+
+
+def base_fingerprint(base: LoadedModel) -> str:
+    """A hash that tells bases apart without reading them whole: names, shapes, dtypes, size and time."""
+    import hashlib
+
+    path = base.source.path
+    about = path.stat()
+    tensors = [(name, str(info.dtype), info.shape) for name, info in base.source.tensors.items()]
+    return hashlib.sha256(repr((tensors, about.st_size, about.st_mtime_ns)).encode()).hexdigest()
+
+
+def survey_of(settings: Settings, base: LoadedModel) -> Survey:
+    """Looks at the images and the class images that are there now."""
+    return survey(
+        settings.concepts.concepts,
+        prior=settings.prior.prior_loss_weight > 0,
+        num_class_images=settings.prior.num_class_images,
+        allow_bad_images=settings.images.allow_bad_images,
+        class_root=class_root(settings, base),
+    )
+
+
+def _with_steps(settings: Settings, found: Survey) -> Settings:
+    training = settings.training
+    if not training.max_train_steps:
+        batch = training.train_batch_size * training.gradient_accumulation_steps
+        images = sum(len(entry.instance) * entry.concept.repeats for entry in found.concepts)
+        steps = max(1, math.ceil(training.steps_per_image * images / batch))
+        training = dataclasses.replace(training, max_train_steps=steps)
+    return dataclasses.replace(settings, training=training)
+
+
+def data_plan(plan: Plan, found: Survey, processes: int = 1) -> DataPlan:
+    """What every sample of the run is drawn from."""
+    images, captions = plan.settings.images, plan.settings.captions
+    return plan_data(
+        found,
+        plan.buckets,
+        batch=plan.batch * processes,
+        augmentation=Augmentation(
+            random_crop=images.crop == "random",
+            random_flip=images.random_flip,
+            rotation=images.rotation,
+            brightness=images.brightness,
+        ),
+        variation=Variation(captions.caption_dropout, captions.shuffle_tags, captions.keep_tokens),
+        cached=images.cache_latents,
+        inpainting=plan.base.identified.family.in_channels == 9,
+    )
+
+
+def _trained_components(settings: Settings) -> list[str]:
+    training = settings.training
+    text_encoder = training.train_text_encoder and training.text_encoder_stop > 0
+    return ["unet"] * training.train_unet + ["text_encoder"] * text_encoder
+
+
+def _parameters(base: LoadedModel, component: str) -> int:
+    bindings = base.description.bindings[component]
+    return sum(math.prod(base.source.tensors[binding.original].shape) for binding in bindings)
+
+
+def _files(
+    settings: Settings, base: LoadedModel, outputs: Outputs, trained: Mapping[str, int], found: Survey
+) -> list[PlannedFile]:
+    saving, result = settings.saving, settings.result
+    steps = settings.training.max_train_steps
+    checkpoint = _checkpoint_size(base, DTYPES[result.output_dtype])
+    files = [PlannedFile(outputs.final, checkpoint, "the trained checkpoint")]
+    if result.export_steps:
+        between = range(result.export_steps, steps, result.export_steps)
+        files += [PlannedFile(outputs.at_step(step), checkpoint, f"step {step}") for step in between]
+    run = Path(result.runs_dir) / outputs.name
+    optimizer = _OPTIMIZER_BYTES[settings.training.optimizer]
+    state = sum(trained.values()) * (4 + optimizer + (4 if settings.training.use_ema else 0))
+    kept = saving.checkpoints_total_limit + 1  # one is whole while the next is written
+    files.append(PlannedFile(run / "state", int(state * kept), f"states to go on from, {kept} at most"))
+    side = settings.images.resolution
+    for folder in found.class_folders():
+        if folder.missing:
+            size = int(folder.missing * side * side * _CLASS_IMAGE_BYTES_PER_PIXEL)
+            files.append(PlannedFile(folder.folder, size, f"{folder.missing} class images"))
+    return files
+
+
+def _checkpoint_size(base: LoadedModel, dtype: Any) -> int:
+    from dreambooth.trainer.export_file import written_dtype
+    from dreambooth.trainer.sources import EMA_PREFIX
+
+    return sum(
+        math.prod(info.shape) * written_dtype(name, info.dtype, dtype).itemsize
+        for name, info in base.source.tensors.items()
+        if not name.startswith(EMA_PREFIX)
+    )
+
+
+def _notes(settings: Settings, base: LoadedModel) -> list[str]:
+    notes = []
+    if settings.not_taken:
+        notes.append(f"not used from the concepts file: {', '.join(settings.not_taken)}")
+    if settings.images.aspect_ratio_buckets and settings.prior.prior_loss_weight > 0:
+        notes.append(
+            "aspect_ratio_buckets with prior preservation: class images are square, photos are not, "
+            "so that the model may learn their shapes as part of the subject"
+        )
+    if settings.model.clip_skip > 1 and not base.identified.family.clip_skip:
+        notes.append(f"clip_skip is ignored by {base.identified.family.title}, as the WebUI does")
+    return notes
+
+
+def versions() -> dict[str, str]:
+    """What the run was made with, for its config.yaml."""
+    libraries = ("torch", "diffusers", "transformers", "accelerate", "safetensors")
+    found = {name: _version(name) for name in libraries}
+    return {"dreambooth": __version__, "python": platform.python_version(), **found}
+
+
+def _version(name: str) -> str:
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return "not installed"

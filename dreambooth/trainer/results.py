@@ -1,0 +1,120 @@
+"""From trained weights to a checkpoint that is there whole: the export, and the proof that it learned."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+
+from dreambooth.shared.errors import InputError
+from dreambooth.shared.settings import Settings
+from dreambooth.trainer.convert import LoadedModel, canonical_state, export_single_file, load_model
+from dreambooth.trainer.machine import DTYPES
+from dreambooth.trainer.outputs import RUN_ID_KEY
+from dreambooth.trainer.weights import Written, open_weights
+
+Trained = Mapping[str, Mapping[str, torch.Tensor]]
+
+
+@dataclass(frozen=True)
+class WeightChange:
+    """How far a component moved, in the written precision.
+
+    `relative` is ‖new − old‖ / ‖old‖ over all its weights, `changed` the share of weights that differ at all.
+    """
+
+    relative: float
+    changed: float
+
+
+def weight_change(settings: Settings, trained: Trained) -> dict[str, WeightChange]:
+    """The change of each trained component against the base, both cast to the written dtype."""
+    dtype = DTYPES[settings.result.output_dtype]
+    found = {}
+    for component, tensors in trained.items():
+        base = load_model(
+            settings.model.model,
+            components=(component,),
+            prediction_type=settings.model.prediction_type,
+            use_ema_weights=settings.model.use_ema_weights,
+        )
+        old = canonical_state(component, base.components[component])
+        found[component] = _change(old, tensors, dtype)
+    return found
+
+
+def _change(
+    old: Mapping[str, torch.Tensor], new: Mapping[str, torch.Tensor], dtype: torch.dtype
+) -> WeightChange:
+    moved = length = 0.0
+    differing = count = 0
+    for name, tensor in new.items():
+        before = old[name].to(dtype).float()
+        after = tensor.detach().cpu().to(dtype).float()
+        difference = after - before
+        # double accumulators: a billion small squares are lost in float32
+        moved += float(difference.double().pow(2).sum())
+        length += float(before.double().pow(2).sum())
+        differing += int((difference != 0).sum())
+        count += tensor.numel()
+    return WeightChange(relative=(moved / max(length, 1e-30)) ** 0.5, changed=differing / max(count, 1))
+
+
+def is_unchanged(changes: Mapping[str, WeightChange]) -> bool:
+    """Whether nothing at all was learned, as far as the written file can tell."""
+    return all(change.changed == 0 for change in changes.values())
+
+
+def as_plain(changes: Mapping[str, WeightChange]) -> dict[str, dict[str, float]]:
+    return {component: asdict(change) for component, change in changes.items()}
+
+
+def belongs_to_run(path: Path, run_id: str) -> bool:
+    """Whether a checkpoint was written by this run. A .ckpt has no metadata and belongs to nobody."""
+    try:
+        return open_weights(path).metadata.get(RUN_ID_KEY) == run_id
+    except InputError:
+        return False
+
+
+def may_replace(path: Path, run_id: str, *, overwrite: bool) -> bool:
+    """Whether an export may take the place of what is at `path`. Raises InputError if not."""
+    if not path.exists():
+        return False
+    if overwrite or belongs_to_run(path, run_id):
+        return True
+    raise InputError(
+        f"{path} has appeared since the run was started, and is not this run's",
+        where="output_name",
+        remedy="move that file away, then go on with `resume`: the trained weights are saved",
+    )
+
+
+def write_checkpoint(
+    path: Path, base: LoadedModel, trained: Trained, settings: Settings, metadata: Mapping[str, str]
+) -> Written:
+    """Writes the base with the trained weights in their place, whole and read back, or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    overwrite = may_replace(path, metadata[RUN_ID_KEY], overwrite=settings.result.overwrite)
+    return export_single_file(
+        path,
+        base,
+        trained,
+        output_dtype=DTYPES[settings.result.output_dtype],
+        metadata=dict(metadata),
+        overwrite=overwrite,
+    )
+
+
+def sha256_of(path: Path) -> str:
+    """A file's sha256 in hex, as the WebUI shows it; "" for a folder."""
+    if path.is_dir():
+        return ""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(2**20):
+            digest.update(block)
+    return digest.hexdigest()

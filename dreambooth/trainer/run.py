@@ -1,0 +1,159 @@
+"""A run from its plan to its result: what `train`, `resume` and `export` do."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import time
+import traceback
+import uuid
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from dreambooth.shared.config import dump_settings, load_settings, read_notes
+from dreambooth.shared.errors import DreamboothError, StoppedByUser
+from dreambooth.shared.events import EventLog, read_events
+from dreambooth.shared.runfolder import RunFolder, create_run, read_result
+from dreambooth.shared.settings import Settings
+from dreambooth.trainer.control import Inbox, Signals, StopNow
+from dreambooth.trainer.plan import Plan, make_plan, versions
+from dreambooth.trainer.reporter import Reporter
+from dreambooth.trainer.session import Session
+
+DONE, FAILED = 0, 1
+
+
+def train(settings: Settings) -> int:
+    """Plans, prints the plan, makes a run folder and runs it. Returns the exit code."""
+    plan = make_plan(settings)
+    notes = {
+        "versions": versions(),
+        "run": {"id": uuid.uuid4().hex, "created": time.strftime("%Y-%m-%dT%H:%M:%S%z")},
+    }
+    runs_dir = Path(plan.settings.result.runs_dir)
+    folder = create_run(runs_dir, plan.outputs.name, dump_settings(plan.settings, notes))
+    return _work(folder, plan)
+
+
+def resume(folder: RunFolder) -> int:
+    """Goes on with a run from its last good state; a run without a state starts over."""
+    if is_finished(folder):
+        path = read_result(folder).get("path", "")
+        Reporter().write(f"This run is finished: {path}")
+        return DONE
+    with folder.hold():  # before anything is read: another trainer may be writing
+        plan = make_plan(load_settings(folder.config), resumed=True)
+    return _work(folder, plan)
+
+
+def export(folder: RunFolder, step: int | None) -> int:
+    """Writes a checkpoint from a saved state, the newest or that of `step`."""
+    with folder.hold():
+        plan = make_plan(load_settings(folder.config), resumed=True)
+        session = Session(plan, folder, run_id(folder), _quiet, None)
+        path = session.export_state(step)
+    Reporter().write(f"Written: {path}")
+    return DONE
+
+
+def _quiet(event: str, **fields: Any) -> None:
+    """An export beside a run is no news of the run."""
+
+
+def is_finished(folder: RunFolder) -> bool:
+    """Whether a run ended with its result written and noted."""
+    events, _ = read_events(folder.events)
+    return bool(read_result(folder)) and any(event.name == "done" for event in events)
+
+
+def run_id(folder: RunFolder) -> str:
+    """The id by which a run knows its own files."""
+    return read_notes(folder.config, "run").get("id", folder.name)
+
+
+def _work(folder: RunFolder, plan: Plan) -> int:
+    """Holds the run, listens to orders, and turns whatever ends it into an event and an exit code."""
+    with folder.hold(), contextlib.closing(Reporter(folder.log)) as reporter:
+        log = EventLog(folder.events)
+
+        def emit(event: str, **fields: Any) -> None:
+            log.emit(event, **fields)
+            reporter.show(event, fields)
+
+        signals = Signals()
+        with contextlib.closing(log), signals.caught(), _warnings_into(reporter):
+            reporter.write(plan.text())
+            reporter.write(f"Run        {folder.path}")
+            emit("plan", **plan.as_event())
+            try:
+                inbox = Inbox(folder, signals, emit)
+                inbox.clear()
+                Session(plan, folder, run_id(folder), emit, inbox).run()
+            except StoppedByUser:
+                emit("phase", name="stopped", of=0)
+                reporter.write(f"Stopped. `python3 -m dreambooth resume {folder.path}` goes on from here.")
+                raise
+            except StopNow as stop:
+                emit("phase", name="stopped", of=0)
+                raise DreamboothError(
+                    "stopped at once, without saving",
+                    remedy=f"`python3 -m dreambooth resume {folder.path}` goes on from the last saved state",
+                ) from stop
+            except DreamboothError as error:
+                emit("error", text=_line(error), remedy=error.remedy)
+                raise
+            except Exception as error:
+                reporter.log(traceback.format_exc())
+                failure = _explained(error, folder)
+                emit("error", text=_line(failure), remedy=failure.remedy)
+                raise failure from error
+    return DONE
+
+
+def _line(error: DreamboothError) -> str:
+    return f"{error.where}: {error.what}" if error.where else error.what
+
+
+def _explained(error: Exception, folder: RunFolder) -> DreamboothError:
+    """An error that nobody foresaw, or a full memory, as one message; the traceback is in the run's log."""
+    if isinstance(error, (torch.cuda.OutOfMemoryError, MemoryError)) or "not enough memory" in str(error):
+        return DreamboothError(
+            f"memory ran out: {str(error).splitlines()[0] if str(error) else 'no more to be had'}",
+            remedy="turn gradient_checkpointing on, lower train_batch_size or resolution, or train without the text "
+            f"encoder (train_text_encoder: no); the last saved state in {folder.path} is intact",
+        )
+    return DreamboothError(
+        f"{type(error).__name__}: {error}",
+        remedy=f"the details are in {folder.log}; `python3 -m dreambooth resume {folder.path}` goes on from the last state",
+    )
+
+
+@contextlib.contextmanager
+def _warnings_into(reporter: Reporter) -> Iterator[None]:
+    """Libraries' warnings go to the log: between the lines of a progress bar nobody reads them."""
+
+    def show(message: Warning | str, category: type[Warning], filename: str, lineno: int, *rest: Any) -> None:
+        reporter.log(f"{category.__name__}: {message} ({filename}:{lineno})")
+
+    class _Lines(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            reporter.log(f"{record.name}: {record.getMessage()}")
+
+    handler = _Lines(logging.WARNING)
+    libraries = [
+        logging.getLogger(name) for name in ("diffusers", "transformers", "accelerate", "bitsandbytes")
+    ]
+    with warnings.catch_warnings():
+        warnings.showwarning = show  # type: ignore[assignment]
+        before = [(library, library.propagate, list(library.handlers)) for library in libraries]
+        for library in libraries:
+            library.handlers, library.propagate = [handler], False
+        try:
+            yield
+        finally:
+            for library, propagate, handlers in before:
+                library.handlers, library.propagate = handlers, propagate

@@ -1,0 +1,393 @@
+"""One run's work, as a list of named steps from class images to the finished checkpoint."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from dreambooth.shared.config import CONCEPT_PATHS, PATHS, to_mapping
+from dreambooth.shared.errors import RunFailed, StoppedByUser
+from dreambooth.shared.events import Emit
+from dreambooth.shared.paths import write_json
+from dreambooth.shared.runfolder import RunFolder
+from dreambooth.trainer import outputs as naming
+from dreambooth.trainer import results, text
+from dreambooth.trainer.batches import StepBatches
+from dreambooth.trainer.checkpoint import latest_step, load_state
+from dreambooth.trainer.class_images import make_class_images, plan_class_images, recipe_of
+from dreambooth.trainer.control import Inbox
+from dreambooth.trainer.convert import LoadedModel, load_model
+from dreambooth.trainer.dataset import DataPlan
+from dreambooth.trainer.ema import EMA
+from dreambooth.trainer.encoding import Encoding
+from dreambooth.trainer.engine import Denoiser, TextEncoderSpan, TrainingEngine
+from dreambooth.trainer.keeper import RunKeeper, TrainedWeights
+from dreambooth.trainer.loop import Cadence, Outcome, train
+from dreambooth.trainer.objectives import Objective, scaled_linear_alphas_cumprod, zero_terminal_snr
+from dreambooth.trainer.optimizers import ParameterGroup, Stepper, build_optimizer
+from dreambooth.trainer.plan import Plan, data_plan, runs_dir_of, survey_of, trackers_of
+from dreambooth.trainer.previews import Previews, preview_requests
+from dreambooth.trainer.results import Trained, sha256_of
+from dreambooth.trainer.schedules import Schedule
+from dreambooth.trainer.steplog import MemoryProbe, StepLog
+from dreambooth.trainer.store import TensorStore
+from dreambooth.trainer.tokenizer import Tokenizer
+from dreambooth.trainer.weights import Written
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+
+class Session:
+    """A plan on its way to a result. `inbox` None: nobody can interrupt (an export beside a run)."""
+
+    def __init__(self, plan: Plan, folder: RunFolder, run_id: str, emit: Emit, inbox: Inbox | None) -> None:
+        self.plan = plan
+        self.settings = plan.settings
+        self.folder = folder
+        self.run_id = run_id
+        self.emit = emit
+        self.inbox = inbox
+        self.device = plan.machine.device
+        self.tokenizer = Tokenizer()
+        self.previews = Previews(
+            folder.samples, preview_requests(plan.settings, plan.survey), plan.settings, self.tokenizer, emit
+        )
+        self._base_sha256 = ""
+
+    def run(self) -> None:
+        """Everything. Raises StoppedByUser after a save when it was told to stop."""
+        naming.claim(self.plan.outputs, self.folder.path)
+        self._restore_threads()
+        self._make_class_images()
+        data = self._plan_data()
+        model = self._load_model()
+        self._accelerator = self._make_accelerator()
+        encoding = self._encoding(data, model)
+        keeper, engine = self._prepare(data, model, encoding)
+        self._train(keeper, engine)
+        self._finish(keeper.trained)
+        self._accelerator.end_training()
+
+    def _train(self, keeper: RunKeeper, engine: TrainingEngine) -> None:
+        assert self.inbox is not None
+        start = keeper.restore(self.device) if latest_step(self.folder.states) is not None else 0
+        self.emit("phase", name="training", of=self.plan.steps)
+        log = StepLog(self._emit_step, self.plan.steps, memory=MemoryProbe(self.device))
+        try:
+            outcome = train(engine, keeper, self.inbox, log, self._cadence(), start)
+        finally:
+            log.flush()
+        if outcome is Outcome.STOPPED:
+            raise StoppedByUser(
+                "stopped after saving", remedy=f"`resume {self.folder.path}` goes on from here"
+            )
+
+    # ---- before training -------------------------------------------------------------------------------------
+
+    def _restore_threads(self) -> None:
+        """The bits of a CPU's sums depend on the number of threads: a resumed run takes the first one's."""
+        step = latest_step(self.folder.states)
+        if step is not None:
+            about = json.loads((self.folder.states / f"step-{step}" / "state.json").read_bytes())
+            torch.set_num_threads(int(about["threads"]))
+
+    def _should_stop(self) -> bool:
+        return self.inbox is not None and self.inbox.should_stop()
+
+    def _check_stop(self) -> None:
+        if self._should_stop():
+            raise StoppedByUser(
+                "stopped; what was made so far is kept", remedy=f"`resume {self.folder.path}` goes on"
+            )
+
+    def _make_class_images(self) -> None:
+        """Makes the class images that are missing, with the untrained model; each is kept as soon as it is done."""
+        missing = self.plan.class_images_missing
+        if not missing:
+            return
+        self.emit("phase", name="class images", of=missing)
+        model = self._base_model(self.plan.machine.compute_dtype)
+        recipe = recipe_of(
+            self.settings.prior,
+            resolution=self.settings.images.resolution,
+            clip_skip=self.settings.model.clip_skip,
+        )
+        before = 0
+        for folder in self.plan.survey.class_folders():
+            wanted = plan_class_images(folder, recipe)
+
+            def show(done: int, of: int, path: Path, before: int = before) -> None:
+                self.emit("progress", name="class images", done=before + done, of=missing)
+
+            if not make_class_images(
+                model, self.tokenizer, wanted, on_image=show, should_stop=self._should_stop
+            ):
+                self._check_stop()
+            before += len(wanted.missing)
+
+    def _plan_data(self) -> DataPlan:
+        data = data_plan(self.plan, survey_of(self.settings, self.plan.base))
+        noted = self.folder.path / "data.json"
+        fingerprint = data.fingerprint()
+        if not noted.exists():
+            write_json(noted, {"fingerprint": fingerprint})
+        elif json.loads(noted.read_bytes())["fingerprint"] != fingerprint:
+            self.emit(
+                "warning",
+                text="images or captions have changed since this run began: it goes on with those that are there now, "
+                "and its result is not what it would have been",
+            )
+        return data
+
+    def _base_model(self, dtype: torch.dtype) -> LoadedModel:
+        model = load_model(
+            self.settings.model.model,
+            dtype=dtype,
+            prediction_type=self.settings.model.prediction_type,
+            use_ema_weights=self.settings.model.use_ema_weights,
+            vae=self.settings.model.vae or None,
+        )
+        for module in model.components.values():
+            module.to(self.device)
+        return model
+
+    def _load_model(self) -> LoadedModel:
+        """The model as it is trained: what is trained, and the VAE, in float32; the rest as it is computed."""
+        model = self._base_model(torch.float32)
+        for name, module in model.components.items():
+            if name != "vae" and name not in self.plan.trained:
+                module.to(dtype=self.plan.machine.compute_dtype)
+        return model
+
+    def _encoding(self, data: DataPlan, model: LoadedModel) -> Encoding:
+        return Encoding(
+            settings=self.settings,
+            data=data,
+            model=model,
+            tokenizer=self.tokenizer,
+            store=TensorStore(runs_dir_of(self.settings) / "cache"),
+            device=self.device,
+            steps=self.plan.steps,
+            emit=self.emit,
+            check_stop=self._check_stop,
+        )
+
+    # ---- training --------------------------------------------------------------------------------------------
+
+    def _prepare(
+        self, data: DataPlan, model: LoadedModel, encoding: Encoding
+    ) -> tuple[RunKeeper, TrainingEngine]:
+        training = self.settings.training
+        latents = encoding.latents()
+        trains_text = "text_encoder" in self.plan.trained
+        batches = StepBatches(
+            data,
+            training.seed,
+            latents,
+            tokens=encoding.tokens() if trains_text else None,
+            embeddings=encoding.later_embeddings() if trains_text else encoding.embeddings(),
+            micro_batches=training.gradient_accumulation_steps,
+            offset_noise=training.offset_noise,
+            device=self.device,
+        )
+        accelerator = self._accelerator
+        weights = self._trained_weights(model)
+        stepper = self._stepper(weights)
+        denoiser = Denoiser(
+            model.components["unet"],
+            model.components["text_encoder"] if trains_text else None,
+            model.identified.family,
+            self.settings.model.clip_skip,
+        )
+        engine = TrainingEngine(
+            denoiser,
+            stepper,
+            self._objective(model),
+            batches,
+            self._schedule(),
+            accelerator=accelerator,
+            prior_weight=self.settings.prior.prior_loss_weight,
+            text_span=TextEncoderSpan(trains_text, self.plan.text_encoder_stop),
+            ema=weights.ema,
+        )
+        keeper = RunKeeper(
+            self.folder.states,
+            self.plan.outputs,
+            weights,
+            engine,
+            self.emit,
+            keep=self.settings.saving.checkpoints_total_limit,
+            write_checkpoint=self.write_checkpoint,
+            make_samples=self._sample_live,
+            scaler=accelerator.scaler,
+        )
+        return keeper, engine
+
+    def _make_accelerator(self) -> Accelerator:
+        from accelerate import Accelerator
+
+        trackers = trackers_of(self.settings)
+        accelerator = Accelerator(
+            mixed_precision=self.plan.machine.mixed_precision,
+            cpu=self.device.type == "cpu",
+            log_with=trackers or None,
+            project_dir=str(self.folder.path),
+        )
+        if trackers:
+            plain = {
+                key: value
+                for key, value in to_mapping(self.settings).items()
+                if isinstance(value, (int, float, str))
+            }
+            accelerator.init_trackers(self.plan.outputs.name, config=plain)
+        return accelerator
+
+    def _emit_step(self, event: str, **fields: Any) -> None:
+        self.emit(event, **fields)
+        numbers = {name: fields[name] for name in ("loss", "instance_loss", "prior_loss", "lr")}
+        self._accelerator.log(numbers, step=fields["step"])
+
+    def _trained_weights(self, model: LoadedModel) -> TrainedWeights:
+        training = self.settings.training
+        for name in self.plan.trained:
+            model.components[name].requires_grad_(True).train()
+        if "text_encoder" in self.plan.trained:
+            encoder = model.components["text_encoder"]
+            for layer in text.skipped_layers(encoder, model.identified.family, self.settings.model.clip_skip):
+                layer.requires_grad_(False)
+        if training.gradient_checkpointing:
+            model.components["unet"].train()
+            model.components["unet"].enable_gradient_checkpointing()  # type: ignore[operator]
+            if "text_encoder" in self.plan.trained:
+                model.components["text_encoder"].gradient_checkpointing_enable()  # type: ignore[operator]
+        if self.plan.machine.attention == "xformers":
+            model.components["unet"].enable_xformers_memory_efficient_attention()  # type: ignore[operator]
+        weights = TrainedWeights(model, tuple(self.plan.trained))
+        if training.use_ema:
+            weights.ema = EMA([parameter for *_, parameter in weights.parameters()], training.ema_decay)
+        return weights
+
+    def _stepper(self, weights: TrainedWeights) -> Stepper:
+        training = self.settings.training
+        rates = {
+            "unet": training.learning_rate,
+            "text_encoder": training.text_encoder_learning_rate or training.learning_rate,
+        }
+        groups = [
+            ParameterGroup(
+                name, [p for component, _, p in weights.parameters() if component == name], rates[name]
+            )
+            for name in weights.components
+        ]
+        optimizer = build_optimizer(training, groups, self.device)
+        return Stepper(optimizer, training.max_grad_norm, self._accelerator.scaler)
+
+    def _objective(self, model: LoadedModel) -> Objective:
+        alphas = scaled_linear_alphas_cumprod()
+        if model.identified.zero_terminal_snr:
+            alphas = zero_terminal_snr(alphas)
+        objective = Objective(
+            model.identified.prediction_type, alphas, snr_gamma=self.settings.training.snr_gamma
+        )
+        return objective.to(self.device)
+
+    def _schedule(self) -> Schedule:
+        training = self.settings.training
+        return Schedule(
+            training.lr_scheduler,
+            self.plan.steps,
+            training.lr_warmup_steps,
+            training.lr_num_cycles,
+            training.lr_power,
+        )
+
+    def _cadence(self) -> Cadence:
+        saving = self.settings.saving
+        return Cadence(
+            steps=self.plan.steps,
+            save=saving.checkpointing_steps,
+            export=self.settings.result.export_steps,
+            sample=saving.validation_steps if saving.num_validation_images else 0,
+        )
+
+    # ---- after training --------------------------------------------------------------------------------------
+
+    def write_checkpoint(self, path: Path, trained: Trained) -> Written:
+        """Writes a checkpoint with this run's metadata."""
+        return results.write_checkpoint(path, self.plan.base, trained, self.settings, self._metadata())
+
+    def export_state(self, step: int | None) -> Path:
+        """Writes the checkpoint of a saved state beside the result and returns its path."""
+        state = load_state(self.folder.states, step)
+        trained = {
+            name: {**tensors, **state.averages.get(name, {})} for name, tensors in state.weights.items()
+        }
+        return Path(self.write_checkpoint(self.plan.outputs.at_step(state.progress.step), trained).path)
+
+    def _finish(self, trained: Trained) -> None:
+        change = results.weight_change(self.settings, trained)
+        if results.is_unchanged(change):
+            raise RunFailed(
+                f"the training changed nothing that {self.settings.result.output_dtype} can hold, so nothing was written",
+                remedy="raise learning_rate or the number of steps, or set output_dtype: float32",
+            )
+        self.emit("phase", name="export", of=1)
+        written = self.write_checkpoint(self.plan.outputs.final, trained)
+        self.emit("exported", step=self.plan.steps, path=written.path, sha256=written.sha256)
+        self._sample_result(Path(written.path))
+        plain = results.as_plain(change)
+        write_json(
+            self.folder.result,
+            {
+                "path": str(written.path),
+                "files": [{"path": str(written.path), "sha256": written.sha256}],
+                "weight_change": plain,
+                "steps": self.plan.steps,
+            },
+        )
+        naming.release(self.plan.outputs)
+        self.emit("done", path=written.path, weight_change=plain)
+
+    def _sample_live(self, step: int, model: LoadedModel) -> None:
+        """Sample pictures of the weights as they are in training, under the training's own precision."""
+        self.previews.make(step, model, dtype=self.plan.machine.compute_dtype)
+
+    def _sample_result(self, path: Path) -> None:
+        """The last sample pictures come from the written file, the first ones from the base: what a user will see."""
+        if not self.previews:
+            return
+        self.emit("phase", name="samples", of=2)
+        try:
+            for step, file in ((0, Path(self.settings.model.model)), (self.plan.steps, path)):
+                if step == 0 and self.previews.are_made(0):
+                    continue
+                model = load_model(
+                    file,
+                    prediction_type=self.plan.base.identified.prediction_type,
+                    dtype=self.plan.machine.compute_dtype,
+                )
+                for module in model.components.values():
+                    module.to(self.device)
+                self.previews.make(step, model)
+        except Exception as error:  # noqa: BLE001 - the checkpoint is written; a picture is never worth a run
+            self.emit("warning", text=f"no sample pictures of the result: {type(error).__name__}: {error}")
+
+    def _metadata(self) -> dict[str, str]:
+        """What the written file says of itself; folders of the user's machine are left out of it."""
+        if not self._base_sha256:
+            self._base_sha256 = sha256_of(self.plan.base.source.path)
+        settings = {key: value for key, value in to_mapping(self.settings).items() if key not in PATHS}
+        settings["concepts"] = [
+            {key: value for key, value in concept.items() if key not in CONCEPT_PATHS}
+            for concept in settings["concepts"]
+        ]
+        return {
+            naming.RUN_ID_KEY: self.run_id,
+            "dreambooth.base": self.plan.base.source.path.name,
+            "dreambooth.base_sha256": self._base_sha256,
+            "dreambooth.settings": json.dumps(settings, ensure_ascii=False),
+        }
