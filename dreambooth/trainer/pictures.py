@@ -1,13 +1,10 @@
-"""Pictures on disk: PNG files that say how they were made and that are whole or not there at all."""
+"""Pictures as PNG files that say how they were made, as the WebUI's own do."""
 
 from __future__ import annotations
 
 import hashlib
 import io
 import json
-import os
-import uuid
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from PIL import PngImagePlugin
@@ -17,7 +14,6 @@ if TYPE_CHECKING:
 
     from dreambooth.trainer.sample import SampleRequest
 
-PARTIAL = ".part"
 PARAMETERS = "parameters"
 _DIGITS = 12
 
@@ -34,23 +30,6 @@ def png_bytes(image: Image.Image, parameters: str) -> bytes:
 def content_digits(content: bytes) -> str:
     """The first digits of the content's SHA-256, for a file's name."""
     return hashlib.sha256(content).hexdigest()[:_DIGITS]
-
-
-def write_whole(path: Path, content: bytes) -> None:
-    """Write a file under a temporary name in its own folder and put it in place, over what was there.
-
-    The temporary name ends with `.part`, so that nobody takes it for a picture. Raises `OSError`.
-    """
-    partial = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}{PARTIAL}")
-    try:
-        with partial.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(path)
-    except BaseException:
-        partial.unlink(missing_ok=True)
-        raise
 
 
 def parameters_text(

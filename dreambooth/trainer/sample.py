@@ -126,6 +126,14 @@ def check_size(width: int, height: int, where: str = "size") -> None:
         )
 
 
+def check_sampler(sampler: str) -> None:
+    """Raise `InputError` for a name that is not in `SAMPLERS`."""
+    if sampler not in SAMPLERS:
+        raise InputError(
+            f"there is no sampler {sampler!r}", where="sampler", remedy=f"use one of: {', '.join(SAMPLERS)}"
+        )
+
+
 def make_scheduler(
     sampler: str, steps: int, *, prediction_type: str = "epsilon", zero_terminal_snr: bool = False
 ) -> Any:
@@ -133,10 +141,7 @@ def make_scheduler(
 
     Raises `InputError` for a name that is not in `SAMPLERS`.
     """
-    if sampler not in SAMPLERS:
-        raise InputError(
-            f"there is no sampler {sampler!r}", where="sampler", remedy=f"one of: {', '.join(SAMPLERS)}"
-        )
+    check_sampler(sampler)
     row = SAMPLERS[sampler]
     kind = getattr(importlib.import_module(f"diffusers.schedulers.{row.module}"), row.name)
     options = {**_SCHEDULE, **row.options, **(_ZERO_TERMINAL_SNR if zero_terminal_snr else {})}

@@ -3,10 +3,9 @@ from __future__ import annotations
 from types import SimpleNamespace
 
 import pytest
+import torch
 
-torch = pytest.importorskip("torch")
-
-from dreambooth.trainer.text import (  # noqa: E402
+from dreambooth.trainer.text import (
     count_chunks,
     encode,
     skipped_layers,
@@ -14,7 +13,7 @@ from dreambooth.trainer.text import (  # noqa: E402
     tokenize,
     tokens_cut,
 )
-from dreambooth.trainer.tokenizer import default_tokenizer  # noqa: E402
+from dreambooth.trainer.tokenizer import default_tokenizer
 
 SD1 = SimpleNamespace(pad_token="end", clip_skip=True)
 SD2 = SimpleNamespace(pad_token="0", clip_skip=False)
