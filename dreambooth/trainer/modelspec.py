@@ -10,7 +10,6 @@ from dreambooth.trainer.weights import WeightFile
 
 CARRIED = ("license", "author", "usage_hint", "tags", "resolution", "encoder_layer", "preprocessor")
 DATED = "modelspec.date"
-V_RESOLUTION = 768
 
 
 def modelspec(source: WeightFile, identified: Identified, *, title: str) -> dict[str, str]:
@@ -25,14 +24,16 @@ def modelspec(source: WeightFile, identified: Identified, *, title: str) -> dict
 
 
 def completed(metadata: Mapping[str, str], identified: Identified, *, title: str) -> dict[str, str]:
-    """A file's own metadata, with the standard's required keys where they are missing."""
-    return {**required(identified, title=title), **metadata}
+    """A file's own metadata, with the standard's required keys where they are missing (but for the date: a
+    converted file is not a new one, and the same conversion gives the same bytes)."""
+    added = {key: value for key, value in required(identified, title=title).items() if key != DATED}
+    return {**added, **metadata}
 
 
 def required(identified: Identified, *, title: str) -> dict[str, str]:
     """The keys that the standard requires, without the hash, which would need a second pass over the file."""
     family, is_v = identified.family, identified.prediction_type == "v_prediction"
-    side = V_RESOLUTION if is_v and family.architecture_v != family.architecture else family.resolution
+    side = family.v_resolution if is_v else family.resolution
     return {
         "modelspec.sai_model_spec": "1.0.0",
         "modelspec.architecture": family.architecture_v if is_v else family.architecture,

@@ -17,8 +17,8 @@ class Family:
     `text` names the form of its text encoder ("clip" or "openclip"), `heads` gives the UNet's number of heads
     at a width. `pad_token` is what fills a prompt up to 77 tokens ("end" token or "0"); `clip_skip` says
     whether the WebUI honours that setting for it, `probed` whether its prediction type is told by running the
-    UNet where nothing says it. `architecture` (for v: `architecture_v`) and `implementation` are its names in the
-    modelspec standard.
+    UNet where nothing says it, `upcast_attention` whether its attention overflows in float16. `architecture`
+    (for v: `architecture_v`) and `implementation` are its names in the modelspec standard.
     """
 
     name: str
@@ -35,6 +35,7 @@ class Family:
     pad_token: Literal["end", "0"] = "end"
     clip_skip: bool = True
     probed: bool = False
+    upcast_attention: bool = False
 
 
 @dataclass(frozen=True)
@@ -88,6 +89,7 @@ SD2 = Family(
     pad_token="0",
     clip_skip=False,
     probed=True,
+    upcast_attention=True,
 )
 SD2_INPAINT = replace(
     SD2,

@@ -72,7 +72,7 @@ def describe(weights: WeightFile, identified: Identified, stated: Stated | None 
             remedy="take a checkpoint with the original layout of its family",
         ) from error
     configs = {
-        "unet": unet_config(unet),
+        "unet": {**unet_config(unet), "upcast_attention": family.upcast_attention},
         "text_encoder": text_config(text),
         "vae": vae_config(vae, family.scaling_factor),
     }

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import hashlib
 import os
 import threading
 import uuid
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -27,23 +28,29 @@ READERS: dict[str, Callable[[Path], WeightFile]] = {
 WRITERS: dict[str, Writer] = {".safetensors": safetensors_file.write, ".ckpt": ckpt_writer.write}
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 DENIED = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOENT, errno.ENOTDIR, errno.ENAMETOOLONG)
+LARGE = 1 << 20
+
+
+def _nothing(data: memoryview) -> None:
+    pass
 
 
 class Sink:
-    """An unbuffered file that is hashed as it is written; the hash runs in a thread of its own."""
+    """An unbuffered file; with `hashed` its sha256 is made on the way, in a thread of its own."""
 
-    def __init__(self, file: BinaryIO) -> None:
+    def __init__(self, file: BinaryIO, *, hashed: bool = True) -> None:
         self.position = 0
         self._file = file
         self._hash = hashlib.sha256()
+        self._update = self._hash.update if hashed else _nothing
 
     def write(self, data: bytes | memoryview) -> None:
         view = memoryview(data)
-        hashing = threading.Thread(target=self._hash.update, args=(view,)) if len(view) > 1 << 20 else None
+        hashing = threading.Thread(target=self._update, args=(view,)) if len(view) > LARGE else None
         if hashing:
             hashing.start()
         else:
-            self._hash.update(view)
+            self._update(view)
         done = 0
         try:
             while done < len(view):
@@ -70,30 +77,49 @@ def write_whole(
     path: Path, content: Content, *, overwrite: bool, verify: bool, before_rename: Callable[[], None]
 ) -> Written:
     """See `dreambooth.trainer.weights.write_weights`."""
-    writer = _writer(path)
+    writer_for(path)
     if path.exists() and not overwrite:
         raise InputError(
             "the file exists already", where=str(path), remedy="choose another name, or allow overwriting"
         )
-    temporary = path.with_name(f".{path.stem[:60]}-{uuid.uuid4().hex[:8]}{path.suffix}.tmp")
+    temporary = path.with_name(f".{path.stem[:60]}-{uuid.uuid4().hex[:8]}.tmp{path.suffix}")
     try:
-        with temporary.open("xb", buffering=0) as file:
-            sink = Sink(file)
-            writer(sink, content.entries, content.metadata, content.extras)
-            os.fsync(file.fileno())
-        if verify:
-            _verify(temporary, path, content.entries)
-        before_rename()
-        os.replace(temporary, path)
-        fsync_folder(path.parent)
-    except OSError as error:
-        raise _write_error(error, path) from error
+        with errors_are_said(path):
+            written = write_new(temporary, content, verify=verify)
+            before_rename()
+            os.replace(temporary, path)
+            fsync_folder(path.parent)
     finally:
         temporary.unlink(missing_ok=True)
+    return replace(written, path=path)
+
+
+def write_new(path: Path, content: Content, *, verify: bool, hashed: bool = True) -> Written:
+    """Write a file that is not there yet, synced and, with `verify`, read back; it stays where writing fails.
+
+    Raises OSError; DreamboothError if it does not read back as it was meant.
+    """
+    writer = writer_for(path)
+    with path.open("xb", buffering=0) as file:
+        sink = Sink(file, hashed=hashed)
+        writer(sink, content.entries, content.metadata, content.extras)
+        os.fsync(file.fileno())
+    if verify:
+        _verify(path, content.entries)
     return Written(path, sink.position, sink.hexdigest())
 
 
-def _writer(path: Path) -> Writer:
+@contextlib.contextmanager
+def errors_are_said(path: Path) -> Iterator[None]:
+    """Turns the system's errors while `path` is written into messages that name it and say what to do."""
+    try:
+        yield
+    except OSError as error:
+        raise _write_error(error, path) from error
+
+
+def writer_for(path: Path) -> Writer:
+    """The writer of the suffix's format. Raises InputError if there is none."""
     writer = WRITERS.get(path.suffix.lower())
     if writer is not None:
         return writer
@@ -104,9 +130,9 @@ def _writer(path: Path) -> Writer:
     )
 
 
-def _verify(written: Path, path: Path, entries: Sequence[Entry]) -> None:
+def _verify(path: Path, entries: Sequence[Entry]) -> None:
     """Read the file back through the reader that everybody uses, and compare every tensor bit for bit."""
-    found = READERS[path.suffix.lower()](written)
+    found = READERS[path.suffix.lower()](path)
     if {entry.name for entry in entries} != set(found.tensors):
         raise _unfaithful(path, "its names")
     scratch = Scratch()

@@ -1,0 +1,276 @@
+"""A diffusers folder: opened as if it were a single file, so that everything else needs to know only those."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from dreambooth.shared.errors import InputError
+from dreambooth.trainer.families import PREDICTION_TYPES, PredictionType, names
+from dreambooth.trainer.families.folder_configs import (
+    is_openclip,
+    text_from_config,
+    unet_from_config,
+    vae_from_config,
+)
+from dreambooth.trainer.families.ldm_yaml import Stated
+from dreambooth.trainer.families.names import Binding
+from dreambooth.trainer.families.topology import UnknownTopology
+from dreambooth.trainer.weights import TensorInfo, WeightFile, open_weights
+from dreambooth.trainer.weights.base import nbytes_of
+
+INDEX = "model_index.json"
+EXTRAS = "original_extras.safetensors"
+EXTRAS_ABOUT = "dreambooth.original"
+TEXT_MODEL = "text_model."
+FILES = {
+    "unet": "diffusion_pytorch_model",
+    "vae": "diffusion_pytorch_model",
+    "text_encoder": "model",
+}
+VARIANTS = (".safetensors", ".fp16.safetensors", ".non_ema.safetensors", ".bin", ".fp16.bin")
+OLD_VAE_ATTENTION = {"to_q": "query", "to_k": "key", "to_v": "value", "to_out.0": "proj_attn"}
+AGAIN = "download the folder again, or take the single file"
+
+
+@dataclass(frozen=True)
+class Original:
+    """What the side file knows of the single file that the folder was made from.
+
+    `order` holds all its names; `shapes` those of tensors that the folder has in another shape.
+    """
+
+    order: tuple[str, ...]
+    shapes: Mapping[str, tuple[int, ...]]
+    metadata: Mapping[str, str]
+    extras: Mapping[str, object]
+
+
+NO_ORIGINAL = Original((), {}, {}, {})
+
+
+@dataclass(frozen=True)
+class Part:
+    """Where one tensor of the single file lies: in which files, under which names, in order."""
+
+    places: tuple[tuple[WeightFile, str], ...]
+    info: TensorInfo
+
+
+class FolderFile:
+    """A diffusers folder seen as the single file that it was, or could have been, made from."""
+
+    format = "diffusers"
+
+    def __init__(self, path: Path, parts: Mapping[str, Part], original: Original, stated: Stated) -> None:
+        self.path = path
+        self.stated = stated
+        self.metadata = dict(original.metadata)
+        self.extras: dict[str, object] = dict(original.extras)
+        known = [name for name in original.order if name in parts]
+        listed = set(known)
+        order = [*known, *(name for name in parts if name not in listed)]
+        self._parts = {name: parts[name] for name in order}
+        self.tensors = {name: part.info for name, part in self._parts.items()}
+
+    def read(self, name: str) -> torch.Tensor:
+        """The tensor in memory of its own, in its stored dtype."""
+        info = self.tensors[name]
+        out = torch.empty(info.shape, dtype=info.dtype)
+        self.read_into(name, out)
+        return out
+
+    def read_into(self, name: str, out: torch.Tensor) -> None:
+        """Fill `out` with the tensor, cast to `out`'s dtype."""
+        places, start, flat = self._parts[name].places, 0, out.view(-1)
+        for file, own in places:
+            count = _numel(file.tensors[own])
+            file.read_into(own, flat[start : start + count])
+            start += count
+
+
+def open_folder(path: Path) -> FolderFile:
+    """Open a diffusers folder of Stable Diffusion 1.x or 2.x.
+
+    Raises InputError naming the folder and what is wrong with it.
+    """
+    if not (path / INDEX).is_file():
+        raise InputError(
+            f"this folder is no diffusers model: it has no {INDEX}",
+            where=str(path),
+            remedy="name a .safetensors or .ckpt file, or a folder that diffusers wrote",
+        )
+    if "XL" in str(_json(path / INDEX).get("_class_name", "")):
+        raise InputError(
+            "this is Stable Diffusion XL, which is not supported yet",
+            where=str(path),
+            remedy="take a Stable Diffusion 1.x or 2.x model",
+        )
+    original, kept = _original(path)
+    unet = _json(path / "unet" / "config.json")
+    text = _json(path / "text_encoder" / "config.json")
+    try:
+        topology, heads = unet_from_config(unet)
+        bindings = {
+            "unet": names.unet_bindings(topology),
+            "text_encoder": _text_bindings(text, original),
+            "vae": _vae_bindings(path),
+        }
+    except UnknownTopology as error:
+        raise InputError(
+            f"this folder's model is not of Stable Diffusion's shape: {error}", where=str(path)
+        ) from error
+    parts: dict[str, Part] = {}
+    for component, wanted in bindings.items():
+        parts |= _parts(_component(path, component), component, wanted, original)
+    if kept is not None:
+        parts |= {name: Part(((kept, name),), info) for name, info in kept.tensors.items()}
+    prediction_type, zero_snr = _scheduler(path)
+    stated = Stated(
+        told_by="its scheduler's config says so",
+        prediction_type=prediction_type,
+        heads=heads,
+        zero_terminal_snr=zero_snr,
+        last_text_layer=is_openclip(text) and _has_no_more_layers(text, original),
+    )
+    return FolderFile(path, parts, original, stated)
+
+
+def open_vae_folder(path: Path) -> FolderFile:
+    """The autoencoder of a diffusers folder, or of a folder that is one. Raises InputError."""
+    folder = path / "vae" if (path / "vae").is_dir() else path
+    file = _weight_file(folder, FILES["vae"])
+    try:
+        bindings = names.vae_bindings(vae_from_config(_json(folder / "config.json")))
+    except UnknownTopology as error:
+        raise InputError(f"this is no VAE that can be used: {error}", where=str(folder)) from error
+    return FolderFile(path, _parts(file, "vae", bindings, NO_ORIGINAL), NO_ORIGINAL, Stated(""))
+
+
+def _text_bindings(config: Mapping[str, Any], original: Original) -> list[Binding]:
+    topology = text_from_config(config)
+    if is_openclip(config):
+        return names.openclip_bindings(topology)
+    old = f"{names.CLIP_PREFIX_OLD}embeddings.token_embedding.weight" in original.order
+    return names.clip_bindings(topology, names.CLIP_PREFIX_OLD if old else names.CLIP_PREFIX)
+
+
+def _vae_bindings(path: Path) -> list[Binding]:
+    return names.vae_bindings(vae_from_config(_json(path / "vae" / "config.json")))
+
+
+def _has_no_more_layers(config: Mapping[str, Any], original: Original) -> bool:
+    """Whether every layer of an OpenCLIP encoder is in the folder: the layer that SD2 does not use is not."""
+    unused = f"{names.OPENCLIP_PREFIX}transformer.resblocks.{config['num_hidden_layers']}.ln_1.weight"
+    return unused not in original.order
+
+
+def _parts(
+    file: WeightFile, component: str, bindings: Iterable[Binding], original: Original
+) -> dict[str, Part]:
+    own = {_canonical(component, name): name for name in file.tensors}
+    parts = {}
+    for binding in bindings:
+        if all(name in own for name in binding.canonical):
+            places = tuple((file, own[name]) for name in binding.canonical)
+            parts[binding.original] = Part(places, _info(binding, places, original))
+    return parts
+
+
+def _info(binding: Binding, places: tuple[tuple[WeightFile, str], ...], original: Original) -> TensorInfo:
+    first = places[0][0].tensors[places[0][1]]
+    rows = sum(file.tensors[name].shape[0] for file, name in places)
+    shape = (rows, *first.shape[1:])
+    if binding.flat and len(shape) == 2:
+        shape = (*shape, 1, 1)
+    known = original.shapes.get(binding.original, shape)
+    if nbytes_of(first.dtype, known) == nbytes_of(first.dtype, shape):
+        shape = known
+    return TensorInfo(first.dtype, shape, nbytes_of(first.dtype, shape))
+
+
+def _canonical(component: str, name: str) -> str:
+    """The canonical name of a tensor as any version of diffusers or transformers has written it."""
+    if component == "text_encoder":
+        return name.removeprefix(TEXT_MODEL)
+    if component == "vae" and ".attentions.0." in name:
+        place, _, leaf = name.partition(".attentions.0.")
+        for new, old in OLD_VAE_ATTENTION.items():
+            if leaf.startswith(f"{old}."):
+                return f"{place}.attentions.0.{new}{leaf[len(old) :]}"
+    return name
+
+
+def _component(path: Path, component: str) -> WeightFile:
+    return _weight_file(path / component, FILES[component], "pytorch_model")
+
+
+def _weight_file(folder: Path, *stems: str) -> WeightFile:
+    for stem in stems:
+        for suffix in VARIANTS:
+            if (folder / f"{stem}{suffix}").is_file():
+                return open_weights(folder / f"{stem}{suffix}")
+    raise InputError(f"it holds no weights ({stems[0]}.safetensors)", where=str(folder), remedy=AGAIN)
+
+
+def _scheduler(path: Path) -> tuple[PredictionType | None, bool]:
+    place = path / "scheduler" / "scheduler_config.json"
+    config = _json(place) if place.is_file() else {}
+    said = config.get("prediction_type", "epsilon")
+    found = next((known for known in PREDICTION_TYPES if known == said), None)
+    if found is None:
+        raise InputError(f"its prediction_type is {said!r}, which is not supported", where=str(place))
+    return (found if config else None), bool(config.get("rescale_betas_zero_snr"))
+
+
+def _original(path: Path) -> tuple[Original, WeightFile | None]:
+    if not (path / EXTRAS).is_file():
+        return NO_ORIGINAL, None
+    kept = open_weights(path / EXTRAS)
+    try:
+        about = json.loads(kept.metadata[EXTRAS_ABOUT])
+        original = Original(
+            order=tuple(about["order"]),
+            shapes={name: tuple(shape) for name, shape in about["shapes"].items()},
+            metadata=about["metadata"],
+            extras=about["extras"],
+        )
+    except (KeyError, TypeError, ValueError) as error:
+        raise InputError(
+            "this side file is damaged", where=str(path / EXTRAS), remedy="delete it to go on without it"
+        ) from error
+    return original, kept
+
+
+def about_original(file: WeightFile, shapes: Mapping[str, tuple[int, ...]]) -> str:
+    """What the side file says of the single file, as JSON; `shapes` are those that the folder changes."""
+    return json.dumps(
+        {
+            "order": list(file.tensors),
+            "shapes": {name: list(shape) for name, shape in shapes.items()},
+            "metadata": file.metadata,
+            "extras": file.extras,
+        },
+        ensure_ascii=False,
+    )
+
+
+def _json(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise InputError("the folder lacks this file", where=str(path), remedy=AGAIN) from error
+    except (ValueError, OSError) as error:
+        raise InputError(f"cannot be read: {error}", where=str(path), remedy=AGAIN) from error
+    if not isinstance(content, dict):
+        raise InputError("this is no table", where=str(path), remedy=AGAIN)
+    return content
+
+
+def _numel(info: TensorInfo) -> int:
+    return info.nbytes // info.dtype.itemsize

@@ -1,0 +1,226 @@
+"""Writing a diffusers folder that every diffusers and transformers of the range reads, and that goes back.
+
+What the folder form cannot hold (names, order and dtypes of the single file, SD2's last text layer, schedule
+buffers, `position_ids`, whatever else was in the file, its metadata) stands in a side file.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import uuid
+from collections.abc import Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from dreambooth.shared.errors import InputError
+from dreambooth.shared.paths import fsync_folder
+from dreambooth.trainer.diffusers_folder import (
+    EXTRAS,
+    EXTRAS_ABOUT,
+    FILES,
+    INDEX,
+    TEXT_MODEL,
+    about_original,
+)
+from dreambooth.trainer.export_file import written_dtype
+from dreambooth.trainer.families import Identified
+from dreambooth.trainer.families.description import Description
+from dreambooth.trainer.families.names import Binding
+from dreambooth.trainer.loading import in_file_order
+from dreambooth.trainer.tokenizer import write_tokenizer_folder
+from dreambooth.trainer.weights import Entry, WeightFile
+from dreambooth.trainer.weights.base import Scratch
+from dreambooth.trainer.weights.writing import Content, errors_are_said, write_new
+
+DIFFUSERS_VERSION = "0.35.2"
+CLASSES = {"unet": "UNet2DConditionModel", "vae": "AutoencoderKL"}
+LATENT_SCALE = 8
+UNET_DEFAULTS: dict[str, Any] = {
+    "act_fn": "silu",
+    "center_input_sample": False,
+    "downsample_padding": 1,
+    "flip_sin_to_cos": True,
+    "freq_shift": 0,
+    "mid_block_scale_factor": 1,
+    "norm_eps": 1e-05,
+    "norm_num_groups": 32,
+}
+VAE_DEFAULTS: dict[str, Any] = {"act_fn": "silu", "norm_num_groups": 32, "sample_size": 512}
+TEXT_DEFAULTS: dict[str, Any] = {
+    "architectures": ["CLIPTextModel"],
+    "attention_dropout": 0.0,
+    "dropout": 0.0,
+    "initializer_factor": 1.0,
+    "initializer_range": 0.02,
+    "layer_norm_eps": 1e-05,
+    "model_type": "clip_text_model",
+}
+SCHEDULER: dict[str, Any] = {
+    "_class_name": "DDIMScheduler",
+    "_diffusers_version": DIFFUSERS_VERSION,
+    "beta_end": 0.012,
+    "beta_schedule": "scaled_linear",
+    "beta_start": 0.00085,
+    "clip_sample": False,
+    "num_train_timesteps": 1000,
+    "set_alpha_to_one": False,
+    "steps_offset": 1,
+}
+
+
+def write_folder(
+    dst: Path, source: WeightFile, description: Description, *, dtype: torch.dtype | None, overwrite: bool
+) -> int:
+    """Write a checkpoint as a diffusers folder, whole or not at all, and return its size in bytes.
+
+    With a `dtype` of None every tensor keeps its own. Raises InputError if `dst` is there and may not be
+    replaced (`overwrite` replaces a diffusers folder and nothing else), DreamboothError if the disk is full.
+    """
+    _check_replaceable(dst, overwrite=overwrite)
+    aside = dst.with_name(f".{dst.name[:60]}-{uuid.uuid4().hex[:8]}.tmp")
+    try:
+        with errors_are_said(dst):
+            dst.parent.mkdir(parents=True, exist_ok=True)
+            aside.mkdir()
+            written = _write_parts(aside, source, description, dtype)
+            _put_in_place(aside, dst)
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
+    return written
+
+
+def _write_parts(
+    folder: Path, source: WeightFile, description: Description, dtype: torch.dtype | None
+) -> int:
+    identified, written = description.identified, 0
+    for component, bindings in description.bindings.items():
+        place = folder / component
+        place.mkdir()
+        entries = component_entries(source, component, bindings, dtype)
+        content = Content(entries, {"format": "pt"}, {})
+        file = place / f"{FILES[component]}.safetensors"
+        written += write_new(file, content, verify=True, hashed=False).nbytes
+        _write_json(place / "config.json", _config(component, description, entries[0].dtype))
+    extras = _extras(source, description, dtype)
+    written += write_new(folder / EXTRAS, extras, verify=True, hashed=False).nbytes
+    write_tokenizer_folder(folder / "tokenizer", identified.family.pad_token)
+    (folder / "scheduler").mkdir()
+    _write_json(folder / "scheduler" / "scheduler_config.json", _scheduler(identified))
+    _write_json(folder / INDEX, _index(identified))
+    return written
+
+
+def component_entries(
+    source: WeightFile, component: str, bindings: tuple[Binding, ...], dtype: torch.dtype | None
+) -> list[Entry]:
+    """The tensors of a component as its file in the folder holds them."""
+    prefix = TEXT_MODEL if component == "text_encoder" else ""
+    scratch, entries = Scratch(), []
+    for binding in in_file_order(bindings, source):
+        info = source.tensors[binding.original]
+        target = written_dtype(binding.original, info.dtype, dtype)
+        shape = info.shape[:2] if binding.flat else info.shape
+        shape = (shape[0] // len(binding.canonical), *shape[1:])
+        for index, name in enumerate(binding.canonical):
+            data = partial(_part, source, binding.original, target, scratch, shape, index)
+            entries.append(Entry(prefix + name, target, shape, data))
+    return entries
+
+
+def _part(
+    source: WeightFile, name: str, dtype: torch.dtype, scratch: Scratch, shape: tuple[int, ...], index: int
+) -> torch.Tensor:
+    whole = scratch.tensor(dtype, source.tensors[name].shape)
+    source.read_into(name, whole)
+    return whole.reshape(-1, *shape)[index]
+
+
+def _extras(source: WeightFile, description: Description, dtype: torch.dtype | None) -> Content:
+    """The side file: what belongs to no module, and how the single file was written down."""
+    scratch, entries = Scratch(), []
+    for name in description.others:
+        info = source.tensors[name]
+        target = written_dtype(name, info.dtype, dtype)
+        data = partial(_part, source, name, target, scratch, info.shape, 0)
+        entries.append(Entry(name, target, info.shape, data))
+    flat = {
+        binding.original: source.tensors[binding.original].shape
+        for bindings in description.bindings.values()
+        for binding in bindings
+        if binding.flat
+    }
+    about = about_original(source, {name: shape for name, shape in flat.items() if len(shape) != 4})
+    return Content(entries, {EXTRAS_ABOUT: about}, {})
+
+
+def _config(component: str, description: Description, dtype: torch.dtype) -> dict[str, Any]:
+    own = description.configs[component]
+    if component == "text_encoder":
+        return {**TEXT_DEFAULTS, **own, "torch_dtype": str(dtype).removeprefix("torch.")}
+    identified = description.identified
+    is_v = identified.prediction_type == "v_prediction"
+    side = identified.family.v_resolution if is_v else identified.family.resolution
+    defaults = {**UNET_DEFAULTS, "sample_size": side // LATENT_SCALE} if component == "unet" else VAE_DEFAULTS
+    return {"_class_name": CLASSES[component], "_diffusers_version": DIFFUSERS_VERSION, **defaults, **own}
+
+
+def _scheduler(identified: Identified) -> dict[str, Any]:
+    zero = identified.zero_terminal_snr
+    return {
+        **SCHEDULER,
+        "prediction_type": identified.prediction_type,
+        "rescale_betas_zero_snr": zero,
+        "timestep_spacing": "trailing" if zero else "leading",
+    }
+
+
+def _index(identified: Identified) -> dict[str, Any]:
+    inpainting = identified.family.in_channels == 9
+    return {
+        "_class_name": "StableDiffusionInpaintPipeline" if inpainting else "StableDiffusionPipeline",
+        "_diffusers_version": DIFFUSERS_VERSION,
+        "feature_extractor": [None, None],
+        "image_encoder": [None, None],
+        "requires_safety_checker": False,
+        "safety_checker": [None, None],
+        "scheduler": ["diffusers", SCHEDULER["_class_name"]],
+        "text_encoder": ["transformers", "CLIPTextModel"],
+        "tokenizer": ["transformers", "CLIPTokenizer"],
+        "unet": ["diffusers", CLASSES["unet"]],
+        "vae": ["diffusers", CLASSES["vae"]],
+    }
+
+
+def _write_json(path: Path, content: Mapping[str, Any]) -> None:
+    path.write_bytes((json.dumps(content, indent=2, sort_keys=True) + "\n").encode())
+
+
+def _check_replaceable(dst: Path, *, overwrite: bool) -> None:
+    if not dst.exists() or (dst.is_dir() and not any(dst.iterdir())):
+        return
+    if not dst.is_dir() or not (dst / INDEX).is_file():
+        raise InputError(
+            "it exists already and is no diffusers folder, so it is not replaced",
+            where=str(dst),
+            remedy="choose another name",
+        )
+    if not overwrite:
+        raise InputError(
+            "the folder exists already", where=str(dst), remedy="choose another name, or allow overwriting"
+        )
+
+
+def _put_in_place(aside: Path, dst: Path) -> None:
+    """Rename the new folder to its name; the old one goes only when the new one stands there."""
+    old = None
+    if dst.exists():
+        old = aside.with_suffix(".old")
+        dst.rename(old)
+    aside.rename(dst)
+    fsync_folder(dst.parent)
+    if old is not None:
+        shutil.rmtree(old, ignore_errors=True)
