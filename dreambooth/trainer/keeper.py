@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import contextlib
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -58,6 +59,21 @@ class TrainedWeights:
 
     def __post_init__(self) -> None:
         self._order = self.parameters()  # while all of them still want gradients
+
+    @contextlib.contextmanager
+    def averaged(self) -> Iterator[None]:
+        """The modules hold the averages while the block runs, as a result would; nothing is copied."""
+        if self.ema is not None:
+            self._swap(self.ema)
+        try:
+            yield
+        finally:
+            if self.ema is not None:
+                self._swap(self.ema)
+
+    def _swap(self, ema: EMA) -> None:
+        for index, (_, _, parameter) in enumerate(self._order):
+            ema.averages[index], parameter.data = parameter.data, ema.averages[index]
 
     def result(self) -> Trained:
         """What is exported: the averages where there are some, else the weights."""
@@ -134,7 +150,8 @@ class RunKeeper:
         modules = list(self._weights.model.components.values())
         modes = [module.training for module in modules]
         try:
-            self._make_samples(step, self._weights.model)
+            with self._weights.averaged():
+                self._make_samples(step, self._weights.model)
         except Exception as error:  # noqa: BLE001 - a picture is never worth a run
             self._emit("warning", text=f"no sample pictures at step {step}: {type(error).__name__}: {error}")
         finally:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -107,14 +106,3 @@ def write_checkpoint(
         metadata=dict(metadata),
         overwrite=overwrite,
     )
-
-
-def sha256_of(path: Path) -> str:
-    """A file's sha256 in hex, as the WebUI shows it; "" for a folder."""
-    if path.is_dir():
-        return ""
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(2**20):
-            digest.update(block)
-    return digest.hexdigest()

@@ -30,7 +30,7 @@ from dreambooth.trainer.objectives import Objective, scaled_linear_alphas_cumpro
 from dreambooth.trainer.optimizers import ParameterGroup, Stepper, build_optimizer
 from dreambooth.trainer.plan import Plan, data_plan, runs_dir_of, survey_of, trackers_of
 from dreambooth.trainer.previews import Previews, preview_requests
-from dreambooth.trainer.results import Trained, sha256_of
+from dreambooth.trainer.results import Trained
 from dreambooth.trainer.schedules import Schedule
 from dreambooth.trainer.steplog import MemoryProbe, StepLog
 from dreambooth.trainer.store import TensorStore
@@ -56,7 +56,6 @@ class Session:
         self.previews = Previews(
             folder.samples, preview_requests(plan.settings, plan.survey), plan.settings, self.tokenizer, emit
         )
-        self._base_sha256 = ""
 
     def run(self) -> None:
         """Everything. Raises StoppedByUser after a save when it was told to stop."""
@@ -194,6 +193,7 @@ class Session:
             offset_noise=training.offset_noise,
             device=self.device,
         )
+        self._rest(model)
         accelerator = self._accelerator
         weights = self._trained_weights(model)
         stepper = self._stepper(weights)
@@ -226,6 +226,14 @@ class Session:
             scaler=accelerator.scaler,
         )
         return keeper, engine
+
+    def _rest(self, model: LoadedModel) -> None:
+        """Takes off the card what the steps do not need: the VAE once latents are kept, a text encoder once its
+        output is."""
+        if self.settings.images.cache_latents:
+            model.components["vae"].to("cpu")
+        if "text_encoder" not in self.plan.trained and not self.settings.captions.shuffle_tags:
+            model.components["text_encoder"].to("cpu")
 
     def _make_accelerator(self) -> Accelerator:
         from accelerate import Accelerator
@@ -354,7 +362,16 @@ class Session:
 
     def _sample_live(self, step: int, model: LoadedModel) -> None:
         """Sample pictures of the weights as they are in training, under the training's own precision."""
-        self.previews.make(step, model, dtype=self.plan.machine.compute_dtype)
+        resting = [
+            module for module in model.components.values() if next(module.parameters()).device != self.device
+        ]
+        try:
+            for module in resting:
+                module.to(self.device)
+            self.previews.make(step, model, dtype=self.plan.machine.compute_dtype)
+        finally:
+            for module in resting:
+                module.to("cpu")
 
     def _sample_result(self, path: Path) -> None:
         """The last sample pictures come from the written file, the first ones from the base: what a user will see."""
@@ -378,8 +395,6 @@ class Session:
 
     def _metadata(self) -> dict[str, str]:
         """What the written file says of itself; folders of the user's machine are left out of it."""
-        if not self._base_sha256:
-            self._base_sha256 = sha256_of(self.plan.base.source.path)
         settings = {key: value for key, value in to_mapping(self.settings).items() if key not in PATHS}
         settings["concepts"] = [
             {key: value for key, value in concept.items() if key not in CONCEPT_PATHS}
@@ -387,7 +402,5 @@ class Session:
         ]
         return {
             naming.RUN_ID_KEY: self.run_id,
-            "dreambooth.base": self.plan.base.source.path.name,
-            "dreambooth.base_sha256": self._base_sha256,
             "dreambooth.settings": json.dumps(settings, ensure_ascii=False),
         }
