@@ -21,15 +21,24 @@ from pathlib import Path
 
 import numpy
 import torch
-from PIL import Image, ImageColor, UnidentifiedImageError
+from PIL import (
+    BmpImagePlugin,
+    Image,
+    ImageColor,
+    JpegImagePlugin,
+    PngImagePlugin,
+    UnidentifiedImageError,
+    WebPImagePlugin,
+)
 
 from dreambooth.shared.errors import InputError
 
 Size = tuple[int, int]  # width, height in pixels
 Colour = tuple[int, int, int]
 
+_READERS = (BmpImagePlugin, JpegImagePlugin, PngImagePlugin, WebPImagePlugin)  # importing them registers them
 SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp"})
-_FORMATS = ("PNG", "JPEG", "MPO", "WEBP", "BMP")
+_FORMATS = ("PNG", "JPEG", "WEBP", "BMP")  # JPEG's reader also knows MPO, what some phones write
 # PIL's own border between a warning and an error; an RGB picture of this size takes half a gigabyte
 MAX_PIXELS = 178_956_970
 _ORIENTATION = 0x0112
@@ -219,6 +228,8 @@ def warnings_about_size_off() -> Iterator[None]:
 
 def orientation_of(image: Image.Image) -> int:
     """EXIF's orientation, 1 to 8; 1 where there is none or it cannot be read."""
+    if image.format == "PNG" and "exif" not in image.info:
+        return 1  # PIL would unpack the whole picture to look for it behind the pixels
     try:
         value = image.getexif().get(_ORIENTATION, 1)
     except _BROKEN:

@@ -1,0 +1,77 @@
+import pytest
+import torch
+
+from dreambooth.trainer.store import TensorStore
+from dreambooth.trainer.text_cache import CachedText, LiveText, TextEncoder, TokenText
+
+CPU = torch.device("cpu")
+
+
+class Counting:
+    """Encodes a text to numbers of its own, and remembers what it was asked."""
+
+    def __init__(self) -> None:
+        self.asked: list[str] = []
+
+    def __call__(self, text: str) -> torch.Tensor:
+        self.asked.append(text)
+        return torch.full((77, 4), float(len(text)))
+
+
+def test_each_caption_is_encoded_once_and_batches_are_looked_up():
+    encode = Counting()
+    source = CachedText(["a", "bbb", "", "a"], TextEncoder("id", encode), CPU)
+    assert encode.asked == ["a", "bbb", ""]
+    batch = source.batch(["", "bbb", "", "a"])
+    assert batch.shape == (4, 77, 4)
+    assert batch[:, 0, 0].tolist() == [0, 3, 0, 1]
+    assert encode.asked == ["a", "bbb", ""]
+
+
+def test_what_is_stored_is_not_encoded_again_unless_the_encoder_is_another(tmp_path):
+    store, encode = TensorStore(tmp_path), Counting()
+    progress: list[tuple[int, int]] = []
+    CachedText(["a", "b"], TextEncoder("one", encode), CPU, store=store)
+    again = CachedText(
+        ["c", "b"], TextEncoder("one", encode), CPU, store=store, progress=lambda *done: progress.append(done)
+    )
+    assert encode.asked == ["a", "b", "c"]
+    assert progress == [(0, 1), (1, 1)]
+    assert again.batch(["b", "c"])[:, 0, 0].tolist() == [1, 1]
+    CachedText(["a", "b"], TextEncoder("two", encode), CPU, store=store)
+    assert encode.asked == ["a", "b", "c", "a", "b"]
+
+
+def test_stopping_in_the_middle_keeps_what_was_encoded(tmp_path):
+    store, encode = TensorStore(tmp_path), Counting()
+
+    def stop(done: int, of: int) -> None:
+        if done == 1:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        CachedText(["a", "b"], TextEncoder("one", encode), CPU, store=store, progress=stop)
+    CachedText(["a", "b"], TextEncoder("one", encode), CPU, store=store)
+    assert encode.asked == ["a", "b"]
+
+
+def test_live_text_gives_the_same_as_cached():
+    encode = Counting()
+    live = LiveText(TextEncoder("id", encode), CPU)
+    cached = CachedText(["a", "bb"], TextEncoder("id", encode), CPU)
+    assert torch.equal(live.batch(["bb", "a", "bb"]), cached.batch(["bb", "a", "bb"]))
+    assert encode.asked.count("bb") == 2  # once each
+
+
+def test_tokens_are_stacked_and_remembered():
+    asked = []
+
+    def tokenize(text: str) -> torch.Tensor:
+        asked.append(text)
+        return torch.full((2, 77), len(text))
+
+    source = TokenText(tokenize, CPU)
+    batch = source.batch(["a", "bb", "a"])
+    assert batch.shape == (3, 2, 77) and batch.dtype == torch.int64
+    assert batch[:, 1, 5].tolist() == [1, 2, 1]
+    assert asked == ["a", "bb"]
