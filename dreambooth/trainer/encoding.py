@@ -23,6 +23,7 @@ from dreambooth.trainer.cache import (
 from dreambooth.trainer.convert import LoadedModel
 from dreambooth.trainer.dataset import DataPlan, views_used
 from dreambooth.trainer.images import parse_colour
+from dreambooth.trainer.processes import ALONE, Processes
 from dreambooth.trainer.store import TensorStore, module_id
 from dreambooth.trainer.text_cache import CachedText, LiveText, TextEncoder, TextSource, TokenText
 from dreambooth.trainer.tokenizer import Tokenizer
@@ -55,6 +56,7 @@ class Encoding:
     steps: int
     emit: Emit
     check_stop: Callable[[], None]
+    processes: Processes = ALONE
 
     def latents(self) -> Latents:
         """The images' latents: encoded now and kept, or at each step where caching is off."""
@@ -66,7 +68,9 @@ class Encoding:
         views = views_used(self.data, self.settings.training.seed, self.steps)
         looks = looks_for(views, masked=bool(self.data.masks))
         self.emit("phase", name="caching", of=len(looks))
-        encode_missing(looks, pictures, encoder, self.store, self._progress("images"))
+        own = looks[self.processes.index :: self.processes.count]
+        encode_missing(own, pictures, encoder, self.store, self._progress("images"))
+        self.processes.wait()
         return cached_latents(looks, pictures, encoder, self.store, self.device)
 
     def tokens(self) -> TextSource:

@@ -138,6 +138,8 @@ class TrainingEngine:
             for number, micro in enumerate(micro_batches, 1)
         ]
         mean = losses[0] if len(losses) == 1 else _mean(losses)
+        if self._accelerator.num_processes > 1:
+            mean = Losses(*self._accelerator.reduce(_stacked(mean), reduction="mean").unbind())
         self._check_flag()
         if not self.stepper.step(mean.total.detach()):
             return None
@@ -222,6 +224,10 @@ def _joined(one: Half, other: Half) -> Half:
         condition=torch.cat([one.condition, other.condition]),
         extra=extra,
     )
+
+
+def _stacked(losses: Losses) -> torch.Tensor:
+    return torch.stack([losses.total.detach(), losses.instance, losses.prior])
 
 
 def _mean(losses: list[Losses]) -> Losses:

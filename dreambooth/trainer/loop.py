@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from dreambooth.shared.errors import RunFailed
-from dreambooth.trainer.control import Inbox
+from dreambooth.shared.runfolder import Command
 from dreambooth.trainer.objectives import Losses
 from dreambooth.trainer.steplog import StepLog
 
@@ -32,6 +32,14 @@ class Keeper(Protocol):
     def sample(self, step: int) -> None: ...
 
 
+class Orders(Protocol):
+    """What the outside wants; see `control.Inbox`."""
+
+    def should_stop(self) -> bool: ...
+    def commands(self) -> list[Command]: ...
+    def answer(self, command: Command) -> None: ...
+
+
 @dataclass(frozen=True)
 class Cadence:
     """How often what happens, in steps; 0 is never (but a state is always saved at the end)."""
@@ -47,7 +55,9 @@ class Outcome(enum.Enum):
     STOPPED = "stopped"
 
 
-def train(engine: Engine, keeper: Keeper, inbox: Inbox, log: StepLog, cadence: Cadence, start: int = 0) -> Outcome:
+def train(
+    engine: Engine, keeper: Keeper, inbox: Orders, log: StepLog, cadence: Cadence, start: int = 0
+) -> Outcome:
     """Trains from finished step `start` to `cadence.steps`. Raises RunFailed at a NaN loss."""
     step, skipped = start, 0
     log.start(step)

@@ -50,6 +50,7 @@ class Plan:
     volumes: tuple[Volume, ...]
     trained: Mapping[str, int]
     notes: tuple[str, ...]
+    processes: int = 1
 
     @property
     def steps(self) -> int:
@@ -61,8 +62,8 @@ class Plan:
 
     @property
     def batch(self) -> int:
-        """Instance images of one step, of all micro-batches of one process."""
-        return self.settings.training.train_batch_size * self.settings.training.gradient_accumulation_steps
+        """Instance images of one step, of all micro-batches of all processes."""
+        return _batch(self.settings, self.processes)
 
     @property
     def text_encoder_stop(self) -> int:
@@ -130,16 +131,15 @@ class Plan:
             prior = f"{event['class_images']} class images found, {event['class_images_to_make']} to be made"
         buckets = ", ".join(f"{count} at {size}" for size, count in event["buckets"].items())
         trained = ", ".join(f"{TITLES[name]} ({count / 1e6:.3g}M)" for name, count in self.trained.items())
-        accumulated = (
-            f" × {training.gradient_accumulation_steps}" if training.gradient_accumulation_steps > 1 else ""
-        )
+        factors = (training.train_batch_size, training.gradient_accumulation_steps, self.processes)
+        batch = " × ".join(str(factor) for factor in factors if factor > 1) or "1"
         memory = event["memory"]
         lines = [
             f"Model      {event['model']}",
             f"           {event['family']}, predicts {event['prediction_type']} ({event['told_by']})",
             f"Images     {event['images']} ({buckets}); {prior}",
-            f"Training   {self.steps} steps of {training.train_batch_size}{accumulated} images"
-            f"{' and as many class images' if self.prior else ''}, {event['epochs']:g} epochs",
+            f"Training   {self.steps} steps of {batch} image{'' if batch == '1' else 's'}"
+            f"{' and as many of the class' if self.prior else ''}, {event['epochs']:g} epochs",
             f"           {trained}; {training.optimizer}, learning rate {training.learning_rate:g}",
             f"Machine    {event['device']}, mixed precision {event['mixed_precision']}; weights "
             f"{memory['weights_gb']} GB, gradients {memory['gradients_gb']} GB, optimizer {memory['optimizer_gb']} GB, "
@@ -154,7 +154,7 @@ class Plan:
         return "\n".join(lines)
 
 
-def make_plan(settings: Settings, *, resumed: bool = False) -> Plan:
+def make_plan(settings: Settings, *, resumed: bool = False, processes: int = 1) -> Plan:
     """Plans a run. Writes nothing. Raises InputError for whatever is wrong with the input."""
     check_together(settings)
     base = _open_base(settings)
@@ -164,7 +164,7 @@ def make_plan(settings: Settings, *, resumed: bool = False) -> Plan:
     parse_colour(settings.images.background)
     settings = _with_folders(settings)
     found = survey_of(settings, base)
-    settings = _with_steps(settings, found)
+    settings = _with_steps(settings, found, processes)
     machine = machines.examine(settings)
     outputs = outputs_of(settings, resumed=resumed)
     settings = dataclasses.replace(
@@ -184,6 +184,7 @@ def make_plan(settings: Settings, *, resumed: bool = False) -> Plan:
         volumes=tuple(check_room(files)),
         trained=trained,
         notes=(*machine.notes, *_notes(settings, base), *found.warnings),
+        processes=processes,
     )
 
 
@@ -277,23 +278,27 @@ def survey_of(settings: Settings, base: LoadedModel) -> Survey:
     )
 
 
-def _with_steps(settings: Settings, found: Survey) -> Settings:
+def _batch(settings: Settings, processes: int) -> int:
+    training = settings.training
+    return training.train_batch_size * training.gradient_accumulation_steps * processes
+
+
+def _with_steps(settings: Settings, found: Survey, processes: int) -> Settings:
     training = settings.training
     if not training.max_train_steps:
-        batch = training.train_batch_size * training.gradient_accumulation_steps
         images = sum(len(entry.instance) * entry.concept.repeats for entry in found.concepts)
-        steps = max(1, math.ceil(training.steps_per_image * images / batch))
+        steps = max(1, math.ceil(training.steps_per_image * images / _batch(settings, processes)))
         training = dataclasses.replace(training, max_train_steps=steps)
     return dataclasses.replace(settings, training=training)
 
 
-def data_plan(plan: Plan, found: Survey, processes: int = 1) -> DataPlan:
+def data_plan(plan: Plan, found: Survey) -> DataPlan:
     """What every sample of the run is drawn from."""
     images, captions = plan.settings.images, plan.settings.captions
     return plan_data(
         found,
         plan.buckets,
-        batch=plan.batch * processes,
+        batch=plan.batch,
         augmentation=Augmentation(
             random_crop=images.crop == "random",
             random_flip=images.random_flip,

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import signal
 import time
 import traceback
 import uuid
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from dreambooth.shared.runfolder import RunFolder, create_run, read_result
 from dreambooth.shared.settings import Settings
 from dreambooth.trainer.control import Inbox, Signals, StopNow
 from dreambooth.trainer.plan import Plan, make_plan, versions
+from dreambooth.trainer.processes import Processes, join_processes
 from dreambooth.trainer.reporter import Reporter
 from dreambooth.trainer.session import Session
 
@@ -29,14 +31,18 @@ DONE, FAILED = 0, 1
 
 def train(settings: Settings) -> int:
     """Plans, prints the plan, makes a run folder and runs it. Returns the exit code."""
-    plan = make_plan(settings)
-    notes = {
-        "versions": versions(),
-        "run": {"id": uuid.uuid4().hex, "created": time.strftime("%Y-%m-%dT%H:%M:%S%z")},
-    }
-    runs_dir = Path(plan.settings.result.runs_dir)
-    folder = create_run(runs_dir, plan.outputs.name, dump_settings(plan.settings, notes))
-    return _work(folder, plan)
+    processes = join_processes()
+
+    def start() -> tuple[RunFolder, Plan]:
+        plan = make_plan(settings, processes=processes.count)
+        notes = {
+            "versions": versions(),
+            "run": {"id": uuid.uuid4().hex, "created": time.strftime("%Y-%m-%dT%H:%M:%S%z")},
+        }
+        runs_dir = Path(plan.settings.result.runs_dir)
+        return create_run(runs_dir, plan.outputs.name, dump_settings(plan.settings, notes)), plan
+
+    return _lead(processes, start) if processes.is_main else _follow(processes)
 
 
 def resume(folder: RunFolder) -> int:
@@ -45,9 +51,39 @@ def resume(folder: RunFolder) -> int:
         path = read_result(folder).get("path", "")
         Reporter().write(f"This run is finished: {path}")
         return DONE
-    with folder.hold():  # before anything is read: another trainer may be writing
-        plan = make_plan(load_settings(folder.config), resumed=True)
-    return _work(folder, plan)
+    processes = join_processes()
+
+    def start() -> tuple[RunFolder, Plan]:
+        with folder.hold():  # before anything is read: another trainer may be writing
+            return folder, make_plan(load_settings(folder.config), resumed=True, processes=processes.count)
+
+    return _lead(processes, start) if processes.is_main else _follow(processes)
+
+
+def _lead(processes: Processes, start: Callable[[], tuple[RunFolder, Plan]]) -> int:
+    """The first process: it plans, keeps the run folder, and tells the others which it is."""
+    try:
+        folder, plan = start()
+    except BaseException:
+        processes.share("")
+        raise
+    processes.share(str(folder.path))
+    return _work(folder, plan, processes)
+
+
+def _follow(processes: Processes) -> int:
+    """Another process of the same run: it computes, and leaves news and orders to the first one."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal sends it to all; the first one decides
+    path = processes.share("")
+    if not path:
+        return FAILED
+    folder = RunFolder(Path(path))
+    plan = make_plan(load_settings(folder.config), resumed=True, processes=processes.count)
+    try:
+        Session(plan, folder, run_id(folder), _quiet, None, processes).run()
+    except DreamboothError as error:
+        return error.exit_code
+    return DONE
 
 
 def export(folder: RunFolder, step: int | None) -> int:
@@ -75,7 +111,7 @@ def run_id(folder: RunFolder) -> str:
     return read_notes(folder.config, "run").get("id", folder.name)
 
 
-def _work(folder: RunFolder, plan: Plan) -> int:
+def _work(folder: RunFolder, plan: Plan, processes: Processes) -> int:
     """Holds the run, listens to orders, and turns whatever ends it into an event and an exit code."""
     with folder.hold(), contextlib.closing(Reporter(folder.log)) as reporter:
         log = EventLog(folder.events)
@@ -92,7 +128,7 @@ def _work(folder: RunFolder, plan: Plan) -> int:
             try:
                 inbox = Inbox(folder, signals, emit)
                 inbox.clear()
-                Session(plan, folder, run_id(folder), emit, inbox).run()
+                Session(plan, folder, run_id(folder), emit, inbox, processes).run()
             except StoppedByUser:
                 emit("phase", name="stopped", of=0)
                 reporter.write(f"Stopped. `python3 -m dreambooth resume {folder.path}` goes on from here.")

@@ -30,6 +30,7 @@ from dreambooth.trainer.objectives import Objective, scaled_linear_alphas_cumpro
 from dreambooth.trainer.optimizers import ParameterGroup, Stepper, build_optimizer
 from dreambooth.trainer.plan import Plan, data_plan, runs_dir_of, survey_of, trackers_of
 from dreambooth.trainer.previews import Previews, preview_requests
+from dreambooth.trainer.processes import ALONE, Processes, SharedInbox, SharedKeeper
 from dreambooth.trainer.results import Trained
 from dreambooth.trainer.schedules import Schedule
 from dreambooth.trainer.steplog import MemoryProbe, StepLog
@@ -44,13 +45,22 @@ if TYPE_CHECKING:
 class Session:
     """A plan on its way to a result. `inbox` None: nobody can interrupt (an export beside a run)."""
 
-    def __init__(self, plan: Plan, folder: RunFolder, run_id: str, emit: Emit, inbox: Inbox | None) -> None:
+    def __init__(
+        self,
+        plan: Plan,
+        folder: RunFolder,
+        run_id: str,
+        emit: Emit,
+        inbox: Inbox | None,
+        processes: Processes = ALONE,
+    ) -> None:
         self.plan = plan
         self.settings = plan.settings
         self.folder = folder
         self.run_id = run_id
         self.emit = emit
         self.inbox = inbox
+        self.processes = processes
         self.device = plan.machine.device
         self.tokenizer = Tokenizer()
         self.previews = Previews(
@@ -59,7 +69,8 @@ class Session:
 
     def run(self) -> None:
         """Everything. Raises StoppedByUser after a save when it was told to stop."""
-        naming.claim(self.plan.outputs, self.folder.path)
+        if self.processes.is_main:
+            naming.claim(self.plan.outputs, self.folder.path)
         self._restore_threads()
         self._make_class_images()
         data = self._plan_data()
@@ -68,16 +79,18 @@ class Session:
         encoding = self._encoding(data, model)
         keeper, engine = self._prepare(data, model, encoding)
         self._train(keeper, engine)
-        self._finish(keeper.trained)
+        if self.processes.is_main:
+            self._finish(keeper.trained)
+        self.processes.wait()
         self._accelerator.end_training()
 
     def _train(self, keeper: RunKeeper, engine: TrainingEngine) -> None:
-        assert self.inbox is not None
+        inbox = SharedInbox(self.processes, self.inbox)
         start = keeper.restore(self.device) if latest_step(self.folder.states) is not None else 0
         self.emit("phase", name="training", of=self.plan.steps)
         log = StepLog(self._emit_step, self.plan.steps, memory=MemoryProbe(self.device))
         try:
-            outcome = train(engine, keeper, self.inbox, log, self._cadence(), start)
+            outcome = train(engine, SharedKeeper(self.processes, keeper), inbox, log, self._cadence(), start)
         finally:
             log.flush()
         if outcome is Outcome.STOPPED:
@@ -117,7 +130,7 @@ class Session:
         )
         before = 0
         for folder in self.plan.survey.class_folders():
-            wanted = plan_class_images(folder, recipe)
+            wanted = plan_class_images(folder, recipe).share(self.processes.index, self.processes.count)
 
             def show(done: int, of: int, path: Path, before: int = before) -> None:
                 self.emit("progress", name="class images", done=before + done, of=missing)
@@ -127,14 +140,15 @@ class Session:
             ):
                 self._check_stop()
             before += len(wanted.missing)
+        self.processes.wait()
 
     def _plan_data(self) -> DataPlan:
         data = data_plan(self.plan, survey_of(self.settings, self.plan.base))
         noted = self.folder.path / "data.json"
         fingerprint = data.fingerprint()
-        if not noted.exists():
+        if not noted.exists() and self.processes.is_main:
             write_json(noted, {"fingerprint": fingerprint})
-        elif json.loads(noted.read_bytes())["fingerprint"] != fingerprint:
+        elif noted.exists() and json.loads(noted.read_bytes())["fingerprint"] != fingerprint:
             self.emit(
                 "warning",
                 text="images or captions have changed since this run began: it goes on with those that are there now, "
@@ -173,6 +187,7 @@ class Session:
             steps=self.plan.steps,
             emit=self.emit,
             check_stop=self._check_stop,
+            processes=self.processes,
         )
 
     # ---- training --------------------------------------------------------------------------------------------
@@ -192,6 +207,7 @@ class Session:
             micro_batches=training.gradient_accumulation_steps,
             offset_noise=training.offset_noise,
             device=self.device,
+            process=(self.processes.index, self.processes.count),
         )
         self._rest(model)
         accelerator = self._accelerator
