@@ -21,7 +21,6 @@ from typing import Any, NamedTuple
 
 from dreambooth import pins, torchbuild
 from dreambooth.environment import (
-    ENVIRONMENTS,
     ROOT,
     STAMP,
     Environment,
@@ -140,7 +139,7 @@ def alone(folder: Path, say: Say) -> Iterator[tuple[int, ...]]:
     Gives file descriptors for pip to inherit: so a pip whose parent was killed still keeps others out.
     """
     try:
-        ENVIRONMENTS.mkdir(exist_ok=True)
+        folder.parent.mkdir(exist_ok=True)
         with _locked(folder.with_name(folder.name + ".lock"), say) as inherited:
             yield inherited
     except KeyboardInterrupt:
@@ -181,7 +180,7 @@ def make(
     started = time.monotonic()
     space, download = _SPACE[recipe.kind]
     _remove(folder)
-    _check_space(space)
+    _check_space(folder.parent, space)
     say(f"Making the trainer's environment, once; about {download} GB are downloaded: {folder}")
     for note in recipe.notes:
         say(note)
@@ -380,17 +379,17 @@ def _remove(folder: Path) -> None:
         shutil.rmtree(folder)
 
 
-def _check_space(needed: float) -> None:
-    free = shutil.disk_usage(ENVIRONMENTS).free / _GIGABYTE
+def _check_space(folder: Path, needed: float) -> None:
+    free = shutil.disk_usage(folder).free / _GIGABYTE
     if free < needed:
         raise DreamboothError(
             f"{free:.1f} GB are free and the trainer's environment needs up to {needed} GB while it is made",
-            where=str(ENVIRONMENTS),
+            where=str(folder),
             remedy="make room, or put the project on another disk, and repeat",
         )
 
 
 def _name_unused(folder: Path, say: Say) -> None:
-    others = [path for path in ENVIRONMENTS.glob("py*") if path.is_dir() and path != folder]
+    others = [path for path in folder.parent.glob("py*") if path.is_dir() and path != folder]
     if others:
         say(f"If nothing runs in them, these may be deleted: {', '.join(path.name for path in others)}")

@@ -154,7 +154,7 @@ class SlowIndex:
         self.address = f"http://127.0.0.1:{self._server.server_port}/"
 
     def __enter__(self) -> SlowIndex:
-        threading.Thread(target=self._server.serve_forever, daemon=True).start()
+        threading.Thread(target=partial(self._server.serve_forever, 0.01), daemon=True).start()
         return self
 
     def __exit__(self, *_: object) -> None:

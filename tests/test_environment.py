@@ -12,7 +12,7 @@ from fake_clone import Clone, SlowIndex, kill, write_all_wheels
 from dreambooth import environment, pins
 from dreambooth.shared.errors import InputError
 
-posix = pytest.mark.skipif(os.name == "nt", reason="kill -9 and inherited locks are POSIX's")
+posix = pytest.mark.skipif(os.name == "nt", reason="kill -9, inherited locks, links and rusage are POSIX's")
 
 
 @pytest.fixture(scope="module")
@@ -81,6 +81,7 @@ def test_the_environment_s_own_python_is_used_as_it_is(made):
     assert (done.returncode, done.stderr) == (7, "")
 
 
+@posix
 def test_an_older_stamp_does_not_serve_changed_requirements(made, tmp_path: Path, wheels: Path):
     clone, _ = made
     other = Clone(tmp_path / "other", wheels)
