@@ -7,6 +7,7 @@ are tokens like any other, weights belong to the prompts of the WebUI's page and
 
 from __future__ import annotations
 
+import contextlib
 import re
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Protocol
@@ -87,16 +88,18 @@ def encode(
     """The conditioning (prompt, chunk * 77, width) of token ids (prompt, chunk, 77); differentiable.
 
     `clip_skip` counts as the WebUI does: 1 takes the last layer's output, 2 the one before it; the final layer
-    norm follows in every case. It says nothing where the family has no clip skip.
+    norm follows in every case. It says nothing where the family has no clip skip. Under autocast the encoder
+    works in the narrower dtype, except on a CPU, where it stays in its own.
     """
     prompts, chunks, length = token_chunks.shape
     skip = clip_skip if rules.clip_skip else 1
     ids = token_chunks.reshape(prompts * chunks, length)
-    if skip == 1:
-        encoded: torch.Tensor = text_encoder(input_ids=ids, return_dict=True).last_hidden_state
-    else:
-        states = text_encoder(input_ids=ids, output_hidden_states=True, return_dict=True).hidden_states
-        encoded = _text_model(text_encoder).final_layer_norm(states[-skip])
+    with _attention_that_works(ids.device):
+        if skip == 1:
+            encoded: torch.Tensor = text_encoder(input_ids=ids, return_dict=True).last_hidden_state
+        else:
+            states = text_encoder(input_ids=ids, output_hidden_states=True, return_dict=True).hidden_states
+            encoded = _text_model(text_encoder).final_layer_norm(states[-skip])
     return encoded.reshape(prompts, chunks * length, encoded.shape[-1])
 
 
@@ -104,6 +107,11 @@ def skipped_layers(text_encoder: torch.nn.Module, rules: TextRules, clip_skip: i
     """The layers whose output `encode` does not use, and which therefore can learn nothing."""
     layers = list(_text_model(text_encoder).encoder.layers)
     return layers[len(layers) - (clip_skip - 1 if rules.clip_skip else 0) :]
+
+
+def _attention_that_works(device: torch.device) -> contextlib.AbstractContextManager[object]:
+    """torch 2.1's autocast on a CPU narrows an attention's queries but not its mask, which is then refused."""
+    return torch.autocast("cpu", enabled=False) if device.type == "cpu" else contextlib.nullcontext()
 
 
 def _text_model(text_encoder: torch.nn.Module) -> Any:

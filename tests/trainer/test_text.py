@@ -180,10 +180,21 @@ def test_gradient_checkpointing_changes_no_gradient(tokenizer, text_encoder, cli
         assert torch.equal(value, checkpointed[name]), name
 
 
-def test_autocast_stays_near_full_precision(tokenizer, text_encoder):
+def test_autocast_on_a_cpu_leaves_the_encoder_in_float32(tokenizer, text_encoder):
     ids = tokenize(tokenizer, SD1, ["a dog"])
     with torch.no_grad():
         full = encode(text_encoder, SD1, ids)
         with torch.autocast("cpu", torch.bfloat16):
+            assert torch.equal(encode(text_encoder, SD1, ids), full)
+
+
+@pytest.mark.gpu
+def test_autocast_on_a_card_stays_near_full_precision(tokenizer, text_encoder):
+    if not torch.cuda.is_available():
+        pytest.skip("needs a CUDA card")
+    ids = tokenize(tokenizer, SD1, ["a dog"]).cuda()
+    with torch.no_grad():
+        full = encode(text_encoder.cuda(), SD1, ids)
+        with torch.autocast("cuda", torch.float16):
             half = encode(text_encoder, SD1, ids)
     assert 0 < (full - half.float()).abs().max() < 0.1
