@@ -17,10 +17,10 @@ from itertools import chain, count, islice
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from dreambooth.shared.paths import write_whole
+from dreambooth.shared.paths import check_writable, write_whole
 from dreambooth.trainer.draws import words
 from dreambooth.trainer.pictures import content_digits, parameters_text, png_bytes
-from dreambooth.trainer.sample import SAMPLERS, SampleRequest, ShouldStop, check_size, sample
+from dreambooth.trainer.sample import SAMPLERS, SampleRequest, ShouldStop, check_sampler, check_size, sample
 
 if TYPE_CHECKING:
     import torch
@@ -82,11 +82,15 @@ def recipe_of(prior: PriorSettings, *, resolution: int, clip_skip: int) -> Recip
 
 
 def plan_class_images(folder: ClassFolder, recipe: Recipe) -> ClassImagePlan:
-    """What has to be made in a surveyed folder. Writes nothing.
+    """What has to be made in a surveyed folder. Makes nothing.
 
-    Raises `InputError` for a resolution that is not a multiple of 8.
+    Raises `InputError` for a resolution that is not a multiple of 8, an unknown sampler, or a folder that cannot be
+    written to when there is something to make.
     """
     check_size(recipe.resolution, recipe.resolution, where="resolution")
+    check_sampler(recipe.sampler)
+    if folder.missing:
+        check_writable(folder.folder, setting="class_data_dir")
     there = _made_in(folder.folder)
     missing = list(islice((index for index in count() if index not in there), folder.missing))
     others = max(0, folder.found - len(there))  # the user's own

@@ -253,6 +253,7 @@ def sample(
 
     Works where the model's modules are, in their own precision, or under autocast to `dtype` where they are
     float32 and it is not. Requests that can be batched form fixed groups of `batch_size`, in their order.
+    SD2's attention needs more than float16 for its scores: torch's fused kernels keep them in float32 by themselves.
     Ends early, without the group at hand, when `should_stop` says so between two steps.
     Raises `InputError` for a size or sampler that cannot be, `RunFailed` when the model gives no numbers.
     """

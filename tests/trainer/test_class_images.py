@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import os
 import time
 from types import SimpleNamespace
@@ -20,6 +21,7 @@ from dreambooth.trainer.class_images import (
     plan_class_images,
     recipe_of,
 )
+from dreambooth.trainer.pictures import content_digits
 from dreambooth.trainer.survey import survey
 from dreambooth.trainer.tokenizer import default_tokenizer
 
@@ -173,15 +175,11 @@ def test_a_png_says_how_it_was_made_and_its_name_tells_its_content(model, concep
             "photo of a dog\nNegative prompt: blurry\n"
             f"Steps: 2, Sampler: DPM++ 2M, CFG scale: 3, Seed: {seed}, Size: 64x64, Model: base"
         )
-    from dreambooth.trainer.pictures import content_digits
-
     assert name == f"class-00000-{content_digits(files[name])}.png"
 
 
 def test_concepts_that_share_a_folder_and_a_prompt_share_their_images(concept):
-    from dataclasses import replace
-
-    both = [concept, replace(concept, num_class_images=3)]
+    both = [concept, dataclasses.replace(concept, num_class_images=3)]
     (folder,) = surveyed(both, 5)
     assert plan_class_images(folder, RECIPE).missing == set(range(5))
 
@@ -264,3 +262,15 @@ def test_a_full_disk_ends_the_making_and_keeps_what_was_made(model, concept, mon
 def test_a_resolution_that_cannot_be_is_refused_while_planning(concept):
     with pytest.raises(InputError, match="multiples of 8"):
         planned(concept, 1, Recipe(resolution=60, batch_size=1))
+
+
+def test_a_folder_that_cannot_be_made_is_refused_while_planning_if_there_is_something_to_make(
+    concept, tmp_path
+):
+    (tmp_path / "file").write_text("")
+    (folder,) = surveyed(concept, 1)
+    with pytest.raises(InputError, match="file, not a folder") as caught:
+        plan_class_images(dataclasses.replace(folder, folder=tmp_path / "file" / "class"), RECIPE)
+    assert caught.value.where == "class_data_dir"
+    there = dataclasses.replace(folder, folder=tmp_path / "file" / "class", found=1)
+    assert plan_class_images(there, RECIPE).missing == frozenset()
