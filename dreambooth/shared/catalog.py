@@ -1,13 +1,17 @@
-"""The settings as data: what the page, the REST schema and the README's table are made from."""
+"""The settings as data: what the page, the REST schema and the README's table are made from.
+
+`python -m dreambooth.shared.catalog` prints that table.
+"""
 
 from __future__ import annotations
 
 import dataclasses
+import sys
 from dataclasses import dataclass
 from typing import Any
 
 from dreambooth.shared.concepts import Concept
-from dreambooth.shared.config import groups
+from dreambooth.shared.config import groups, number_text
 
 
 @dataclass(frozen=True)
@@ -38,7 +42,7 @@ def concept_catalog() -> list[Entry]:
 
 
 def schema() -> list[dict[str, Any]]:
-    """The catalog as plain JSON values."""
+    """The catalog as plain JSON values, for a page or a REST client."""
     return [dataclasses.asdict(entry) | {"choices": list(entry.choices)} for entry in catalog()]
 
 
@@ -86,8 +90,14 @@ def _meaning(entry: Entry) -> str:
     if entry.choices:
         parts.append("One of " + ", ".join(f"`{choice}`" for choice in entry.choices) + ".")
     low, high = entry.minimum, entry.maximum
+    unit = f" {entry.unit}" if entry.unit else ""
     if low is not None and high is not None:
-        parts.append(f"From {low:g} to {high:g}{' ' + entry.unit if entry.unit else ''}.")
+        parts.append(f"From {number_text(low)} to {number_text(high)}{unit}.")
     elif low is not None and low != 0:
-        parts.append(f"At least {low:g}.")
-    return " ".join(parts).replace("|", "\\|")
+        parts.append(f"At least {number_text(low)}{unit}.")
+    return " ".join(parts).replace("|", "\\|").replace("<", "&lt;")
+
+
+if __name__ == "__main__":
+    # as bytes, so that a redirected table is UTF-8 on Windows too
+    sys.stdout.buffer.write(reference_table().encode())

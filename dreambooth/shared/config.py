@@ -61,7 +61,8 @@ def load_settings(path: Path | None, overrides: Iterable[str] = (), *, where: st
     if path is not None:
         values = _make_paths_absolute(read_mapping(path), path.absolute().parent)
     given = _make_paths_absolute(dict(_split_override(text) for text in overrides), Path.cwd())
-    settings_from(given, where=COMMAND_LINE)
+    if given:
+        settings_from(given, where=COMMAND_LINE)
     return settings_from({**values, **given}, where=where or (str(path) if path else COMMAND_LINE))
 
 
@@ -115,8 +116,8 @@ def _absolute(value: Any, folder: Path) -> Any:
 def settings_from(values: Mapping[str, Any], *, where: str) -> Settings:
     """`Settings` from flat names and text values (None: not given). Raises InputError that names the key."""
     known = setting_fields()
-    for key in values:
-        if key not in known and key not in NOTES:
+    for key, value in values.items():
+        if key not in known and not (key in NOTES and isinstance(value, dict)):
             raise _unknown(key, known, where)
     made: dict[str, Any] = {}
     for group, cls in groups().items():
@@ -147,8 +148,8 @@ def build(cls: type, values: Mapping[str, Any], where: str, prefix: str = "") ->
     OmegaConf types the numbers and truth values. Text never goes through it: it takes `${x}` and `???` for more
     than text.
     """
-    node = OmegaConf.structured(cls)
     texts: dict[str, Any] = {}
+    numbers: dict[str, Any] = {}
     for item in dataclasses.fields(cls):
         value, name = values.get(item.name), f"{prefix}{item.name}"
         if value is None:
@@ -160,11 +161,22 @@ def build(cls: type, values: Mapping[str, Any], where: str, prefix: str = "") ->
         elif _kind(item) == "str":
             texts[item.name] = _text(_choice(str(value), item.metadata.get("choices") or ()), name, where)
         else:
-            _assign(node, item, value, where, name)
-    made = dataclasses.replace(OmegaConf.to_object(node), **texts)  # type: ignore[type-var]
+            numbers[item.name] = value
+    made = cls(**texts, **_typed(cls, numbers, where, prefix))
     for item in dataclasses.fields(cls):
         check_value(item, getattr(made, item.name), where, prefix)
     return made
+
+
+def _typed(cls: type, numbers: dict[str, Any], where: str, prefix: str) -> dict[str, Any]:
+    """Numbers and truth values in the types that their settings have. Raises InputError."""
+    if not numbers:
+        return {}
+    node = OmegaConf.structured(cls)
+    for item in dataclasses.fields(cls):
+        if item.name in numbers:
+            _assign(node, item, numbers[item.name], where, f"{prefix}{item.name}")
+    return {name: node[name] for name in numbers}
 
 
 def _kind(item: dataclasses.Field[Any]) -> str:
