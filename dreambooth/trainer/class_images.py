@@ -88,7 +88,7 @@ def plan_class_images(folder: ClassFolder, recipe: Recipe) -> ClassImagePlan:
     written to when there is something to make.
     """
     check_size(recipe.resolution, recipe.resolution, where="resolution")
-    check_sampler(recipe.sampler)
+    check_sampler(recipe.sampler, where="class_sampler")
     if folder.missing:
         check_writable(folder.folder, setting="class_data_dir")
     there = _made_in(folder.folder)

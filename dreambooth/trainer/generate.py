@@ -44,7 +44,7 @@ def generate(
     """
     out = Path(out)
     _check_numbers(seed, steps, guidance_scale)
-    check_sampler(sampler)
+    check_sampler(sampler, where="--sampler")
     wanted = parse_size(size)
     _check_out(out)
     device = choose_device()

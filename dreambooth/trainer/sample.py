@@ -126,11 +126,11 @@ def check_size(width: int, height: int, where: str = "size") -> None:
         )
 
 
-def check_sampler(sampler: str) -> None:
+def check_sampler(sampler: str, where: str = "sampler") -> None:
     """Raise `InputError` for a name that is not in `SAMPLERS`."""
     if sampler not in SAMPLERS:
         raise InputError(
-            f"there is no sampler {sampler!r}", where="sampler", remedy=f"use one of: {', '.join(SAMPLERS)}"
+            f"there is no sampler {sampler!r}", where=where, remedy=f"use one of: {', '.join(SAMPLERS)}"
         )
 
 

@@ -86,7 +86,7 @@ def test_the_size_is_what_metadata_config_or_family_say(model, expected):
         ({"steps": 0}, "--steps"),
         ({"seed": -1}, "--seed"),
         ({"guidance_scale": float("nan")}, "--guidance-scale"),
-        ({"sampler": "plms"}, "sampler"),
+        ({"sampler": "plms"}, "--sampler"),
         ({"clip_skip": 3}, "--clip-skip"),
         ({"clip_skip": 0}, "--clip-skip"),
         ({"out": "dog.jpg"}, "--out"),
