@@ -30,7 +30,7 @@ STAMP = "stamp.json"
 PYTHON_VARIABLE = "DREAMBOOTH_PYTHON"
 # The build of torch for a new environment: `cpu`, `cu126`, `cu130`, or the address of a package index that has one.
 TORCH_VARIABLE = "DREAMBOOTH_TORCH"
-# Set for the process that was entered, to its process id, so that nothing is ever entered twice.
+# Set for the process that is entered, and gone once it has arrived: nothing is ever entered twice.
 _ENTERED_VARIABLE = "DREAMBOOTH_ENTERED"
 
 # What `accelerate launch` leaves for the processes that it starts.
@@ -193,27 +193,22 @@ def _absolute(path: str) -> Path:
     return Path(os.path.abspath(path))  # noqa: PTH100
 
 
-def _was_entered() -> bool:
-    """Whether this process, or on Windows the one that waits for it, came here by `enter`."""
-    return os.environ.get(_ENTERED_VARIABLE) in (str(os.getpid()), str(os.getppid()))
-
-
 def _require_libraries(why: str, remedy: str, *, tests: bool) -> None:
     missing = lacking(tests=tests)
     if missing:
         raise InputError(f"{why}, and it lacks {', '.join(missing)}", where=sys.executable, remedy=remedy)
 
 
-def this_python_serves(*, tests: bool = False) -> bool:
-    """Whether the running Python is the one to train with, by the order above.
+def this_python_serves(*, tests: bool = False, entered: bool = False) -> bool:
+    """Whether the running Python is the one to train with, by the order above; `entered`: it was chosen already.
 
     Raises InputError where it was forced or launched and lacks something.
     """
     forced = _forced()
     if forced:
-        if not _was_entered() and _absolute(sys.executable) != forced:
+        if not entered and _absolute(sys.executable) != forced:
             return False
-        files = f"{pins.REQUIREMENTS} and, with --no-deps, {pins.NO_DEPENDENCIES}"
+        files = f"{pins.REQUIREMENTS}{f', {pins.TESTS}' if tests else ''} and, with --no-deps, {pins.NO_DEPENDENCIES}"
         _require_libraries(
             f"{PYTHON_VARIABLE} says to use this Python as it is", f"install {files} into it", tests=tests
         )
@@ -261,9 +256,10 @@ def enter(
 
     `before_making` is called before an environment is made, so that wrong usage is said at once.
     """
-    if this_python_serves(tests=tests):
+    entered = bool(os.environ.pop(_ENTERED_VARIABLE, ""))
+    if this_python_serves(tests=tests, entered=entered):
         return
-    if _was_entered():
+    if entered:
         raise DreamboothError(
             f"the environment lacks {', '.join(lacking(tests=tests)) or 'nothing, yet is not whole'}",
             where=sys.prefix,
@@ -281,7 +277,7 @@ def enter(
 
 def _run(command: Sequence[str], environ: dict[str, str]) -> NoReturn:
     """Becomes `command`, or on Windows, where a process cannot, runs it and ends as it ends."""
-    environ[_ENTERED_VARIABLE] = str(os.getpid())
+    environ[_ENTERED_VARIABLE] = "1"
     sys.stdout.flush()
     if os.name != "nt":
         os.execve(command[0], list(command), environ)

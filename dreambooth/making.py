@@ -76,7 +76,7 @@ found = {d.metadata["Name"]: d for d in reversed(list(metadata.distributions()))
 behind = {name for name, d in found.items() if not str(d.locate_file("")).startswith(sys.prefix)} if BEHIND else ()
 print(json.dumps({
     "torch": torch.__version__,
-    "cuda": torch.version.cuda,
+    "cuda": torch.version.cuda or getattr(torch.version, "hip", None),
     "versions": {name: d.version for name, d in found.items()},
     "reused": {name: found[name].version for name in sorted(used.intersection(behind))},
 }))

@@ -17,7 +17,7 @@ from typing import NamedTuple
 
 from dreambooth import pins
 from dreambooth.environment import TORCH_VARIABLE
-from dreambooth.shared.errors import DreamboothError
+from dreambooth.shared.errors import DreamboothError, InputError
 
 PYTORCH_INDEX = "https://download.pytorch.org/whl/"
 _ANSWER_SECONDS = 6.0
@@ -112,7 +112,8 @@ def index_has(address: str, release: str) -> bool:
 def choose(kind: str, *, has: Callable[[str, str], bool] = index_has) -> Build:
     """The build for `kind`: `cpu`, `cuda` (the cards decide), a tag as `cu126`, or an index's address.
 
-    Where PyTorch's index cannot be reached, the usual index's build is taken, with a note that says so.
+    Where PyTorch's index cannot be reached, the usual index's build is taken, with a note that says so; but what
+    was asked for by its tag and cannot be had raises InputError.
     """
     release = pins.read(pins.REQUIREMENTS)["torch"]
     if "://" in kind:
@@ -127,5 +128,8 @@ def choose(kind: str, *, has: Callable[[str, str], bool] = index_has) -> Build:
     address, pin = PYTORCH_INDEX + tag, f"{release}+{tag}"
     if has(address, pin):
         return Build(family, constraint=f"torch=={pin}", address=address)
-    note = f"{address} cannot be reached or has no torch {pin}: the usual index's build of torch {release} is taken."
-    return Build(family, notes=(note,))
+    absent = f"{address} cannot be reached or has no torch {pin}"
+    if kind not in ("cpu", "cuda"):
+        remedy = f"name cpu, one of {', '.join(build.tag for build in CUDA_BUILDS)}, or an index's address; or unset it"
+        raise InputError(absent, where=f"{TORCH_VARIABLE}={kind}", remedy=remedy)
+    return Build(family, notes=(f"{absent}: the usual index's build of torch {release} is taken.",))

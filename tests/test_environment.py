@@ -10,7 +10,7 @@ import pytest
 from fake_clone import Clone, SlowIndex, kill, write_all_wheels
 
 from dreambooth import environment, pins
-from dreambooth.shared.errors import InputError
+from dreambooth.shared.errors import DreamboothError, InputError
 
 posix = pytest.mark.skipif(os.name == "nt", reason="kill -9, inherited locks, links and rusage are POSIX's")
 
@@ -82,6 +82,7 @@ def test_the_environment_s_own_python_is_used_as_it_is(made):
 
 
 @posix
+@pytest.mark.slow
 def test_an_older_stamp_does_not_serve_changed_requirements(made, tmp_path: Path, wheels: Path):
     clone, _ = made
     other = Clone(tmp_path / "other", wheels)
@@ -122,6 +123,7 @@ def test_help_is_answered_without_an_environment(tmp_path: Path, wheels: Path):
 
 
 @posix
+@pytest.mark.slow
 def test_a_making_that_was_killed_keeps_others_out_until_its_pip_ends_and_is_repeated(
     tmp_path: Path, wheels: Path
 ):
@@ -244,6 +246,17 @@ def test_another_forced_python_is_entered(project: Path, monkeypatch: pytest.Mon
     other = environment.python_in(_write_environment(project / "one"))
     monkeypatch.setenv(environment.PYTHON_VARIABLE, str(other))
     assert not environment.this_python_serves()
+
+
+def test_an_environment_that_was_entered_and_does_not_serve_is_said_and_not_entered_again(
+    project: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(pins, "LIBRARIES", (pins.Library("no-such-library", "no_such_module", "1.0"),))
+    monkeypatch.setattr(environment, "_run", lambda *_: pytest.fail("it was entered again"))
+    monkeypatch.setenv("DREAMBOOTH_ENTERED", "1")
+    with pytest.raises(DreamboothError, match="lacks no-such-library"):
+        environment.enter("script", [])
+    assert "DREAMBOOTH_ENTERED" not in os.environ, "a child of this process may enter"
 
 
 def test_a_forced_python_that_is_not_there_is_wrong_input(project: Path, monkeypatch: pytest.MonkeyPatch):

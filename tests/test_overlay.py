@@ -114,6 +114,7 @@ def test_the_environment_runs_with_the_webui_s_torch(webui: FakeWebUI):
     assert Path(diffusers).is_relative_to(folder)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("made")
 def test_a_check_finds_it_again_and_a_changed_webui_is_noticed_and_mended(webui: FakeWebUI):
     find = "print(overlay.find(host) is not None)"

@@ -10,7 +10,7 @@ from functools import partial
 import pytest
 
 from dreambooth import pins, torchbuild
-from dreambooth.shared.errors import DreamboothError
+from dreambooth.shared.errors import DreamboothError, InputError
 from dreambooth.torchbuild import Card
 
 RELEASE = pins.read(pins.REQUIREMENTS)["torch"]
@@ -100,6 +100,13 @@ def test_the_build_that_the_usual_index_has_is_taken_from_there(monkeypatch: pyt
 def test_the_cards_decide_which_cuda_build(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(torchbuild, "cards", lambda: [PASCAL])
     assert torchbuild.choose("cuda", has=_yes).constraint == f"torch=={RELEASE}+cu126"
+
+
+@pytest.mark.usefixtures("linux")
+@pytest.mark.parametrize("kind", ["cu126", "nonsense"])
+def test_a_build_that_was_asked_for_by_its_tag_and_cannot_be_had_is_wrong_input(kind: str):
+    with pytest.raises(InputError, match=f"DREAMBOOTH_TORCH={kind}"):
+        torchbuild.choose(kind, has=_no)
 
 
 def test_on_windows_only_the_cpu_s_build_is_the_usual_index_s(monkeypatch: pytest.MonkeyPatch):
