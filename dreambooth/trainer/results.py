@@ -10,10 +10,12 @@ import torch
 
 from dreambooth.shared.errors import InputError
 from dreambooth.shared.settings import Settings
-from dreambooth.trainer.convert import LoadedModel, canonical_state, export_single_file, load_model
+from dreambooth.trainer.convert import LoadedModel, canonical_state, convert, export_single_file, load_model
+from dreambooth.trainer.export_file import ABOUT
 from dreambooth.trainer.machine import DTYPES
 from dreambooth.trainer.outputs import RUN_ID_KEY
-from dreambooth.trainer.weights import Written, open_weights
+from dreambooth.trainer.sources import open_model
+from dreambooth.trainer.weights import Written
 
 Trained = Mapping[str, Mapping[str, torch.Tensor]]
 
@@ -72,11 +74,14 @@ def as_plain(changes: Mapping[str, WeightChange]) -> dict[str, dict[str, float]]
 
 
 def belongs_to_run(path: Path, run_id: str) -> bool:
-    """Whether a checkpoint was written by this run. A .ckpt has no metadata and belongs to nobody."""
+    """Whether a checkpoint, in any of the forms that are written, is this run's."""
     try:
-        return open_weights(path).metadata.get(RUN_ID_KEY) == run_id
+        opened = open_model(path).weights
     except InputError:
         return False
+    about = opened.extras.get(ABOUT, {})
+    noted = about if isinstance(about, dict) else {}
+    return run_id in (opened.metadata.get(RUN_ID_KEY), noted.get(RUN_ID_KEY))
 
 
 def may_replace(path: Path, run_id: str, *, overwrite: bool) -> bool:
@@ -93,16 +98,29 @@ def may_replace(path: Path, run_id: str, *, overwrite: bool) -> bool:
 
 
 def write_checkpoint(
-    path: Path, base: LoadedModel, trained: Trained, settings: Settings, metadata: Mapping[str, str]
+    path: Path,
+    base: LoadedModel,
+    trained: Trained,
+    settings: Settings,
+    metadata: Mapping[str, str],
+    scratch: Path,
 ) -> Written:
-    """Writes the base with the trained weights in their place, whole and read back, or not at all."""
+    """Writes the base with the trained weights in their place, whole and read back, or not at all.
+
+    A diffusers folder is made from a single file that is written into `scratch` first, and has no sha256.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     overwrite = may_replace(path, metadata[RUN_ID_KEY], overwrite=settings.result.overwrite)
-    return export_single_file(
-        path,
-        base,
-        trained,
-        output_dtype=DTYPES[settings.result.output_dtype],
-        metadata=dict(metadata),
-        overwrite=overwrite,
-    )
+    dtype = DTYPES[settings.result.output_dtype]
+    if settings.result.output_kind == "checkpoint":
+        return export_single_file(
+            path, base, trained, output_dtype=dtype, metadata=dict(metadata), overwrite=overwrite
+        )
+    single = scratch / f"{path.name}.safetensors"
+    try:
+        export_single_file(single, base, trained, output_dtype=dtype, metadata=dict(metadata), overwrite=True)
+        made = convert(single, path, overwrite=overwrite)
+    finally:
+        single.unlink(missing_ok=True)
+        single.with_suffix(".yaml").unlink(missing_ok=True)
+    return Written(path, made.nbytes, "")

@@ -71,6 +71,7 @@ class Session:
         """Everything. Raises StoppedByUser after a save when it was told to stop."""
         if self.processes.is_main:
             naming.claim(self.plan.outputs, self.folder.path)
+            naming.remove_half_written(self.plan.outputs)
         self._restore_threads()
         self._make_class_images()
         data = self._plan_data()
@@ -342,7 +343,9 @@ class Session:
 
     def write_checkpoint(self, path: Path, trained: Trained) -> Written:
         """Writes a checkpoint with this run's metadata."""
-        return results.write_checkpoint(path, self.plan.base, trained, self.settings, self._metadata())
+        return results.write_checkpoint(
+            path, self.plan.base, trained, self.settings, self._metadata(), scratch=self.folder.path
+        )
 
     def export_state(self, step: int | None) -> Path:
         """Writes the checkpoint of a saved state beside the result and returns its path."""

@@ -1,0 +1,59 @@
+"""What README and CHANGELOG say is what the code does."""
+
+from __future__ import annotations
+
+import argparse
+import re
+from pathlib import Path
+
+from dreambooth import __version__, cli
+from dreambooth.shared.catalog import concept_catalog, reference_table
+
+ROOT = Path(__file__).resolve().parent.parent
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def _commands() -> dict[str, argparse.ArgumentParser]:
+    actions = cli._parser()._actions
+    return dict(next(action for action in actions if isinstance(action, argparse._SubParsersAction)).choices)
+
+
+def test_the_readmes_table_of_settings_is_the_one_that_the_definitions_make():
+    begin, end = README.index("<!-- settings"), README.index("<!-- end of settings")
+    assert README[begin:end].split("-->", 1)[1].strip() == reference_table().strip()
+
+
+def test_every_command_and_every_flag_of_it_stands_in_the_readme():
+    table = README[README.index("## Commands") : README.index("## Settings")]
+    for name, parser in _commands().items():
+        row = re.search(rf"^\| `{name}[ `].*$", table, re.MULTILINE)
+        assert row, f"{name} has no row in the README's table of commands"
+
+
+def test_every_command_that_the_readme_names_exists():
+    named = set(re.findall(r"python3 -m dreambooth (\w+)", README))
+    assert named and named <= set(_commands())
+
+
+def test_every_field_of_a_concept_stands_in_the_readme():
+    table = README[README.index("One concept:") : README.index("## A run's folder")]
+    assert all(f"`{entry.name}`" in table for entry in concept_catalog())
+
+
+def test_every_module_of_the_trainer_stands_in_the_readmes_tree():
+    tree = README[README.index("## Architecture") : README.index("## Licence")]
+    trainer = ROOT / "dreambooth" / "trainer"
+    modules = [path.name for path in trainer.glob("*.py") if path.name != "__init__.py"]
+    # helpers of a module that is named stand behind it
+    behind = {"sources.py", "pictures.py", "inpainting.py", "noise.py"}
+    assert sorted(name for name in modules if name not in tree and name not in behind) == []
+
+
+def test_every_file_that_the_readme_shows_is_there():
+    for target in re.findall(r"!\[[^]]*\]\(([^)]+)\)", README):
+        assert (ROOT / target).is_file(), target
+
+
+def test_the_changelog_begins_with_this_version():
+    changelog = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
+    assert re.search(r"^## ([\d.]+)", changelog, re.MULTILINE)[1] == __version__
