@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
@@ -14,32 +14,25 @@ from dreambooth.shared.events import Emit
 from dreambooth.shared.paths import write_json
 from dreambooth.shared.runfolder import RunFolder
 from dreambooth.trainer import outputs as naming
-from dreambooth.trainer import results, text
+from dreambooth.trainer import assembly, results
 from dreambooth.trainer.batches import StepBatches
 from dreambooth.trainer.checkpoint import latest_step, load_state
 from dreambooth.trainer.class_images import make_class_images, plan_class_images, recipe_of
 from dreambooth.trainer.control import Inbox
 from dreambooth.trainer.convert import LoadedModel, load_model
 from dreambooth.trainer.dataset import DataPlan
-from dreambooth.trainer.ema import EMA
 from dreambooth.trainer.encoding import Encoding
 from dreambooth.trainer.engine import Denoiser, TextEncoderSpan, TrainingEngine
 from dreambooth.trainer.keeper import RunKeeper, TrainedWeights
-from dreambooth.trainer.loop import Cadence, Outcome, train
-from dreambooth.trainer.objectives import Objective, scaled_linear_alphas_cumprod, zero_terminal_snr
-from dreambooth.trainer.optimizers import ParameterGroup, Stepper, build_optimizer
-from dreambooth.trainer.plan import Plan, data_plan, runs_dir_of, survey_of, trackers_of
+from dreambooth.trainer.loop import Outcome, train
+from dreambooth.trainer.plan import Plan, data_plan, runs_dir_of, survey_of
 from dreambooth.trainer.previews import Previews, preview_requests
 from dreambooth.trainer.processes import ALONE, Processes, SharedInbox, SharedKeeper
 from dreambooth.trainer.results import Trained
-from dreambooth.trainer.schedules import Schedule
 from dreambooth.trainer.steplog import MemoryProbe, StepLog
 from dreambooth.trainer.store import TensorStore
 from dreambooth.trainer.tokenizer import Tokenizer
 from dreambooth.trainer.weights import Written
-
-if TYPE_CHECKING:
-    from accelerate import Accelerator
 
 
 class Session:
@@ -76,7 +69,7 @@ class Session:
         self._make_class_images()
         data = self._plan_data()
         model = self._load_model()
-        self._accelerator = self._make_accelerator()
+        self._accelerator = assembly.make_accelerator(self.plan, self.folder.path)
         encoding = self._encoding(data, model)
         keeper, engine = self._prepare(data, model, encoding)
         self._train(keeper, engine)
@@ -91,7 +84,9 @@ class Session:
         self.emit("phase", name="training", of=self.plan.steps)
         log = StepLog(self._emit_step, self.plan.steps, memory=MemoryProbe(self.device))
         try:
-            outcome = train(engine, SharedKeeper(self.processes, keeper), inbox, log, self._cadence(), start)
+            outcome = train(
+                engine, SharedKeeper(self.processes, keeper), inbox, log, assembly.cadence(self.plan), start
+            )
         finally:
             log.flush()
         if outcome is Outcome.STOPPED:
@@ -210,10 +205,10 @@ class Session:
             device=self.device,
             process=(self.processes.index, self.processes.count),
         )
-        self._rest(model)
+        assembly.rest(self.plan, model)
         accelerator = self._accelerator
-        weights = self._trained_weights(model)
-        stepper = self._stepper(weights)
+        weights = assembly.trained_weights(self.plan, model)
+        stepper = assembly.stepper(self.plan, weights, accelerator.scaler)
         denoiser = Denoiser(
             model.components["unet"],
             model.components["text_encoder"] if trains_text else None,
@@ -223,9 +218,9 @@ class Session:
         engine = TrainingEngine(
             denoiser,
             stepper,
-            self._objective(model),
+            assembly.objective(self.plan, model),
             batches,
-            self._schedule(),
+            assembly.schedule(self.plan),
             accelerator=accelerator,
             prior_weight=self.settings.prior.prior_loss_weight,
             text_span=TextEncoderSpan(trains_text, self.plan.text_encoder_stop),
@@ -244,100 +239,10 @@ class Session:
         )
         return keeper, engine
 
-    def _rest(self, model: LoadedModel) -> None:
-        """Takes off the card what the steps do not need: the VAE once latents are kept, a text encoder once its
-        output is."""
-        if self.settings.images.cache_latents:
-            model.components["vae"].to("cpu")
-        if "text_encoder" not in self.plan.trained and not self.settings.captions.shuffle_tags:
-            model.components["text_encoder"].to("cpu")
-
-    def _make_accelerator(self) -> Accelerator:
-        from accelerate import Accelerator
-
-        trackers = trackers_of(self.settings)
-        accelerator = Accelerator(
-            mixed_precision=self.plan.machine.mixed_precision,
-            cpu=self.device.type == "cpu",
-            log_with=trackers or None,
-            project_dir=str(self.folder.path),
-        )
-        if trackers:
-            plain = {
-                key: value
-                for key, value in to_mapping(self.settings).items()
-                if isinstance(value, (int, float, str))
-            }
-            accelerator.init_trackers(self.plan.outputs.name, config=plain)
-        return accelerator
-
     def _emit_step(self, event: str, **fields: Any) -> None:
         self.emit(event, **fields)
         numbers = {name: fields[name] for name in ("loss", "instance_loss", "prior_loss", "lr")}
         self._accelerator.log(numbers, step=fields["step"])
-
-    def _trained_weights(self, model: LoadedModel) -> TrainedWeights:
-        training = self.settings.training
-        for name in self.plan.trained:
-            model.components[name].requires_grad_(True).train()
-        if "text_encoder" in self.plan.trained:
-            encoder = model.components["text_encoder"]
-            for layer in text.skipped_layers(encoder, model.identified.family, self.settings.model.clip_skip):
-                layer.requires_grad_(False)
-        if training.gradient_checkpointing:
-            model.components["unet"].train()
-            model.components["unet"].enable_gradient_checkpointing()  # type: ignore[operator]
-            if "text_encoder" in self.plan.trained:
-                model.components["text_encoder"].gradient_checkpointing_enable()  # type: ignore[operator]
-        if self.plan.machine.attention == "xformers":
-            model.components["unet"].enable_xformers_memory_efficient_attention()  # type: ignore[operator]
-        weights = TrainedWeights(model, tuple(self.plan.trained))
-        if training.use_ema:
-            weights.ema = EMA([parameter for *_, parameter in weights.parameters()], training.ema_decay)
-        return weights
-
-    def _stepper(self, weights: TrainedWeights) -> Stepper:
-        training = self.settings.training
-        rates = {
-            "unet": training.learning_rate,
-            "text_encoder": training.text_encoder_learning_rate or training.learning_rate,
-        }
-        groups = [
-            ParameterGroup(
-                name, [p for component, _, p in weights.parameters() if component == name], rates[name]
-            )
-            for name in weights.components
-        ]
-        optimizer = build_optimizer(training, groups, self.device)
-        return Stepper(optimizer, training.max_grad_norm, self._accelerator.scaler)
-
-    def _objective(self, model: LoadedModel) -> Objective:
-        alphas = scaled_linear_alphas_cumprod()
-        if model.identified.zero_terminal_snr:
-            alphas = zero_terminal_snr(alphas)
-        objective = Objective(
-            model.identified.prediction_type, alphas, snr_gamma=self.settings.training.snr_gamma
-        )
-        return objective.to(self.device)
-
-    def _schedule(self) -> Schedule:
-        training = self.settings.training
-        return Schedule(
-            training.lr_scheduler,
-            self.plan.steps,
-            training.lr_warmup_steps,
-            training.lr_num_cycles,
-            training.lr_power,
-        )
-
-    def _cadence(self) -> Cadence:
-        saving = self.settings.saving
-        return Cadence(
-            steps=self.plan.steps,
-            save=saving.checkpointing_steps,
-            export=self.settings.result.export_steps,
-            sample=saving.validation_steps if saving.num_validation_images else 0,
-        )
 
     # ---- after training --------------------------------------------------------------------------------------
 

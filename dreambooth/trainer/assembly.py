@@ -1,0 +1,115 @@
+"""The parts of a training, built from a plan: each function makes one of them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from dreambooth.shared.config import to_mapping
+from dreambooth.trainer import text
+from dreambooth.trainer.convert import LoadedModel
+from dreambooth.trainer.ema import EMA
+from dreambooth.trainer.keeper import TrainedWeights
+from dreambooth.trainer.loop import Cadence
+from dreambooth.trainer.objectives import Objective, scaled_linear_alphas_cumprod, zero_terminal_snr
+from dreambooth.trainer.optimizers import GradScaler, ParameterGroup, Stepper, build_optimizer
+from dreambooth.trainer.plan import Plan, trackers_of
+from dreambooth.trainer.schedules import Schedule
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+
+def make_accelerator(plan: Plan, folder: Path) -> Accelerator:
+    """accelerate's part: device, precision, processes, trackers (which write into `folder`)."""
+    from accelerate import Accelerator
+
+    trackers = trackers_of(plan.settings)
+    accelerator = Accelerator(
+        mixed_precision=plan.machine.mixed_precision,
+        cpu=plan.machine.device.type == "cpu",
+        log_with=trackers or None,
+        project_dir=str(folder),
+    )
+    if trackers:
+        settings = to_mapping(plan.settings)
+        plain = {key: value for key, value in settings.items() if isinstance(value, (int, float, str))}
+        accelerator.init_trackers(plan.outputs.name, config=plain)
+    return accelerator
+
+
+def rest(plan: Plan, model: LoadedModel) -> None:
+    """Takes off the card what the steps do not need: the VAE once latents are kept, a text encoder once its
+    output is."""
+    if plan.settings.images.cache_latents:
+        model.components["vae"].to("cpu")
+    if "text_encoder" not in plan.trained and not plan.settings.captions.shuffle_tags:
+        model.components["text_encoder"].to("cpu")
+
+
+def trained_weights(plan: Plan, model: LoadedModel) -> TrainedWeights:
+    """Makes what is trained want gradients, as the settings have it, and averages if they are asked for."""
+    training = plan.settings.training
+    for name in plan.trained:
+        model.components[name].requires_grad_(True).train()
+    if "text_encoder" in plan.trained:
+        encoder = model.components["text_encoder"]
+        for layer in text.skipped_layers(encoder, model.identified.family, plan.settings.model.clip_skip):
+            layer.requires_grad_(False)
+    if training.gradient_checkpointing:
+        model.components["unet"].train()  # diffusers checkpoints in training mode only
+        model.components["unet"].enable_gradient_checkpointing()  # type: ignore[operator]
+        if "text_encoder" in plan.trained:
+            model.components["text_encoder"].gradient_checkpointing_enable()  # type: ignore[operator]
+    if plan.machine.attention == "xformers":
+        model.components["unet"].enable_xformers_memory_efficient_attention()  # type: ignore[operator]
+    weights = TrainedWeights(model, tuple(plan.trained))
+    if training.use_ema:
+        weights.ema = EMA([parameter for *_, parameter in weights.parameters()], training.ema_decay)
+    return weights
+
+
+def stepper(plan: Plan, weights: TrainedWeights, scaler: GradScaler | None) -> Stepper:
+    """The optimizer over all that is trained, a group for each component with a rate of its own."""
+    training = plan.settings.training
+    rates = {
+        "unet": training.learning_rate,
+        "text_encoder": training.text_encoder_learning_rate or training.learning_rate,
+    }
+    trained = weights.parameters()
+    groups = [
+        ParameterGroup(
+            name, [parameter for component, _, parameter in trained if component == name], rates[name]
+        )
+        for name in weights.components
+    ]
+    optimizer = build_optimizer(training, groups, plan.machine.device)
+    return Stepper(optimizer, training.max_grad_norm, scaler)
+
+
+def objective(plan: Plan, model: LoadedModel) -> Objective:
+    """The loss of this model's prediction type and noise schedule."""
+    alphas = scaled_linear_alphas_cumprod()
+    if model.identified.zero_terminal_snr:
+        alphas = zero_terminal_snr(alphas)
+    made = Objective(model.identified.prediction_type, alphas, snr_gamma=plan.settings.training.snr_gamma)
+    return made.to(plan.machine.device)
+
+
+def schedule(plan: Plan) -> Schedule:
+    """The learning rate's shape."""
+    training = plan.settings.training
+    return Schedule(
+        training.lr_scheduler, plan.steps, training.lr_warmup_steps, training.lr_num_cycles, training.lr_power
+    )
+
+
+def cadence(plan: Plan) -> Cadence:
+    """How often what happens."""
+    saving = plan.settings.saving
+    return Cadence(
+        steps=plan.steps,
+        save=saving.checkpointing_steps,
+        export=plan.settings.result.export_steps,
+        sample=saving.validation_steps if saving.num_validation_images else 0,
+    )
