@@ -13,8 +13,8 @@ from dreambooth.shared.errors import RunFailed, StoppedByUser
 from dreambooth.shared.events import Emit
 from dreambooth.shared.paths import write_json
 from dreambooth.shared.runfolder import RunFolder
-from dreambooth.trainer import outputs as naming
 from dreambooth.trainer import assembly, results
+from dreambooth.trainer import outputs as naming
 from dreambooth.trainer.batches import StepBatches
 from dreambooth.trainer.checkpoint import latest_step, load_state
 from dreambooth.trainer.class_images import make_class_images, plan_class_images, recipe_of
@@ -23,7 +23,7 @@ from dreambooth.trainer.convert import LoadedModel, load_model
 from dreambooth.trainer.dataset import DataPlan
 from dreambooth.trainer.encoding import Encoding
 from dreambooth.trainer.engine import Denoiser, TextEncoderSpan, TrainingEngine
-from dreambooth.trainer.keeper import RunKeeper, TrainedWeights
+from dreambooth.trainer.keeper import RunKeeper
 from dreambooth.trainer.loop import Outcome, train
 from dreambooth.trainer.plan import Plan, data_plan, runs_dir_of, survey_of
 from dreambooth.trainer.previews import Previews, preview_requests
