@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
 from dreambooth.shared.errors import InputError
-from dreambooth.shared.lock import is_held
 from dreambooth.shared.paths import check_file_name, check_writable, existing_parent, write_json
 from dreambooth.shared.settings import Settings
 
 CLAIM_SUFFIX = ".claimed-by-a-run"
 RUN_ID_KEY = "dreambooth.run_id"
+# what a killed process leaves of a checkpoint (weights/writing.py gives these names)
+_HALF_WRITTEN = re.compile(r"\.(?P<stem>.+)-[0-9a-f]{8}\.tmp(\.\w+)?")
 
 
 @dataclass(frozen=True)
@@ -48,7 +50,7 @@ def outputs_of(settings: Settings, *, resumed: bool) -> Outputs:
         name = check_file_name(result.output_name, setting="output_name")
         made = Outputs(folder, name, suffix)
         if not resumed:
-            _check_free(made, overwrite=result.overwrite)
+            _check_free(made, settings)
     else:
         made = _first_free(folder, f"{model.stem}-dreambooth", suffix)
     check_writable(folder, setting="output_dir")
@@ -64,21 +66,36 @@ def _first_free(folder: Path, stem: str, suffix: str) -> Outputs:
         number += 1
 
 
-def _check_free(outputs: Outputs, *, overwrite: bool) -> None:
+def _check_free(outputs: Outputs, settings: Settings) -> None:
     claimed = claimant(outputs)
-    if claimed is not None and (is_held(claimed / "lock") or not overwrite):
-        raise InputError(
-            f"{outputs.final.name} is being made by the run {claimed.name}",
-            where="output_name",
-            remedy=f"choose another name, go on with that run (`resume {claimed}`), or delete its folder",
-        )
-    if outputs.final.exists() and not overwrite:
-        raise InputError(
-            f"{outputs.final} is there already", where="output_name",
-            remedy="choose another name, or set overwrite: yes to replace it",
-        )  # fmt: skip
+    if claimed is not None:
+        raise _claimed(outputs, claimed)
     if outputs.final.is_dir() and outputs.suffix:
         raise InputError(f"{outputs.final} is a folder", where="output_name", remedy="choose another name")
+    taken = [outputs.final] if outputs.final.exists() else _taken_steps(outputs, settings)
+    if taken and not settings.result.overwrite:
+        raise InputError(
+            f"{taken[0]} is there already", where="output_name",
+            remedy="choose another name, or set overwrite: yes to replace it",
+        )  # fmt: skip
+
+
+def _taken_steps(outputs: Outputs, settings: Settings) -> list[Path]:
+    """The files that have the name of a checkpoint that this run would write on the way."""
+    every, steps = settings.result.export_steps, settings.training.max_train_steps
+    if not every or not outputs.folder.is_dir():
+        return []
+    name = re.compile(re.escape(outputs.name) + r"-(\d+)" + re.escape(outputs.suffix))
+    found = [(match, path) for path in outputs.folder.iterdir() if (match := name.fullmatch(path.name))]
+    return [path for match, path in found if int(match[1]) % every == 0 and int(match[1]) < steps]
+
+
+def _claimed(outputs: Outputs, run: Path) -> InputError:
+    return InputError(
+        f"{outputs.final.name} belongs to the run {run.name}, which has not ended",
+        where="output_name",
+        remedy=f"choose another name, go on with that run (`resume {run}`), or delete its folder",
+    )
 
 
 def claimant(outputs: Outputs) -> Path | None:
@@ -91,9 +108,37 @@ def claimant(outputs: Outputs) -> Path | None:
 
 
 def claim(outputs: Outputs, run: Path) -> None:
-    """Claims the names for a run; `release` gives them back when its result is written."""
+    """Claims the names for a run; `release` gives them back when its result is written.
+
+    A run's own claim, made in an earlier life, is taken over. Raises InputError if another run has the names.
+    """
     outputs.folder.mkdir(parents=True, exist_ok=True)
-    write_json(outputs.claim, {"run": str(run)})
+    content = {"run": str(run)}
+    try:
+        with outputs.claim.open("x", encoding="utf-8") as file:  # of two that come at once, one is refused
+            json.dump(content, file)
+    except FileExistsError:
+        other = claimant(outputs)
+        if other is not None and other.resolve() != run.resolve():
+            raise _claimed(outputs, other) from None
+        write_json(outputs.claim, content)
+
+
+def remove_half_written(outputs: Outputs) -> None:
+    """Removes what an earlier life of the claim's holder was writing when it was killed: whole gigabytes."""
+    for path in outputs.folder.iterdir():
+        match = _HALF_WRITTEN.fullmatch(path.name)
+        stem = match["stem"] if match else ""
+        if stem == outputs.name or (_is_step_of(outputs, stem) and not _is_claimed(outputs, stem)):
+            path.unlink(missing_ok=True)
+
+
+def _is_step_of(outputs: Outputs, stem: str) -> bool:
+    return stem.startswith(f"{outputs.name}-") and stem.removeprefix(f"{outputs.name}-").isdigit()
+
+
+def _is_claimed(outputs: Outputs, name: str) -> bool:
+    return claimant(Outputs(outputs.folder, name, outputs.suffix)) is not None
 
 
 def release(outputs: Outputs) -> None:
@@ -103,7 +148,7 @@ def release(outputs: Outputs) -> None:
 
 @dataclass(frozen=True)
 class PlannedFile:
-    """A file or folder that a run will write; `size` in bytes, `copies` at most at once."""
+    """A file or folder that a run will write; `size` is in bytes, of all of it that is there at once."""
 
     path: Path
     size: int
