@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -17,6 +17,7 @@ from dreambooth.trainer.families.detect import family_of, identify
 from dreambooth.trainer.families.names import Binding
 from dreambooth.trainer.sources import Opened, open_model, open_vae
 from dreambooth.trainer.weights import WeightFile
+from dreambooth.trainer.weights.arena import Arena
 from dreambooth.trainer.weights.base import file_sha256
 
 TEXT_MODEL = "text_model."
@@ -119,11 +120,13 @@ def _load(
     component: str, source: WeightFile, description: Description, dtype: torch.dtype
 ) -> torch.nn.Module:
     module = empty_module(component, description.configs[component])
-    own = {name.removeprefix(TEXT_MODEL): name for name in module.state_dict()}
-    shapes = {name.removeprefix(TEXT_MODEL): value.shape for name, value in module.state_dict().items()}
+    empty = module.state_dict()
+    own = {name.removeprefix(TEXT_MODEL): name for name in empty}
+    shapes = {name: tuple(empty[full].shape) for name, full in own.items()}
+    arena = Arena((dtype, shape) for shape in shapes.values())
     state = {}
     for binding in in_file_order(description.bindings[component], source):
-        for name, tensor in read_canonical(source, binding, shapes, dtype):
+        for name, tensor in _read(source, binding, shapes, dtype, arena):
             state[own[name]] = tensor
     module.load_state_dict(state, strict=True, assign=True)
     return module.eval().requires_grad_(False)
@@ -135,41 +138,34 @@ def in_file_order(bindings: Sequence[Binding], source: WeightFile) -> list[Bindi
     return sorted(bindings, key=lambda binding: place[binding.original])
 
 
-def read_canonical(
-    source: WeightFile, binding: Binding, shapes: Mapping[str, torch.Size], dtype: torch.dtype
-) -> Iterator[tuple[str, torch.Tensor]]:
-    """The tensors that one of the file's tensors becomes, by canonical name, each in memory of its own."""
-    whole = torch.Size(source.tensors[binding.original].shape)
-    wanted = [_shape(source, binding, name, shapes) for name in binding.canonical]
-    if len(wanted) == 1:
-        _check_shape(source, binding, whole, wanted[0])
-        out = torch.empty(wanted[0], dtype=dtype)
-        source.read_into(binding.original, out)
-        yield binding.canonical[0], out
-        return
-    rows = [shape[0] for shape in wanted]
-    _check_shape(source, binding, whole, torch.Size((sum(rows), *wanted[0][1:])))
-    fused = torch.empty(whole, dtype=dtype)
-    source.read_into(binding.original, fused)
-    for name, part in zip(binding.canonical, torch.split(fused, rows), strict=True):
-        yield name, part.clone()
-
-
-def _shape(source: WeightFile, binding: Binding, name: str, shapes: Mapping[str, torch.Size]) -> torch.Size:
-    if name not in shapes:
-        raise InputError(
-            f"{binding.original!r} has no place in a model of these sizes", where=str(source.path)
-        )
-    return shapes[name]
-
-
-def _check_shape(source: WeightFile, binding: Binding, found: torch.Size, wanted: torch.Size) -> None:
+def _read(
+    source: WeightFile,
+    binding: Binding,
+    shapes: Mapping[str, tuple[int, ...]],
+    dtype: torch.dtype,
+    arena: Arena,
+) -> list[tuple[str, torch.Tensor]]:
+    """The tensors that one of the file's tensors becomes, by canonical name."""
+    first = shapes[binding.canonical[0]]
+    count = len(binding.canonical)
+    wanted = (first[0] * count, *first[1:])
+    found = source.tensors[binding.original].shape
     if found != wanted and not (binding.flat and found == (*wanted, 1, 1)):
         raise InputError(
-            f"{binding.original!r} has the shape {tuple(found)}, not {tuple(wanted)} as in a model of these sizes",
+            f"{binding.original!r} has the shape {found}, not {wanted} as in a model of these sizes",
             where=str(source.path),
             remedy="take a checkpoint with the original layout of its family",
         )
+    if count == 1:
+        out = arena.tensor(dtype, first)
+        source.read_into(binding.original, out)
+        return [(binding.canonical[0], out)]
+    fused = torch.empty(wanted, dtype=dtype)
+    source.read_into(binding.original, fused)
+    return [
+        (name, arena.tensor(dtype, first).copy_(part))
+        for name, part in zip(binding.canonical, torch.split(fused, first[0]), strict=True)
+    ]
 
 
 def empty_module(component: str, config: Mapping[str, Any]) -> torch.nn.Module:

@@ -57,6 +57,12 @@ class CkptFile:
             for name, view in self._views.items()
         }
 
+    def place(self, name: str) -> tuple[int, int]:
+        """Offset and length of a tensor's bytes (of the first and up to the last, for a view with gaps)."""
+        view = self._views[name]
+        size = view.dtype.itemsize
+        return self._records[view.storage.key].offset + view.offset * size, _span(view) * size
+
     def read(self, name: str) -> torch.Tensor:
         """The tensor in memory of its own, contiguous, in its stored dtype."""
         info = self.tensors[name]
@@ -67,7 +73,7 @@ class CkptFile:
     def read_into(self, name: str, out: torch.Tensor) -> None:
         """Fill `out` with the tensor, cast to `out`'s dtype."""
         view, info = self._views[name], self.tensors[name]
-        start = self._records[view.storage.key].offset + view.offset * view.dtype.itemsize
+        start, _ = self.place(name)
         if _is_contiguous(view):
             fill(out, info, lambda place, memory: self._file.read_at(start + place, memory))
         elif info.nbytes:

@@ -14,7 +14,7 @@ import zlib
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 
@@ -22,20 +22,13 @@ from dreambooth.shared.errors import InputError
 from dreambooth.trainer.weights.base import Entry, bytes_of
 from dreambooth.trainer.weights.ckpt_file import METADATA
 from dreambooth.trainer.weights.restricted_pickle import STORAGES
+from dreambooth.trainer.weights.sink import Sink
 
 ALIGNMENT = 64
 FOLDER = "archive/"
 DATE = 0x21
 LIMIT = 0xFFFFFFFF
 STORAGE_NAMES = {dtype: name for name, dtype in STORAGES.items()}
-
-
-class Sink(Protocol):
-    """What is written to: it knows how much it has been given."""
-
-    position: int
-
-    def write(self, data: bytes | memoryview) -> None: ...
 
 
 @dataclass(frozen=True)
@@ -73,7 +66,7 @@ def write(
     archive.add("data.pkl", _pickle(entries, metadata, extras))
     archive.add("byteorder", sys.byteorder.encode())
     for key, entry in enumerate(entries):
-        archive.add(f"data/{key}", bytes_of(entry.data().contiguous()))
+        archive.add(f"data/{key}", bytes_of(entry.data().contiguous()), tensor=entry.name)
     archive.add("version", b"3\n")
     archive.finish()
 
@@ -113,7 +106,7 @@ class _Archive:
         self._sink = sink
         self._directory: list[bytes] = []
 
-    def add(self, name: str, data: bytes | memoryview) -> None:
+    def add(self, name: str, data: bytes | memoryview, *, tensor: str = "") -> None:
         path, start, size = (FOLDER + name).encode(), self._sink.position, len(data)
         wide = struct.pack("<HHQQ", 1, 16, size, size) if size >= LIMIT else b""
         padding = -(start + 30 + len(path) + len(wide) + 4) % ALIGNMENT
@@ -130,7 +123,7 @@ class _Archive:
         )
         extra = wide + b"FB" + struct.pack("<H", padding) + b"Z" * padding
         self._sink.write(b"PK\x03\x04" + common + struct.pack("<HH", len(path), len(extra)) + path + extra)
-        self._sink.write(data)
+        self._sink.write_tensor(tensor, memoryview(data))
         self._directory.append(_directory_row(path, common, size, start))
 
     def finish(self) -> None:

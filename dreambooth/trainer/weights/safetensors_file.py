@@ -18,6 +18,7 @@ import torch
 from dreambooth.shared.errors import InputError
 from dreambooth.trainer.weights.base import Entry, OpenedFile, TensorInfo, bytes_of, fill, nbytes_of
 from dreambooth.trainer.weights.refusals import AGAIN, not_a_model
+from dreambooth.trainer.weights.sink import Sink
 
 DTYPES: dict[str, torch.dtype] = {
     "F64": torch.float64,
@@ -82,6 +83,11 @@ class SafetensorsFile:
                 remedy=AGAIN,
             )
         return Stored(TensorInfo(dtype, shape, end - begin), start + begin)
+
+    def place(self, name: str) -> tuple[int, int]:
+        """Offset and length of a tensor's bytes."""
+        stored = self._stored[name]
+        return stored.offset, stored.info.nbytes
 
     def read(self, name: str) -> torch.Tensor:
         """The tensor in memory of its own, in its stored dtype."""
@@ -152,10 +158,10 @@ def layout(entries: Sequence[Entry], metadata: Mapping[str, str]) -> tuple[bytes
 
 
 def write(
-    sink: Any, entries: Sequence[Entry], metadata: Mapping[str, str], extras: Mapping[str, object]
+    sink: Sink, entries: Sequence[Entry], metadata: Mapping[str, str], extras: Mapping[str, object]
 ) -> None:
-    """Stream a safetensors file into `sink` (anything with `write`). `extras` have no place in the format."""
+    """Stream a safetensors file into `sink`. `extras` have no place in the format."""
     start, offsets = layout(entries, metadata)
     sink.write(start)
     for index in sorted(range(len(entries)), key=lambda index: (offsets[index], entries[index].nbytes)):
-        sink.write(bytes_of(entries[index].data().contiguous()))
+        sink.write_tensor(entries[index].name, bytes_of(entries[index].data().contiguous()))

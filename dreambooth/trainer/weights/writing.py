@@ -4,64 +4,37 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import hashlib
 import os
-import threading
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, BinaryIO
-
-import torch
+from typing import Protocol
 
 from dreambooth.shared.errors import DreamboothError, InputError
 from dreambooth.shared.paths import fsync_folder
 from dreambooth.trainer.weights import ckpt_file, ckpt_writer, safetensors_file
-from dreambooth.trainer.weights.base import Entry, Scratch, WeightFile, Written
+from dreambooth.trainer.weights.base import Entry, WeightFile, Written
+from dreambooth.trainer.weights.sink import Sink
 
-Writer = Callable[[Any, Sequence[Entry], Mapping[str, str], Mapping[str, object]], None]
-READERS: dict[str, Callable[[Path], WeightFile]] = {
+Writer = Callable[[Sink, Sequence[Entry], Mapping[str, str], Mapping[str, object]], None]
+
+
+class PlacedFile(WeightFile, Protocol):
+    """A weight file whose tensors lie each in one run of bytes."""
+
+    def place(self, name: str) -> tuple[int, int]:
+        """Offset and length of a tensor's bytes."""
+        ...
+
+
+READERS: dict[str, Callable[[Path], PlacedFile]] = {
     ".safetensors": safetensors_file.SafetensorsFile,
     ".ckpt": ckpt_file.CkptFile,
 }
 WRITERS: dict[str, Writer] = {".safetensors": safetensors_file.write, ".ckpt": ckpt_writer.write}
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 DENIED = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOENT, errno.ENOTDIR, errno.ENAMETOOLONG)
-LARGE = 1 << 20
-
-
-def _nothing(data: memoryview) -> None:
-    pass
-
-
-class Sink:
-    """An unbuffered file; with `hashed` its sha256 is made on the way, in a thread of its own."""
-
-    def __init__(self, file: BinaryIO, *, hashed: bool = True) -> None:
-        self.position = 0
-        self._file = file
-        self._hash = hashlib.sha256()
-        self._update = self._hash.update if hashed else _nothing
-
-    def write(self, data: bytes | memoryview) -> None:
-        view = memoryview(data)
-        hashing = threading.Thread(target=self._update, args=(view,)) if len(view) > LARGE else None
-        if hashing:
-            hashing.start()
-        else:
-            self._update(view)
-        done = 0
-        try:
-            while done < len(view):
-                done += self._file.write(view[done:])
-        finally:
-            if hashing:
-                hashing.join()
-        self.position += len(view)
-
-    def hexdigest(self) -> str:
-        return self._hash.hexdigest()
 
 
 @dataclass(frozen=True)
@@ -100,12 +73,11 @@ def write_new(path: Path, content: Content, *, verify: bool, hashed: bool = True
     Raises OSError; DreamboothError if it does not read back as it was meant.
     """
     writer = writer_for(path)
-    with path.open("xb", buffering=0) as file:
-        sink = Sink(file, hashed=hashed)
+    with Sink(path, hashed=hashed, checked=verify) as sink:
         writer(sink, content.entries, content.metadata, content.extras)
-        os.fsync(file.fileno())
+        sink.sync()
     if verify:
-        _verify(path, content.entries)
+        _check_header(sink, content.entries)
     return Written(path, sink.position, sink.hexdigest())
 
 
@@ -130,27 +102,19 @@ def writer_for(path: Path) -> Writer:
     )
 
 
-def _verify(path: Path, entries: Sequence[Entry]) -> None:
-    """Read the file back through the reader that everybody uses, and compare every tensor bit for bit."""
-    found = READERS[path.suffix.lower()](path)
-    if {entry.name for entry in entries} != set(found.tensors):
-        raise _unfaithful(path, "its names")
-    scratch = Scratch()
+def _check_header(sink: Sink, entries: Sequence[Entry]) -> None:
+    """Open the file with the reader that everybody uses: it must find every tensor where its bytes were put.
+
+    The bytes themselves were compared as they were written.
+    """
+    found = READERS[sink.path.suffix.lower()](sink.path)
+    if [entry.name for entry in entries] != list(found.tensors):
+        raise _unfaithful(sink.path, "its names")
     for entry in entries:
         info = found.tensors[entry.name]
-        if (info.dtype, info.shape) != (entry.dtype, entry.shape):
-            raise _unfaithful(path, f"the shape of {entry.name!r}")
-        back = scratch.tensor(info.dtype, info.shape)
-        found.read_into(entry.name, back)
-        if not same_bits(back, entry.data()):
-            raise _unfaithful(path, f"the content of {entry.name!r}")
-
-
-def same_bits(one: torch.Tensor, other: torch.Tensor) -> bool:
-    """Whether two tensors of one dtype hold the same bytes (NaN equals itself, 0.0 is not -0.0)."""
-    return torch.equal(
-        one.contiguous().reshape(-1).view(torch.uint8), other.contiguous().reshape(-1).view(torch.uint8)
-    )
+        same = (info.dtype, info.shape) == (entry.dtype, entry.shape)
+        if not same or found.place(entry.name) != sink.places[entry.name]:
+            raise _unfaithful(sink.path, f"the place of {entry.name!r}")
 
 
 def _unfaithful(path: Path, what: str) -> DreamboothError:
