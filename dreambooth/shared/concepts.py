@@ -7,6 +7,7 @@ nothing is dropped in silence.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import difflib
 from collections.abc import Mapping
@@ -170,6 +171,8 @@ _A = {str: "text", int: "a whole number", float: "a number"}
 
 
 def _against(folder: Path, given: str) -> str:
-    path = Path(given).expanduser()
+    path = Path(given)
+    with contextlib.suppress(RuntimeError):  # `~nobody`: no user, so a name like any other
+        path = path.expanduser()
     # a Windows path read elsewhere is kept as it is, so that the message about it names what the user wrote
     return str(path) if path.is_absolute() or given[1:3] in (":\\", ":/") else str(folder / path)

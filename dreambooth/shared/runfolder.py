@@ -111,11 +111,19 @@ class RunFolder:
             yield
 
     def order(self, do: CommandName) -> str:
-        """Leaves a command for the trainer; returns the id by which its `ack` is known."""
+        """Leaves a command for the trainer; returns the id by which its `ack` is known.
+        Raises InputError if the folder cannot be written."""
         # files of one moment have one time stamp: their names keep the order in which they were given
         identifier = f"{time.time_ns():020d}-{next(_order):06d}-{uuid.uuid4().hex[:8]}"
-        self.commands.mkdir(exist_ok=True)
-        write_json(self.commands / f"{identifier}.json", {"id": identifier, "do": do})
+        try:
+            self.commands.mkdir(exist_ok=True)
+            write_json(self.commands / f"{identifier}.json", {"id": identifier, "do": do})
+        except OSError as error:
+            raise InputError(
+                f"no command can be left here ({error.strerror})",
+                where=str(self.commands),
+                remedy="change the folder's permissions, or ask its owner",
+            ) from error
         return identifier
 
     def waiting_commands(self) -> list[Command]:

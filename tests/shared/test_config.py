@@ -414,6 +414,9 @@ def test_concepts_are_read_from_the_file_that_is_named(folder: Path) -> None:
         str(folder / "sub" / "photos")
     ]
     assert settings.not_taken == ("max_steps", "concept 2, which is empty")
+    (folder / "home.json").write_text('[{"instance_data_dir": "~nobody.here/x"}]')
+    [concept] = load_settings_of(folder, "concepts: home.json").concepts.concepts
+    assert concept.instance_data_dir == str(folder / "~nobody.here" / "x")
     named = str(folder / "sub" / "concepts_list.json")
     assert load_settings_of(folder, "", f"concepts={named}") == settings
 

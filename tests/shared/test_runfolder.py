@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import errno
 import functools
+import itertools
 import json
 import multiprocessing
 import os
@@ -204,6 +205,17 @@ def test_commands_wait_in_the_order_in_which_they_were_given(run: RunFolder) -> 
     assert [(command.id, command.do) for command in run.waiting_commands()] == given[1:]
 
 
+def test_commands_keep_their_order_also_in_one_moment_and_from_two_processes(
+    run: RunFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given = []
+    for now, counter in ((1, itertools.count(7)), (2, itertools.count())):
+        monkeypatch.setattr(runfolder.time, "time_ns", lambda now=now: now)
+        monkeypatch.setattr(runfolder, "_order", counter)
+        given += [run.order("save") for _ in range(12)]
+    assert [command.id for command in run.waiting_commands()] == given
+
+
 def test_a_command_is_a_small_file_of_its_own(run: RunFolder) -> None:
     identifier = run.order("stop")
     [file] = run.commands.iterdir()
@@ -216,6 +228,14 @@ def test_a_run_that_lost_its_empty_folders_takes_commands_all_the_same(run: RunF
     assert run.waiting_commands() == []
     run.order("save")
     assert [command.do for command in run.waiting_commands()] == ["save"]
+
+
+def test_a_command_that_cannot_be_left_is_an_error_that_names_the_place(run: RunFolder) -> None:
+    run.commands.rmdir()
+    run.commands.touch()
+    with pytest.raises(InputError, match="no command can be left") as error:
+        run.order("stop")
+    assert error.value.where == str(run.commands)
 
 
 @pytest.mark.parametrize(

@@ -157,6 +157,11 @@ def test_what_unfolds_without_end_is_refused_at_once(tmp_path: Path, content: st
     assert time.monotonic() - began < 10
 
 
+def test_lists_in_lists_in_lists_are_refused_with_their_place(tmp_path: Path) -> None:
+    assert "at line 2, column " in problem(tmp_path, "b: 1\na: " + "[" * 30 + "]" * 30).what
+    assert read(tmp_path, "a: " + "[" * 10 + "]" * 10)
+
+
 def test_deep_json_is_refused(tmp_path: Path) -> None:
     assert "deep" in problem(tmp_path, '{"a":' * 5000, "a.json").what
 
