@@ -124,6 +124,7 @@ def _records(file: OpenedFile) -> dict[str, Record]:
     try:
         with zipfile.ZipFile(file.path) as archive:
             members = archive.infolist()
+        folder = _folder(file.path, [member.filename for member in members])
         with file.open() as stream:
             found = {member.filename: _record(file, stream, member) for member in members}
     except zipfile.BadZipFile as error:
@@ -132,14 +133,23 @@ def _records(file: OpenedFile) -> dict[str, Record]:
         if start[:4] != b"PK\x03\x04":
             raise not_a_model(file.path, start) from error
         raise InputError("the file is truncated or damaged", where=str(file.path), remedy=AGAIN) from error
-    folder = next((name[: -len("data.pkl")] for name in found if _is_pickle(name)), None)
-    if folder is None or f"{folder}constants.pkl" in found:
-        kind = "a TorchScript program" if folder is not None else "a zip archive"
-        raise InputError(f"this is {kind}, not a model", where=str(file.path), remedy="name a checkpoint")
     if found.get(f"{folder}byteorder", Record(0, 0)).size == len("big"):
-        raise InputError("it was written on a big-endian machine, which is not read", where=str(file.path))
+        raise InputError(
+            "it was written on a big-endian machine, which is not read",
+            where=str(file.path),
+            remedy="take the .safetensors form",
+        )
     place = len(folder)
     return {name[place:].removeprefix("data/"): record for name, record in found.items()}
+
+
+def _folder(path: Path, names: list[str]) -> str:
+    """The one folder in which torch puts its records, with its slash."""
+    folder = next((name[: -len("data.pkl")] for name in names if _is_pickle(name)), None)
+    if folder is not None and f"{folder}constants.pkl" not in names:
+        return folder
+    kind = "a TorchScript program" if folder is not None else "a zip archive"
+    raise InputError(f"this is {kind}, not a model", where=str(path), remedy="name a checkpoint")
 
 
 def _is_pickle(name: str) -> bool:
