@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import signal
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from types import FrameType
 
 from dreambooth.shared.events import Emit
@@ -15,8 +17,18 @@ from dreambooth.shared.runfolder import Command, RunFolder
 STOP_SIGNALS = ("SIGINT", "SIGTERM", "SIGBREAK")
 
 
-class StopNow(BaseException):
+class StopNow(KeyboardInterrupt):
     """Stop at once, without saving: a second Ctrl-C, or the command stop_now."""
+
+
+def _stop_signals() -> list[signal.Signals]:
+    return [getattr(signal, name) for name in STOP_SIGNALS if hasattr(signal, name)]
+
+
+def ignore_stop_signals() -> None:
+    """From here on the work is over, and only its end is noted: one Ctrl-C more must not tear that."""
+    for number in _stop_signals():
+        signal.signal(number, signal.SIG_IGN)
 
 
 class Signals:
@@ -33,13 +45,12 @@ class Signals:
     @contextlib.contextmanager
     def caught(self) -> Iterator[Signals]:
         """Catches the signals while the block runs, and puts the handlers back that were there."""
-        known = [getattr(signal, name) for name in STOP_SIGNALS if hasattr(signal, name)]
-        before = {number: signal.signal(number, self._receive) for number in known}
+        before = {number: signal.signal(number, self._receive) for number in _stop_signals()}
         try:
             yield self
         finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
+            for number, handler in before.items():  # None: one that Python did not set, and cannot set again
+                signal.signal(number, signal.SIG_DFL if handler is None else handler)
 
 
 class Inbox:
@@ -50,15 +61,18 @@ class Inbox:
         self._signals = signals
         self._emit = emit
         self._every = every
-        self._looked = 0.0
+        self._next_look = -math.inf
         self._waiting: list[Command] = []
+        self._stuck: set[Path] = set()
+        self._stops = False
 
     def _look(self) -> None:
         """Reads the folder, but not more often than `every` seconds: steps may take milliseconds."""
         now = time.monotonic()
-        if now - self._looked >= self._every or not self._looked:
-            self._waiting = self._run.waiting_commands()
-            self._looked = now
+        if now >= self._next_look:
+            waiting = self._run.waiting_commands()
+            self._waiting = [command for command in waiting if command.path not in self._stuck]
+            self._next_look = now + self._every
 
     def should_stop(self) -> bool:
         """Whether to stop after what is being done is saved. Raises StopNow for the command stop_now."""
@@ -67,11 +81,11 @@ class Inbox:
             if command.do == "stop_now":
                 self.answer(command)
                 raise StopNow
-        stops = [command for command in self._waiting if command.do == "stop"]
-        for command in stops:
-            self.answer(command)
-            self._signals.count = max(1, self._signals.count)
-        return self._signals.count > 0
+        for command in self._waiting:
+            if command.do == "stop":
+                self.answer(command)
+                self._stops = True
+        return self._stops or self._signals.count > 0
 
     def commands(self) -> list[Command]:
         """The waiting commands other than stops, oldest first; each is to be answered with `answer`."""
@@ -81,10 +95,16 @@ class Inbox:
     def answer(self, command: Command) -> None:
         """Says that a command was taken, and forgets it."""
         self._emit("ack", id=command.id)
-        command.path.unlink(missing_ok=True)
-        self._waiting = [other for other in self._waiting if other.id != command.id]
+        self._waiting = [other for other in self._waiting if other.path != command.path]
+        self._remove(command)
 
     def clear(self) -> None:
         """Drops the commands that an earlier trainer left unanswered: they were meant for it."""
         for command in self._run.waiting_commands():
+            self._remove(command)
+
+    def _remove(self, command: Command) -> None:
+        try:
             command.path.unlink(missing_ok=True)
+        except OSError:  # Windows, while somebody has it open: it stays, and is not obeyed again
+            self._stuck.add(command.path)

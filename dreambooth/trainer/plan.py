@@ -157,7 +157,7 @@ class Plan:
 def make_plan(settings: Settings, *, resumed: bool = False, processes: int = 1) -> Plan:
     """Plans a run. Writes nothing. Raises InputError for whatever is wrong with the input."""
     check_together(settings)
-    base = _open_base(settings)
+    base = open_base(settings)
     buckets = bucket_sizes(
         settings.images.resolution, aspect_ratio_buckets=settings.images.aspect_ratio_buckets
     )
@@ -222,7 +222,8 @@ def trackers_of(settings: Settings) -> list[str]:
     return [name.strip().lower() for name in settings.saving.report_to.split(",") if name.strip()]
 
 
-def _open_base(settings: Settings) -> LoadedModel:
+def open_base(settings: Settings) -> LoadedModel:
+    """The checkpoint to start from, looked at and not loaded. Raises InputError for what cannot be used."""
     if not settings.model.model:
         raise InputError("no model is named", where="model", remedy="name a .safetensors or .ckpt file")
     if settings.model.vae and not Path(settings.model.vae).exists():

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
 
+from dreambooth.shared.config import CONCEPT_PATHS, PATHS, to_mapping
 from dreambooth.shared.errors import InputError
 from dreambooth.shared.settings import Settings
+from dreambooth.trainer.checkpoint import State
 from dreambooth.trainer.convert import LoadedModel, canonical_state, convert, export_single_file, load_model
 from dreambooth.trainer.export_file import ABOUT
 from dreambooth.trainer.machine import DTYPES
@@ -71,6 +74,21 @@ def is_unchanged(changes: Mapping[str, WeightChange]) -> bool:
 
 def as_plain(changes: Mapping[str, WeightChange]) -> dict[str, dict[str, float]]:
     return {component: asdict(change) for component, change in changes.items()}
+
+
+def trained_of(state: State) -> Trained:
+    """What a saved state exports: the averages where there are some, else the weights."""
+    return {name: {**tensors, **state.averages.get(name, {})} for name, tensors in state.weights.items()}
+
+
+def metadata(settings: Settings, run_id: str) -> dict[str, str]:
+    """What the written file says of itself; folders of the user's machine are left out of it."""
+    plain = {key: value for key, value in to_mapping(settings).items() if key not in PATHS}
+    plain["concepts"] = [
+        {key: value for key, value in concept.items() if key not in CONCEPT_PATHS}
+        for concept in plain["concepts"]
+    ]
+    return {RUN_ID_KEY: run_id, "dreambooth.settings": json.dumps(plain, ensure_ascii=False)}
 
 
 def belongs_to_run(path: Path, run_id: str) -> bool:

@@ -16,12 +16,15 @@ from typing import Any
 import torch
 
 from dreambooth.shared.config import dump_settings, load_settings, read_notes
-from dreambooth.shared.errors import DreamboothError, StoppedByUser
-from dreambooth.shared.events import EventLog, read_events
+from dreambooth.shared.errors import DreamboothError, InputError, StoppedByUser
+from dreambooth.shared.events import Emit, EventLog, read_events
 from dreambooth.shared.runfolder import RunFolder, create_run, read_result
 from dreambooth.shared.settings import Settings
-from dreambooth.trainer.control import Inbox, Signals, StopNow
-from dreambooth.trainer.plan import Plan, make_plan, versions
+from dreambooth.trainer import results
+from dreambooth.trainer.checkpoint import load_state, saved_steps
+from dreambooth.trainer.control import Inbox, Signals, ignore_stop_signals
+from dreambooth.trainer.outputs import outputs_of
+from dreambooth.trainer.plan import Plan, make_plan, open_base, versions
 from dreambooth.trainer.processes import Processes, join_processes
 from dreambooth.trainer.reporter import Reporter
 from dreambooth.trainer.session import Session
@@ -37,7 +40,11 @@ def train(settings: Settings) -> int:
         plan = make_plan(settings, processes=processes.count)
         notes = {
             "versions": versions(),
-            "run": {"id": uuid.uuid4().hex, "created": time.strftime("%Y-%m-%dT%H:%M:%S%z")},
+            "run": {
+                "id": uuid.uuid4().hex,
+                "created": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+                "threads": str(torch.get_num_threads()),
+            },
         }
         runs_dir = Path(plan.settings.result.runs_dir)
         return create_run(runs_dir, plan.outputs.name, dump_settings(plan.settings, notes)), plan
@@ -87,17 +94,39 @@ def _follow(processes: Processes) -> int:
 
 
 def export(folder: RunFolder, step: int | None) -> int:
-    """Writes a checkpoint from a saved state, the newest or that of `step`."""
+    """Writes a checkpoint from a saved state, the newest or that of `step`. The photos need not be there any more."""
     with folder.hold():
-        plan = make_plan(load_settings(folder.config), resumed=True)
-        session = Session(plan, folder, run_id(folder), _quiet, None)
-        path = session.export_state(step)
-    Reporter().write(f"Written: {path}")
+        settings = load_settings(folder.config)
+        _check_saved(folder, step)
+        state = load_state(folder.states, step)
+        base, outputs = open_base(settings), outputs_of(settings, resumed=True)
+        written = results.write_checkpoint(
+            outputs.at_step(state.progress.step),
+            base,
+            results.trained_of(state),
+            settings,
+            results.metadata(settings, run_id(folder)),
+            scratch=folder.path,
+        )
+    Reporter().write(f"Written: {written.path}")
     return DONE
 
 
+def _check_saved(folder: RunFolder, step: int | None) -> None:
+    steps = saved_steps(folder.states)
+    if not steps or (step is not None and step not in steps):
+        there = (
+            f"there are those of step {', '.join(map(str, steps))}" if steps else "train until one is saved"
+        )
+        raise InputError(
+            f"there is no saved state{'' if step is None else f' of step {step}'}",
+            where=folder.name,
+            remedy=there,
+        )
+
+
 def _quiet(event: str, **fields: Any) -> None:
-    """An export beside a run is no news of the run."""
+    """Only the first process has news."""
 
 
 def is_finished(folder: RunFolder) -> bool:
@@ -129,32 +158,46 @@ def _work(folder: RunFolder, plan: Plan, processes: Processes) -> int:
                 inbox = Inbox(folder, signals, emit)
                 inbox.clear()
                 Session(plan, folder, run_id(folder), emit, inbox, processes).run()
-            except StoppedByUser:
-                emit("phase", name="stopped", of=0)
-                reporter.write(f"Stopped. `python3 -m dreambooth resume {folder.path}` goes on from here.")
-                raise
-            except StopNow as stop:
-                emit("phase", name="stopped", of=0)
-                raise DreamboothError(
-                    "stopped at once, without saving",
-                    remedy=f"`python3 -m dreambooth resume {folder.path}` goes on from the last saved state",
-                ) from stop
-            except DreamboothError as error:
-                emit("error", text=_line(error), remedy=error.remedy)
-                raise
-            except Exception as error:
-                reporter.log(traceback.format_exc())
-                failure = _explained(error, folder)
-                emit("error", text=_line(failure), remedy=failure.remedy)
-                raise failure from error
+            except BaseException as error:
+                ignore_stop_signals()
+                ending = _ending(error, folder, reporter)
+                with contextlib.suppress(DreamboothError, OSError):  # a full disk does not hide why it ended
+                    _note_ending(ending, emit)
+                if ending is error:
+                    raise
+                raise ending from error
     return DONE
+
+
+def _ending(error: BaseException, folder: RunFolder, reporter: Reporter) -> DreamboothError:
+    """Whatever ended a run, as one message; the traceback of what nobody foresaw is in the run's log."""
+    if isinstance(error, DreamboothError):
+        return error
+    if isinstance(error, KeyboardInterrupt):
+        return StoppedAtOnce(
+            "stopped at once, without saving",
+            remedy=f"`python3 -m dreambooth resume {folder.path}` goes on from the last saved state",
+        )
+    reporter.log("".join(traceback.format_exception(error)))
+    return _explained(error, folder)
+
+
+def _note_ending(ending: DreamboothError, emit: Emit) -> None:
+    if isinstance(ending, (StoppedByUser, StoppedAtOnce)):
+        emit("phase", name="stopped", of=0)
+    else:
+        emit("error", text=_line(ending), remedy=ending.remedy)
+
+
+class StoppedAtOnce(DreamboothError):
+    """The user ended the run without waiting for a save."""
 
 
 def _line(error: DreamboothError) -> str:
     return f"{error.where}: {error.what}" if error.where else error.what
 
 
-def _explained(error: Exception, folder: RunFolder) -> DreamboothError:
+def _explained(error: BaseException, folder: RunFolder) -> DreamboothError:
     """An error that nobody foresaw, or a full memory, as one message; the traceback is in the run's log."""
     if isinstance(error, (torch.cuda.OutOfMemoryError, MemoryError)) or "not enough memory" in str(error):
         return DreamboothError(

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from dreambooth.shared.config import CONCEPT_PATHS, PATHS, to_mapping
+from dreambooth.shared.config import read_notes
 from dreambooth.shared.errors import RunFailed, StoppedByUser
 from dreambooth.shared.events import Emit
 from dreambooth.shared.paths import write_json
@@ -16,7 +16,7 @@ from dreambooth.shared.runfolder import RunFolder
 from dreambooth.trainer import assembly, results
 from dreambooth.trainer import outputs as naming
 from dreambooth.trainer.batches import StepBatches
-from dreambooth.trainer.checkpoint import latest_step, load_state
+from dreambooth.trainer.checkpoint import latest_step
 from dreambooth.trainer.class_images import make_class_images, plan_class_images, recipe_of
 from dreambooth.trainer.control import Inbox
 from dreambooth.trainer.convert import LoadedModel, load_model
@@ -33,6 +33,7 @@ from dreambooth.trainer.steplog import MemoryProbe, StepLog
 from dreambooth.trainer.store import TensorStore
 from dreambooth.trainer.tokenizer import Tokenizer
 from dreambooth.trainer.weights import Written
+from dreambooth.trainer.weights.base import file_sha256
 
 
 class Session:
@@ -72,11 +73,13 @@ class Session:
         self._accelerator = assembly.make_accelerator(self.plan, self.folder.path)
         encoding = self._encoding(data, model)
         keeper, engine = self._prepare(data, model, encoding)
-        self._train(keeper, engine)
+        try:
+            self._train(keeper, engine)
+        finally:
+            self._accelerator.end_training()  # what trackers still hold is written
         if self.processes.is_main:
             self._finish(keeper.trained)
         self.processes.wait()
-        self._accelerator.end_training()
 
     def _train(self, keeper: RunKeeper, engine: TrainingEngine) -> None:
         inbox = SharedInbox(self.processes, self.inbox)
@@ -91,17 +94,17 @@ class Session:
             log.flush()
         if outcome is Outcome.STOPPED:
             raise StoppedByUser(
-                "stopped after saving", remedy=f"`resume {self.folder.path}` goes on from here"
+                "stopped after saving",
+                remedy=f"`python3 -m dreambooth resume {self.folder.path}` goes on from here",
             )
 
     # ---- before training -------------------------------------------------------------------------------------
 
     def _restore_threads(self) -> None:
         """The bits of a CPU's sums depend on the number of threads: a resumed run takes the first one's."""
-        step = latest_step(self.folder.states)
-        if step is not None:
-            about = json.loads((self.folder.states / f"step-{step}" / "state.json").read_bytes())
-            torch.set_num_threads(int(about["threads"]))
+        threads = read_notes(self.folder.config, "run").get("threads", "")
+        if threads.isdigit():
+            torch.set_num_threads(int(threads))
 
     def _should_stop(self) -> bool:
         return self.inbox is not None and self.inbox.should_stop()
@@ -109,7 +112,8 @@ class Session:
     def _check_stop(self) -> None:
         if self._should_stop():
             raise StoppedByUser(
-                "stopped; what was made so far is kept", remedy=f"`resume {self.folder.path}` goes on"
+                "stopped; what was made so far is kept",
+                remedy=f"`python3 -m dreambooth resume {self.folder.path}` goes on with it",
             )
 
     def _make_class_images(self) -> None:
@@ -249,16 +253,13 @@ class Session:
     def write_checkpoint(self, path: Path, trained: Trained) -> Written:
         """Writes a checkpoint with this run's metadata."""
         return results.write_checkpoint(
-            path, self.plan.base, trained, self.settings, self._metadata(), scratch=self.folder.path
+            path,
+            self.plan.base,
+            trained,
+            self.settings,
+            results.metadata(self.settings, self.run_id),
+            scratch=self.folder.path,
         )
-
-    def export_state(self, step: int | None) -> Path:
-        """Writes the checkpoint of a saved state beside the result and returns its path."""
-        state = load_state(self.folder.states, step)
-        trained = {
-            name: {**tensors, **state.averages.get(name, {})} for name, tensors in state.weights.items()
-        }
-        return Path(self.write_checkpoint(self.plan.outputs.at_step(state.progress.step), trained).path)
 
     def _finish(self, trained: Trained) -> None:
         change = results.weight_change(self.settings, trained)
@@ -276,13 +277,23 @@ class Session:
             self.folder.result,
             {
                 "path": str(written.path),
-                "files": [{"path": str(written.path), "sha256": written.sha256}],
+                "files": [
+                    {"path": str(written.path), "sha256": written.sha256},
+                    *({"path": str(path), "sha256": file_sha256(path)} for path in written.beside),
+                ],
                 "weight_change": plain,
                 "steps": self.plan.steps,
             },
         )
         naming.release(self.plan.outputs)
+        self._answer_late_commands()
         self.emit("done", path=written.path, weight_change=plain)
+
+    def _answer_late_commands(self) -> None:
+        """Whoever gave a command after the last step hears that it was seen: what it asked for is done by now."""
+        if self.inbox is not None:
+            for command in self.folder.waiting_commands():
+                self.inbox.answer(command)
 
     def _sample_live(self, step: int, model: LoadedModel) -> None:
         """Sample pictures of the weights as they are in training, under the training's own precision."""
@@ -309,6 +320,7 @@ class Session:
                 model = load_model(
                     file,
                     prediction_type=self.plan.base.identified.prediction_type,
+                    use_ema_weights=step == 0 and self.settings.model.use_ema_weights,
                     dtype=self.plan.machine.compute_dtype,
                 )
                 for module in model.components.values():
@@ -316,15 +328,3 @@ class Session:
                 self.previews.make(step, model)
         except Exception as error:  # noqa: BLE001 - the checkpoint is written; a picture is never worth a run
             self.emit("warning", text=f"no sample pictures of the result: {type(error).__name__}: {error}")
-
-    def _metadata(self) -> dict[str, str]:
-        """What the written file says of itself; folders of the user's machine are left out of it."""
-        settings = {key: value for key, value in to_mapping(self.settings).items() if key not in PATHS}
-        settings["concepts"] = [
-            {key: value for key, value in concept.items() if key not in CONCEPT_PATHS}
-            for concept in settings["concepts"]
-        ]
-        return {
-            naming.RUN_ID_KEY: self.run_id,
-            "dreambooth.settings": json.dumps(settings, ensure_ascii=False),
-        }
