@@ -116,7 +116,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         code: int = parsed.run(parsed)
         return code
     except DreamboothError as error:
-        print(error, file=sys.stderr)
+        with contextlib.suppress(OSError):  # nobody reads it any more; the exit code still tells
+            print(error, file=sys.stderr)
         return error.exit_code
     except KeyboardInterrupt:
         print("Interrupted.", file=sys.stderr)
@@ -162,7 +163,7 @@ def _resume(arguments: argparse.Namespace) -> int:
 
 
 def _stop(arguments: argparse.Namespace) -> int:
-    from dreambooth.shared.runfolder import find_run
+    from dreambooth.shared.runfolder import find_run, summarize
 
     run = find_run(arguments.run_name)
     if not run.is_alive():
@@ -172,7 +173,12 @@ def _stop(arguments: argparse.Namespace) -> int:
     print(f"Stopping {run.name} …", flush=True)
     while run.is_alive():
         time.sleep(0.1)
-    print(f"Stopped. `python3 -m dreambooth resume {run.name}` goes on with it.")
+    summary = summarize(run)
+    if summary.state == "finished":
+        print(f"{run.name} had come to its end: {summary.result.get('path', '')}")
+    else:
+        failure = f" (it failed: {summary.error})" if summary.state == "failed" else ""
+        print(f"Stopped{failure}. `python3 -m dreambooth resume {run.path}` goes on with it.")
     return DONE
 
 

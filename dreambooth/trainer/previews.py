@@ -13,7 +13,7 @@ from dreambooth.shared.paths import write_whole
 from dreambooth.shared.settings import Settings
 from dreambooth.trainer.convert import LoadedModel
 from dreambooth.trainer.pictures import parameters_text, png_bytes
-from dreambooth.trainer.sample import SAMPLERS, SampleRequest, sample
+from dreambooth.trainer.sample import SAMPLERS, SampleRequest, ShouldStop, sample
 from dreambooth.trainer.survey import Survey
 from dreambooth.trainer.tokenizer import Tokenizer
 
@@ -58,18 +58,24 @@ class Previews:
         settings: Settings,
         tokenizer: Tokenizer,
         emit: Emit,
+        *,
+        should_stop: ShouldStop | None = None,
     ) -> None:
         self._folder = folder
         self._requests = requests
         self._settings = settings
         self._tokenizer = tokenizer
         self._emit = emit
+        self._should_stop = should_stop
 
     def __bool__(self) -> bool:
         return bool(self._requests)
 
     def make(self, step: int, model: LoadedModel, dtype: torch.dtype | None = None) -> list[Path]:
-        """Makes the pictures of a step, in the requests' order; `dtype` as in `sample.sample`."""
+        """Makes the pictures of a step, in the requests' order; `dtype` as in `sample.sample`.
+
+        Those that are not begun when a stop is asked for are left out.
+        """
         self._folder.mkdir(exist_ok=True)
         made: dict[int, Path] = {}
         pictures = sample(
@@ -79,6 +85,7 @@ class Previews:
             batch_size=self._settings.prior.sample_batch_size,
             clip_skip=self._settings.model.clip_skip,
             dtype=dtype,
+            should_stop=self._should_stop,
         )
         for number, image in pictures:
             request = self._requests[number]

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
 
@@ -27,38 +30,57 @@ def duration(seconds: float) -> str:
     return f"{hours}:{minute:02d}:{second:02d}" if hours else f"{minute}:{second:02d}"
 
 
+def _nowhere() -> IO[str]:
+    return Path(os.devnull).open("w", encoding="utf-8")
+
+
 class Reporter:
-    """Turns events into lines; `log` gets every line, the console a bar where it is a terminal."""
+    """Turns events into lines; `log` gets every line, the console a bar where it is a terminal.
+
+    Neither a console that has gone (a closed window, `| head`) nor a full disk ends a training: what cannot be
+    written is not shown.
+    """
 
     def __init__(self, log: Path | None = None, out: IO[str] | None = None) -> None:
-        self._out = out or sys.stderr
+        self._out = out or sys.stderr or _nowhere()  # None: a process without a console, as on Windows
         self._log = log.open("a", encoding="utf-8") if log is not None else None
         self._terminal = self._out.isatty()
         self._bar: tqdm[Any] | None = None
         self._shown = 0.0
-        self._phase = ""
+        self._phase = self._what = ""
 
     def close(self) -> None:
         """Ends the bar and the log."""
         self._end_bar()
         if self._log is not None:
-            self._log.close()
+            with contextlib.suppress(OSError):
+                self._log.close()
 
     def write(self, text: str) -> None:
         """A line for both console and log."""
-        if self._bar is not None:
-            self._bar.clear()
-        self._out.write(f"{text}\n")
-        self._out.flush()
-        if self._bar is not None:
-            self._bar.refresh()
+        with self._console():
+            if self._bar is not None:
+                self._bar.clear()
+            self._out.write(f"{text}\n")
+            self._out.flush()
+            if self._bar is not None:
+                self._bar.refresh()
         self.log(text)
 
     def log(self, text: str) -> None:
         """A line for the log alone."""
         if self._log is not None:
-            self._log.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {text}\n")
-            self._log.flush()
+            with contextlib.suppress(OSError, ValueError):
+                self._log.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {text}\n")
+                self._log.flush()
+
+    @contextlib.contextmanager
+    def _console(self) -> Iterator[None]:
+        """What is written to the console in the block is lost where there is none any more."""
+        try:
+            yield
+        except (OSError, ValueError):  # ValueError: it was closed
+            self._out, self._bar, self._terminal = _nowhere(), None, False
 
     def show(self, event: str, fields: dict[str, Any]) -> None:
         """One event, as it was emitted."""
@@ -69,12 +91,15 @@ class Reporter:
     def _show_phase(self, fields: dict[str, Any]) -> None:
         self._end_bar()
         self._phase = str(fields["name"])
-        self._shown = 0.0
+        self._what = ""
         if self._phase in PHASES:
             self.write(PHASES[self._phase])
 
+        else:
+            self.log(self._phase)
+
     def _show_progress(self, fields: dict[str, Any]) -> None:
-        self._advance(int(fields["done"]), int(fields["of"]), "")
+        self._advance(str(fields["name"]), int(fields["done"]), int(fields["of"]), "")
 
     def _show_step(self, fields: dict[str, Any]) -> None:
         numbers = f"loss {fields['loss']:.4f}" if fields["loss"] is not None else "loss nan"
@@ -83,26 +108,34 @@ class Reporter:
         numbers += f" · {fields['memory_gb']:.1f} GB"
         if not self._terminal and fields["eta_s"] is not None:
             numbers += f" · {fields['it_s']:.2f} steps/s · {duration(fields['eta_s'])} left"
-        self._advance(int(fields["step"]), int(fields["of"]), numbers)
+        self._advance("training", int(fields["step"]), int(fields["of"]), numbers)
 
-    def _advance(self, done: int, of: int, text: str) -> None:
+    def _advance(self, what: str, done: int, of: int, text: str) -> None:
+        if what != self._what:  # a phase may have several parts, such as images and captions
+            self._end_bar()
+            self._what, self._shown = what, 0.0
         if self._terminal:
-            if self._bar is None:
-                self._bar = tqdm(
-                    total=of, file=self._out, dynamic_ncols=True, desc=self._phase, initial=max(0, done - 1)
-                )
-            self._bar.set_postfix_str(text, refresh=False)
-            self._bar.update(done - self._bar.n)
+            with self._console():
+                self._move_bar(done, of, text)
         now = time.monotonic()
         if now - self._shown >= PLAIN_EVERY or done == of:
             self._shown = now
-            line = f"{self._phase} {done}/{of} {text}".rstrip()
+            line = f"{what} {done}/{of} {text}".rstrip()
             self.log(line) if self._terminal else self.write(line)
+
+    def _move_bar(self, done: int, of: int, text: str) -> None:
+        if self._bar is None:
+            self._bar = tqdm(
+                total=of, file=self._out, dynamic_ncols=True, desc=self._what, initial=max(0, done - 1)
+            )
+        self._bar.set_postfix_str(text, refresh=False)
+        self._bar.update(done - self._bar.n)
 
     def _end_bar(self) -> None:
         if self._bar is not None:
-            self._bar.close()
-            self._bar = None
+            bar, self._bar = self._bar, None
+            with self._console():
+                bar.close()
 
     def _show_sample(self, fields: dict[str, Any]) -> None:
         self.log(f"sample of step {fields['step']}: {fields['path']}")

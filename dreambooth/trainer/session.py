@@ -58,7 +58,12 @@ class Session:
         self.device = plan.machine.device
         self.tokenizer = Tokenizer()
         self.previews = Previews(
-            folder.samples, preview_requests(plan.settings, plan.survey), plan.settings, self.tokenizer, emit
+            folder.samples,
+            preview_requests(plan.settings, plan.survey),
+            plan.settings,
+            self.tokenizer,
+            emit,
+            should_stop=self._should_stop,
         )
 
     def run(self) -> None:
