@@ -9,20 +9,26 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import shutil
+import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
-from safetensors.torch import load_file, save_file
 
-from dreambooth.shared.errors import DreamboothError, RunFailed
-from dreambooth.shared.paths import disk_full_is_said, fsync_folder, write_json
+from dreambooth.shared.errors import RunFailed
+from dreambooth.shared.paths import disk_full_is_said, fsync_folder, replace, write_json
+from dreambooth.trainer.weights.base import Entry
+from dreambooth.trainer.weights.safetensors_file import SafetensorsFile
+from dreambooth.trainer.weights.writing import Content, write_new
 
 FORMAT = 1
 POINTER = "latest.json"
+PARTIAL = ".partial"
+_STATE = re.compile(r"step-([0-9]+)")
 
 
 @dataclass(frozen=True)
@@ -31,7 +37,6 @@ class Progress:
 
     step: int
     ema_updates: int = 0
-    skipped: int = 0
 
 
 @dataclass
@@ -50,14 +55,7 @@ def _folder(states: Path, step: int) -> Path:
     return states / f"step-{step}"
 
 
-def _sync_files(folder: Path) -> None:
-    for path in folder.iterdir():
-        descriptor = os.open(path, os.O_RDWR | getattr(os, "O_BINARY", 0))
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
-    fsync_folder(folder)
+# ---- saving ----------------------------------------------------------------------------------------------------
 
 
 def save_state(states: Path, state: State, *, keep: int = 1) -> Path:
@@ -65,64 +63,35 @@ def save_state(states: Path, state: State, *, keep: int = 1) -> Path:
 
     Raises DreamboothError when the disk is full; the state before is intact then.
     """
-    states.mkdir(exist_ok=True)
-    final = _folder(states, state.progress.step)
-    aside = final.with_name(f"{final.name}.partial")
-    _remove_partial(states)
-    if latest_step(states) == state.progress.step:
-        return final  # the same step has the same bits: nothing to write, and the pointer's folder is never touched
-    try:
-        with disk_full_is_said(aside), _errors_of_writers(aside, _bytes_of(state)):
-            aside.mkdir()
+    step = state.progress.step
+    final = _folder(states, step)
+    with disk_full_is_said(states):
+        states.mkdir(exist_ok=True)
+        _remove_partial(states)
+        if latest_step(states) == step:
+            return final  # the same step has the same bits: a folder that may be pointed to is never touched
+        aside = final.with_name(final.name + PARTIAL)
+        try:
             _write(aside, state)
-            _sync_files(aside)
-            if final.exists():  # left by a kill between the rename and the pointer
-                shutil.rmtree(final)
-            aside.rename(final)
-            fsync_folder(states)
-            write_json(states / POINTER, {"format": FORMAT, "step": state.progress.step, "folder": final.name})
-    except BaseException:
-        shutil.rmtree(aside, ignore_errors=True)
-        raise
-    _remove_old(states, keep)
+            if final.exists():  # a damaged one, or left by a kill between the rename and the pointer
+                _discard(final)
+            replace(aside, final)
+        except BaseException:
+            shutil.rmtree(aside, ignore_errors=True)
+            raise
+        fsync_folder(states)
+        write_json(states / POINTER, {"format": FORMAT, "step": step, "folder": final.name})
+    _remove_old(states, step, keep)
     return final
 
 
-def _bytes_of(state: State) -> int:
-    tensors = [t for part in (state.weights, state.averages) for named in part.values() for t in named.values()]
-    weights = sum(tensor.numel() * tensor.element_size() for tensor in tensors)
-    return weights + sum(
-        value.numel() * value.element_size()
-        for slot in state.optimizer.get("state", {}).values()
-        for value in slot.values()
-        if isinstance(value, torch.Tensor)
-    )
-
-
-@contextlib.contextmanager
-def _errors_of_writers(path: Path, needed: int) -> Any:
-    """safetensors and torch.save lose the error number of a full disk: ask the disk whether that was it."""
-    try:
-        yield
-    except (OSError, DreamboothError):
-        raise
-    except Exception as error:
-        free = shutil.disk_usage(path.parent).free
-        if free > needed:
-            raise
-        raise DreamboothError(
-            f"the state could not be saved ({error}); the disk has {free / 2**20:.0f} MB left",
-            where=str(path),
-            remedy="make room, then go on with `resume`: what was saved before is intact",
-        ) from error
-
-
 def _write(folder: Path, state: State) -> None:
+    folder.mkdir()
     for kind, parts in (("weights", state.weights), ("average", state.averages)):
         for component, tensors in parts.items():
-            plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-            save_file(plain, folder / f"{component}.{kind}.safetensors")
-    torch.save({"optimizer": dict(state.optimizer), "scaler": dict(state.scaler)}, folder / "optimizer.pt")
+            content = Content([_entry(name, tensor) for name, tensor in tensors.items()], {}, {})
+            write_new(folder / f"{component}.{kind}.safetensors", content, verify=False, hashed=False)
+    _torch_save({"optimizer": dict(state.optimizer), "scaler": dict(state.scaler)}, folder / "optimizer.pt")
     about = {
         "format": FORMAT,
         "progress": vars(state.progress),
@@ -130,70 +99,153 @@ def _write(folder: Path, state: State) -> None:
         "weights": sorted(state.weights),
         "averages": sorted(state.averages),
     }
-    write_json(folder / "state.json", about)
+    write_json(folder / "state.json", about)  # syncs the folder with all that is in it
+
+
+def _entry(name: str, tensor: torch.Tensor) -> Entry:
+    """One tensor of a file; it leaves the card when its turn comes."""
+    return Entry(name, tensor.dtype, tuple(tensor.shape), lambda: tensor.detach().cpu())
+
+
+class _Sink:
+    """A file for torch.save, which turns a full disk into an error that says nothing of it: this remembers."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
+        self.error: OSError | None = None
+
+    def write(self, data: bytes) -> int:
+        view = memoryview(data)
+        done = 0
+        try:
+            while done < len(view):
+                done += self._file.write(view[done:])
+        except OSError as error:
+            self.error = error
+            raise
+        return done
+
+    def flush(self) -> None:
+        """There is nothing between this and the file."""
+
+
+def _torch_save(content: Any, path: Path) -> None:
+    with path.open("xb", buffering=0) as file:
+        sink = _Sink(file)
+        try:
+            torch.save(content, sink)  # type: ignore[arg-type]
+        except Exception:
+            if sink.error is not None:
+                raise sink.error from None
+            raise
+        os.fsync(file.fileno())
+
+
+def _discard(folder: Path) -> None:
+    """Removes a state. It loses its name first, so that half of one is never taken for a state."""
+    aside = folder.with_name(f"{folder.name}.{uuid.uuid4().hex[:8]}{PARTIAL}")
+    replace(folder, aside)
+    shutil.rmtree(aside, ignore_errors=True)
 
 
 def _remove_partial(states: Path) -> None:
-    for path in states.glob("*.partial"):
-        shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)
+    for path in states.glob(f"*{PARTIAL}*"):
+        if path.is_dir():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            with contextlib.suppress(OSError):
+                path.unlink()
 
 
-def _remove_old(states: Path, keep: int) -> None:
-    """Removes all but the newest `keep` states. What cannot be removed now goes at the next save."""
-    for step in saved_steps(states)[:-keep]:
-        shutil.rmtree(_folder(states, step), ignore_errors=True)
+def _remove_old(states: Path, step: int, keep: int) -> None:
+    """Removes all but the newest `keep` states up to `step`. What cannot be removed now goes at the next save.
+
+    A state behind `step` was left by a kill before its pointer was written: it will be made again.
+    """
+    there = saved_steps(states)
+    kept = [number for number in there if number <= step][-keep:]
+    for number in there:
+        if number not in kept:
+            with contextlib.suppress(OSError):  # Windows, while somebody looks into it
+                _discard(_folder(states, number))
+
+
+# ---- loading ---------------------------------------------------------------------------------------------------
 
 
 def saved_steps(states: Path) -> list[int]:
     """The steps whose states are there, oldest first."""
     if not states.is_dir():
         return []
-    names = [path.name for path in states.iterdir() if (path / "state.json").is_file()]
-    steps = [name.removeprefix("step-") for name in names if not name.endswith(".partial")]
-    return sorted(int(step) for step in steps if step.isdigit())
+    names = (_STATE.fullmatch(path.name) for path in states.iterdir() if (path / "state.json").is_file())
+    return sorted(int(name[1]) for name in names if name)
 
 
 def latest_step(states: Path) -> int | None:
-    """The step that the pointer names; None while nothing was saved."""
+    """The step that the pointer names, or of the newest state where that is gone; None while nothing was saved."""
+    there = saved_steps(states)
     try:
-        pointed = json.loads((states / POINTER).read_bytes())
-        step = int(pointed["step"])
+        pointed = int(json.loads((states / POINTER).read_bytes())["step"])
     except (OSError, ValueError, KeyError, TypeError):
-        return None
-    return step if (_folder(states, step) / "state.json").is_file() else None
+        pointed = -1
+    return pointed if pointed in there else max(there, default=None)
+
+
+def saved_threads(states: Path) -> int | None:
+    """How many threads the newest state was computed with; None without one. Raises RunFailed if it is damaged."""
+    step = latest_step(states)
+    return None if step is None else int(_about(states, step)["threads"])
 
 
 def load_state(states: Path, step: int | None = None, *, device: str | torch.device = "cpu") -> State:
     """The newest state, or that of `step`. Raises RunFailed if it is not there or does not read back whole."""
     chosen = latest_step(states) if step is None else step
-    if chosen is None or not (_folder(states, chosen) / "state.json").is_file():
-        there = ", ".join(str(number) for number in saved_steps(states)) or "none"
+    there = saved_steps(states)
+    if chosen is None or chosen not in there:
         raise RunFailed(
             f"there is no saved state{'' if step is None else f' of step {step}'}",
             where=str(states),
-            remedy=f"states that are there: {there}",
+            remedy=f"states that are there: {', '.join(map(str, there)) or 'none'}",
         )
-    folder = _folder(states, chosen)
+    about, folder = _about(states, chosen), _folder(states, chosen)
     try:
-        about = upgraded(json.loads((folder / "state.json").read_bytes()))
-        parts = {
-            kind: {name: load_file(folder / f"{name}.{kind}.safetensors") for name in about[listed]}
+        weights, averages = (
+            {name: _read_all(folder / f"{name}.{kind}.safetensors") for name in about[listed]}
             for kind, listed in (("weights", "weights"), ("average", "averages"))
-        }
+        )
         saved = torch.load(folder / "optimizer.pt", map_location=device, weights_only=True)
+        return State(
+            progress=Progress(**about["progress"]),
+            weights=weights,
+            averages=averages,
+            optimizer=saved["optimizer"],
+            scaler=saved["scaler"],
+            threads=int(about["threads"]),
+        )
     except Exception as error:
-        raise RunFailed(
-            f"the saved state cannot be read ({error})",
-            where=str(folder),
-            remedy="resume from another state if there is one: remove this folder and latest.json, or start anew",
-        ) from error
-    return State(
-        progress=Progress(**about["progress"]),
-        weights=parts["weights"],
-        averages=parts["average"],
-        optimizer=saved["optimizer"],
-        scaler=saved["scaler"],
-        threads=int(about["threads"]),
+        raise _damaged(states, chosen, str(error)) from error
+
+
+def _read_all(path: Path) -> dict[str, torch.Tensor]:
+    file = SafetensorsFile(path)
+    return {name: file.read(name) for name in file.tensors}
+
+
+def _about(states: Path, step: int) -> dict[str, Any]:
+    try:
+        about: dict[str, Any] = json.loads((_folder(states, step) / "state.json").read_bytes())
+        return upgraded(about)
+    except (OSError, ValueError, AttributeError) as error:
+        raise _damaged(states, step, str(error)) from error
+
+
+def _damaged(states: Path, step: int, why: str) -> RunFailed:
+    others = [number for number in saved_steps(states) if number != step]
+    goes_on = f"from step {others[-1]}" if others else "from the beginning, since there is no other state"
+    return RunFailed(
+        f"the saved state cannot be read ({why})",
+        where=str(_folder(states, step)),
+        remedy=f"delete this folder: `resume` then goes on {goes_on}",
     )
 
 
@@ -201,4 +253,7 @@ def upgraded(about: dict[str, Any]) -> dict[str, Any]:
     """A state's description in today's format; the place where an older one is brought up to date."""
     if about.get("format") != FORMAT:
         raise ValueError(f"its format {about.get('format')!r} is not known to this version")
+    missing = {"progress", "threads", "weights", "averages"} - about.keys()
+    if missing:
+        raise ValueError(f"it does not say its {', '.join(sorted(missing))}")
     return about

@@ -141,7 +141,7 @@ class TrainingEngine:
         if self._accelerator.num_processes > 1:
             mean = Losses(*self._accelerator.reduce(_stacked(mean), reduction="mean").unbind())
         self._check_flag()
-        if not self.stepper.step(mean.total.detach()):
+        if not self.stepper.step(mean.total):
             return None
         self._send_flag()
         if self.ema is not None:
@@ -155,7 +155,7 @@ class TrainingEngine:
             with self._accelerator.autocast():
                 losses = self._losses(micro)
             self._accelerator.backward(losses.total * share)
-        return losses
+        return Losses(losses.total.detach(), losses.instance, losses.prior)
 
     def _losses(self, micro: MicroBatch) -> Losses:
         instance, prior = micro.instance, micro.prior
@@ -227,13 +227,13 @@ def _joined(one: Half, other: Half) -> Half:
 
 
 def _stacked(losses: Losses) -> torch.Tensor:
-    return torch.stack([losses.total.detach(), losses.instance, losses.prior])
+    return torch.stack([losses.total, losses.instance, losses.prior])
 
 
 def _mean(losses: list[Losses]) -> Losses:
     count = len(losses)
     return Losses(
-        total=torch.stack([loss.total.detach() for loss in losses]).sum() / count,
+        total=torch.stack([loss.total for loss in losses]).sum() / count,
         instance=torch.stack([loss.instance for loss in losses]).sum() / count,
         prior=torch.stack([loss.prior for loss in losses]).sum() / count,
     )

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import contextlib
+import json
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
+from dreambooth.shared.errors import DreamboothError, RunFailed
 from dreambooth.shared.events import Emit
+from dreambooth.shared.paths import write_json
 from dreambooth.trainer.checkpoint import Progress, State, load_state, save_state
 from dreambooth.trainer.convert import LoadedModel, canonical_state
 from dreambooth.trainer.ema import EMA
@@ -20,6 +24,7 @@ from dreambooth.trainer.weights import Written
 
 WriteCheckpoint = Callable[[Path, Trained], Written]
 MakeSamples = Callable[[int, LoadedModel], None]
+NOTES = "made.json"
 
 
 @dataclass
@@ -84,7 +89,11 @@ class TrainedWeights:
 
 
 class RunKeeper:
-    """Keeps a run's states, checkpoints and samples; each step's are made at most once."""
+    """Keeps a run's states, checkpoints and samples.
+
+    What was made last is noted beside the states: a run that was interrupted after a save makes that step's
+    checkpoint and samples when it goes on, unless they are there.
+    """
 
     def __init__(
         self,
@@ -108,6 +117,7 @@ class RunKeeper:
         self._write_checkpoint = write_checkpoint
         self._make_samples = make_samples
         self._scaler = scaler
+        self._restored: int | None = None
 
     def save(self, step: int) -> None:
         """Saves the state after `step` steps."""
@@ -124,16 +134,27 @@ class RunKeeper:
         self._emit("checkpoint", step=step, path=path)
 
     def restore(self, device: torch.device) -> int:
-        """Loads the newest state into modules, optimizer, averages and scaler; returns its step."""
+        """Loads the newest state into modules, optimizer, averages and scaler; returns its step.
+
+        Raises RunFailed if there is none, if it is damaged, or of another model or other settings.
+        """
         state = load_state(self._states, device=device)
-        _copy(state.weights, self._weights.weights())
-        _copy(state.averages, self._weights.averages())
+        try:
+            _copy(state.weights, self._weights.weights())
+            _copy(state.averages, self._weights.averages())
+            _load_optimizer(self._engine.stepper.optimizer, state.optimizer)
+            if self._scaler is not None and state.scaler:
+                self._scaler.load_state_dict(dict(state.scaler))
+        except (KeyError, ValueError, RuntimeError) as error:
+            raise RunFailed(
+                f"the saved state does not fit this model and these settings ({error})",
+                where=str(self._states),
+                remedy="put the model file and config.yaml back as they were when the run began, or start a new run",
+            ) from error
         if self._weights.ema is not None:
             self._weights.ema.updates = state.progress.ema_updates
-        self._engine.stepper.optimizer.load_state_dict(dict(state.optimizer))
-        if self._scaler is not None and state.scaler:
-            self._scaler.load_state_dict(dict(state.scaler))
-        return state.progress.step
+        self._restored = state.progress.step
+        return self._restored
 
     @property
     def trained(self) -> Trained:
@@ -141,28 +162,72 @@ class RunKeeper:
         return self._weights.result()
 
     def export(self, step: int) -> None:
-        """Writes a checkpoint of this step that can be used."""
-        written = self._write_checkpoint(self._outputs.at_step(step), self._weights.result())
+        """Writes a checkpoint of this step that can be used. A failure is said, and does not end the run."""
+        if self._was_made("export", step):
+            return
+        try:
+            written = self._write_checkpoint(self._outputs.at_step(step), self._weights.result())
+        except (DreamboothError, OSError) as error:
+            self._emit("warning", text=f"no checkpoint of step {step}: {error}")
+            return
         self._emit("exported", step=step, path=written.path, sha256=written.sha256)
+        self._note("export", step)
 
     def sample(self, step: int) -> None:
         """Makes sample pictures with the weights as they are now. A failure is said, and never ends the run."""
+        if self._was_made("sample", step):
+            return
         modules = list(self._weights.model.components.values())
         modes = [module.training for module in modules]
         try:
             with self._weights.averaged():
                 self._make_samples(step, self._weights.model)
+            self._note("sample", step)
         except Exception as error:  # noqa: BLE001 - a picture is never worth a run
             self._emit("warning", text=f"no sample pictures at step {step}: {type(error).__name__}: {error}")
         finally:
             for module, mode in zip(modules, modes, strict=True):
                 module.train(mode)
 
+    def _was_made(self, what: str, step: int) -> bool:
+        """Whether that was made before the interruption after which the run went on at this very step."""
+        return step == self._restored and self._notes().get(what) == step
+
+    def _notes(self) -> dict[str, int]:
+        try:
+            notes = json.loads((self._states / NOTES).read_bytes())
+        except (OSError, ValueError):
+            return {}
+        return notes if isinstance(notes, dict) else {}
+
+    def _note(self, what: str, step: int) -> None:
+        with contextlib.suppress(DreamboothError, OSError):  # without it, it would be made once more: no harm
+            self._states.mkdir(exist_ok=True)
+            write_json(self._states / NOTES, {**self._notes(), what: step})
+
 
 def _copy(
     saved: Mapping[str, Mapping[str, torch.Tensor]], live: Mapping[str, Mapping[str, torch.Tensor]]
 ) -> None:
+    """Copies all or, if names or shapes differ, raises ValueError."""
+    for component in saved.keys() | live.keys():
+        theirs = {name: tuple(tensor.shape) for name, tensor in saved.get(component, {}).items()}
+        ours = {name: tuple(tensor.shape) for name, tensor in live.get(component, {}).items()}
+        if theirs != ours:
+            odd = sorted(dict(theirs.items() ^ ours.items()))[0]
+            raise ValueError(
+                f"{component}: {odd} is {theirs.get(odd, 'missing')}, not {ours.get(odd, 'there')}"
+            )
     with torch.no_grad():
         for component, tensors in live.items():
             for name, tensor in tensors.items():
                 tensor.copy_(saved[component][name])
+
+
+def _load_optimizer(optimizer: torch.optim.Optimizer, saved: Mapping[str, Any]) -> None:
+    """Loads what the optimizer remembers. Rates and flags stay those of the settings and of this machine."""
+    own = optimizer.state_dict()["param_groups"]
+    sizes = [[len(group["params"]) for group in groups] for groups in (saved["param_groups"], own)]
+    if sizes[0] != sizes[1]:
+        raise ValueError(f"its optimizer has groups of {sizes[0]} parameters, not of {sizes[1]}")
+    optimizer.load_state_dict({"state": saved["state"], "param_groups": own})

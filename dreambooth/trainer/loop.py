@@ -25,7 +25,10 @@ class Engine(Protocol):
 
 
 class Keeper(Protocol):
-    """Does what happens once in a while; `step` counts finished steps."""
+    """Does what happens once in a while; `step` counts finished steps.
+
+    After an interruption at a step it is asked again for that step's export and samples, and makes what is missing.
+    """
 
     def save(self, step: int) -> None: ...
     def export(self, step: int) -> None: ...
@@ -49,6 +52,19 @@ class Cadence:
     export: int
     sample: int
 
+    def due(self, step: int, *, fresh: bool, stop: bool) -> list[str]:
+        """What is to be done after `step` steps, in order: the state first, since all else may fail.
+
+        `fresh`: the step was made just now, by this process. The end has its own export and samples.
+        """
+        last = step >= self.steps
+        wanted = {
+            "save": last or stop or (fresh and _falls_on(step, self.save)),
+            "export": step > 0 and not last and _falls_on(step, self.export),
+            "sample": not last and not stop and _falls_on(step, self.sample),
+        }
+        return [name for name, is_wanted in wanted.items() if is_wanted]
+
 
 class Outcome(enum.Enum):
     FINISHED = "finished"
@@ -59,40 +75,43 @@ def train(
     engine: Engine, keeper: Keeper, inbox: Orders, log: StepLog, cadence: Cadence, start: int = 0
 ) -> Outcome:
     """Trains from finished step `start` to `cadence.steps`. Raises RunFailed at a NaN loss."""
+    acts = {"save": keeper.save, "export": keeper.export, "sample": keeper.sample}
     step, skipped = start, 0
     log.start(step)
     while True:
-        done = step >= cadence.steps
         stop = inbox.should_stop()
-        fresh = step > start  # what was due at `start` was done before the run was interrupted there
-        if done or stop or (fresh and _due(step, cadence.save)):
+        due = cadence.due(step, fresh=step > start, stop=stop)
+        if skipped:  # a step that overflowed is made again: what was due before it is done
+            due = ["save"] if stop else []
+        commands = inbox.commands()
+        if due or commands:
             engine.check_finite()
-            log.flush()
-            keeper.save(step)
-        if fresh and not done and _due(step, cadence.export):
-            keeper.export(step)
-        if (fresh or step == 0) and not done and not stop and _due(step, cadence.sample):
-            keeper.sample(step)
-        for command in inbox.commands():
-            engine.check_finite()
-            log.flush()
-            {"save": keeper.save, "export": keeper.export, "sample": keeper.sample}[command.do](step)
-            inbox.answer(command)
-        if done or stop:
-            return Outcome.FINISHED if done else Outcome.STOPPED
+            with log.paused():
+                for name in due:
+                    acts[name](step)
+                for command in commands:
+                    acts[command.do](step)
+                    inbox.answer(command)
+        if stop or step >= cadence.steps:
+            return Outcome.FINISHED if step >= cadence.steps else Outcome.STOPPED
 
         losses = engine.step(step)
         if losses is None:
             skipped += 1
-            if skipped >= MOST_SKIPS_IN_A_ROW:
-                raise RunFailed(
-                    f"{skipped} steps in a row overflowed in fp16 at step {step + 1}",
-                    remedy="use mixed_precision: bf16 (or no), or a lower learning rate; `resume` goes on from the last one",
-                )
-            continue
-        skipped, step = 0, step + 1
-        log.add(step, losses, engine.rate)
+            _check_skips(skipped, step)
+        else:
+            skipped, step = 0, step + 1
+            log.add(step, losses, engine.rate)
 
 
-def _due(step: int, every: int) -> bool:
+def _check_skips(skipped: int, step: int) -> None:
+    if skipped >= MOST_SKIPS_IN_A_ROW:
+        raise RunFailed(
+            f"{skipped} times in a row step {step + 1} overflowed in fp16",
+            remedy="use mixed_precision: bf16 (or no), or a lower learning rate; the last saved state is intact, "
+            "and `resume` goes on from it",
+        )
+
+
+def _falls_on(step: int, every: int) -> bool:
     return every > 0 and step % every == 0

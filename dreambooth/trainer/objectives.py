@@ -13,7 +13,9 @@ import torch
 TIMESTEPS = 1000
 
 
-def scaled_linear_alphas_cumprod(start: float = 0.00085, end: float = 0.012, steps: int = TIMESTEPS) -> torch.Tensor:
+def scaled_linear_alphas_cumprod(
+    start: float = 0.00085, end: float = 0.012, steps: int = TIMESTEPS
+) -> torch.Tensor:
     """ᾱ of Stable Diffusion's schedule: betas linear in their square roots. Shape (steps,), float32."""
     betas = torch.linspace(start**0.5, end**0.5, steps, dtype=torch.float32) ** 2
     return torch.cumprod(1.0 - betas, dim=0)
@@ -104,7 +106,11 @@ class Objective:
         return (errors if self._weights is None else errors * self._weights[timesteps]).mean()
 
     def combine(
-        self, errors: torch.Tensor, timesteps: torch.Tensor, prior_errors: torch.Tensor | None, prior_weight: float
+        self,
+        errors: torch.Tensor,
+        timesteps: torch.Tensor,
+        prior_errors: torch.Tensor | None,
+        prior_weight: float,
     ) -> Losses:
         """DreamBooth's loss (arXiv 2208.12242, eq. 2): instance + λ · prior.
 

@@ -70,7 +70,9 @@ def build_optimizer(
         "eps": settings.adam_epsilon,
     }
     extra = {name: _literal(text) for name, text in settings.optimizer_args.items()}
-    made = [{"params": list(group.parameters), "lr": group.learning_rate, "name": group.name} for group in groups]
+    made = [
+        {"params": list(group.parameters), "lr": group.learning_rate, "name": group.name} for group in groups
+    ]
     try:
         return OPTIMIZERS[settings.optimizer](made, adam, device, extra)
     except (TypeError, ValueError, RuntimeError) as error:
@@ -101,7 +103,9 @@ class Stepper:
     `failed` and stops: the host may ask one step late and never has to wait for the device.
     """
 
-    def __init__(self, optimizer: torch.optim.Optimizer, max_grad_norm: float, scaler: GradScaler | None) -> None:
+    def __init__(
+        self, optimizer: torch.optim.Optimizer, max_grad_norm: float, scaler: GradScaler | None
+    ) -> None:
         self.optimizer = optimizer
         self.max_grad_norm = max_grad_norm
         self.scaler = scaler
@@ -171,7 +175,6 @@ class Stepper:
             self.failed.fill_(1.0)
         elif finite:
             self._clip(gradients, norm)
-        if not broken:
-            self.scaler.step(self.optimizer)  # sees its own found_inf, and then leaves the weights alone
+            self.scaler.step(self.optimizer)
         self.scaler.update()
         return finite or broken

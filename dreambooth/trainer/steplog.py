@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections import deque
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -29,9 +31,9 @@ class StepLog:
         self._steps = steps
         self._every = every
         self._memory = memory or MemoryProbe(torch.device("cpu"))
-        self._kept: list[_Kept] = []
+        self._kept: deque[_Kept] = deque()
         self._flushed = time.monotonic()
-        # (time, step) of the last flushes: the rate is that of the last minute, not of the whole run
+        # (time, step) of the last flushes: the rate is that of the last minute or so, not of the whole run
         self._marks: deque[tuple[float, int]] = deque(maxlen=120)
 
     def start(self, step: int) -> None:
@@ -40,11 +42,21 @@ class StepLog:
         self._marks.clear()
         self._marks.append((self._flushed, step))
 
+    @contextlib.contextmanager
+    def paused(self) -> Iterator[None]:
+        """Emits what was kept, and leaves the time that the block takes out of the rate: it makes no steps."""
+        self.flush()
+        began = time.monotonic()
+        try:
+            yield
+        finally:
+            away = time.monotonic() - began
+            self._flushed += away
+            self._marks = deque(((moment + away, step) for moment, step in self._marks), self._marks.maxlen)
+
     def add(self, step: int, losses: Losses, rate: float) -> None:
         """Keeps the numbers of finished step `step` (1 is the first)."""
-        self._kept.append(
-            _Kept(step, torch.stack([losses.total.detach(), losses.instance, losses.prior]), rate)
-        )
+        self._kept.append(_Kept(step, torch.stack([losses.total, losses.instance, losses.prior]), rate))
         if time.monotonic() - self._flushed >= self._every:
             self.flush()
 
@@ -58,7 +70,8 @@ class StepLog:
         (since, first), (now, last) = self._marks[0], self._marks[-1]
         speed = (last - first) / max(now - since, 1e-9)
         memory = self._memory.gigabytes()
-        for kept, (total, instance, prior) in zip(self._kept, rows, strict=True):
+        for total, instance, prior in rows:
+            kept = self._kept[0]
             self._emit(
                 "step",
                 step=kept.step,
@@ -71,7 +84,7 @@ class StepLog:
                 eta_s=round((self._steps - kept.step) / speed, 1) if speed > 0 else None,
                 memory_gb=memory,
             )
-        self._kept.clear()
+            self._kept.popleft()  # only now: what a full disk refused is told again
 
 
 class MemoryProbe:

@@ -1,0 +1,287 @@
+import math
+from dataclasses import replace
+
+import pytest
+import torch
+from training_rig import CPU
+
+from dreambooth.shared.errors import InputError
+from dreambooth.shared.settings import OPTIMIZERS as NAMES
+from dreambooth.shared.settings import TrainingSettings
+from dreambooth.trainer import optimizers
+from dreambooth.trainer.optimizers import (
+    OPTIMIZERS,
+    ParameterGroup,
+    Stepper,
+    build_optimizer,
+    has_fused_adamw,
+)
+
+ADAMW = TrainingSettings(learning_rate=1e-2, adam_weight_decay=0.1)
+NOT_FUSED = replace(ADAMW, optimizer_args={"fused": "no", "foreach": "yes"})
+EIGHT_BIT = replace(ADAMW, optimizer="adamw8bit")
+KINDS = {"fused": ADAMW, "foreach": NOT_FUSED, "8 bit": EIGHT_BIT}
+every_kind = pytest.mark.parametrize("settings", KINDS.values(), ids=KINDS)
+
+
+def parameters(seed=0) -> list[torch.nn.Parameter]:
+    """Two for the UNet, large enough for 8 bits, and one for the text encoder, small."""
+    torch.manual_seed(seed)
+    return [torch.nn.Parameter(torch.randn(shape)) for shape in ((64, 80), (4100,), (3, 5))]
+
+
+def stepper(given, settings=ADAMW, *, norm=1.0, scaler=None, rates=(1e-2, 3e-3)) -> Stepper:
+    groups = [
+        ParameterGroup("unet", given[:2], rates[0]),
+        ParameterGroup("text_encoder", given[2:], rates[1]),
+    ]
+    return Stepper(build_optimizer(settings, groups, CPU), norm, scaler)
+
+
+def gradients(step: int, size: float) -> list[torch.Tensor]:
+    torch.manual_seed(100 + step)
+    return [size * torch.randn(shape) for shape in ((64, 80), (4100,), (3, 5))]
+
+
+def give(given, step: int, size=1.0) -> None:
+    for parameter, gradient in zip(given, gradients(step, size), strict=True):
+        parameter.grad = gradient.clone()
+
+
+def copies(given) -> list[torch.Tensor]:
+    return [parameter.detach().clone() for parameter in given]
+
+
+def same(one, other) -> bool:
+    return all(torch.equal(a, b) for a, b in zip(one, other, strict=True))
+
+
+LOSS = torch.tensor(0.5)
+
+
+def test_every_optimizer_that_can_be_chosen_can_be_built():
+    assert set(OPTIMIZERS) == set(NAMES)
+
+
+# ---- AdamW and clipping ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("settings", [ADAMW, NOT_FUSED], ids=["fused", "foreach"])
+@pytest.mark.parametrize(("norm", "size"), [(1.0, 1.0), (1.0, 1e-4), (30.0, 1.0), (0.0, 1.0)])
+def test_steps_are_those_of_torch_adamw_behind_clip_grad_norm(settings, norm, size):
+    ours, theirs = parameters(), parameters()
+    stepping = stepper(ours, settings, norm=norm)
+    assert bool(stepping.optimizer.param_groups[0]["fused"]) is (settings is ADAMW and has_fused_adamw(CPU))
+    plain = torch.optim.AdamW(
+        [{"params": theirs[:2], "lr": 1e-2}, {"params": theirs[2:], "lr": 3e-3}],
+        betas=(0.9, 0.999), eps=1e-8, weight_decay=0.1, foreach=False, fused=False,
+    )  # fmt: skip
+    clipped = []
+    for step in range(6):
+        give(ours, step, size)
+        give(theirs, step, size)
+        assert stepping.step(LOSS) is True
+        before = math.sqrt(sum(float(p.grad.double().pow(2).sum()) for p in theirs))
+        clipped.append(0 < norm < before)
+        if norm:
+            torch.nn.utils.clip_grad_norm_(theirs, norm)
+        plain.step()
+        for one, other in zip(ours, theirs, strict=True):
+            torch.testing.assert_close(one, other, rtol=1e-5, atol=2e-7)
+        assert all(parameter.grad is None for parameter in ours)
+    assert all(clipped) is (norm > 0 and size == 1.0)
+    assert not stepping.failed
+
+
+@every_kind
+def test_parameters_without_a_gradient_stay_and_count_nothing(settings):
+    given = parameters()
+    stepping = stepper(given, settings)
+    for step in range(3):
+        before = copies(given)
+        give(given, step)
+        given[2].grad = None
+        stepping.step(LOSS)
+        assert torch.equal(given[2], before[2])
+        assert not torch.equal(given[0], before[0])
+
+
+def test_the_norm_is_that_of_all_groups_together():
+    """Clipping is by one factor: Adam alone would not show it, momentum-free SGD does."""
+    given = parameters()
+    before = copies(given)
+    stepping = Stepper(torch.optim.SGD(given, lr=1.0), 1.0, None)
+    give(given, 0)
+    stepping.step(LOSS)
+    moved = torch.cat([(b - p.detach()).flatten() for b, p in zip(before, given, strict=True)])
+    assert float(moved.norm()) == pytest.approx(1.0, rel=1e-3)
+    whole = torch.cat([gradient.flatten() for gradient in gradients(0, 1.0)])
+    torch.testing.assert_close(moved, whole / whole.norm(), rtol=1e-2, atol=1e-6)
+
+
+# ---- 8 bits ------------------------------------------------------------------------------------------------------
+
+
+def test_adamw8bit_keeps_eight_bits_for_large_tensors_and_goes_the_same_way():
+    ours, theirs = parameters(), parameters()
+    stepping, plain = stepper(ours, EIGHT_BIT), stepper(theirs)
+    for step in range(5):
+        give(ours, step)
+        give(theirs, step)
+        stepping.step(LOSS)
+        plain.step(LOSS)
+    states = [stepping.optimizer.state[parameter] for parameter in ours]
+    kinds = [(state["state1"].dtype, state["state2"].dtype) for state in states]
+    assert kinds == [(torch.uint8, torch.uint8)] * 2 + [(torch.float32, torch.float32)]
+    moved, expected = (
+        (p.detach() - start) for p, start in zip((ours[0], theirs[0]), parameters()[:1] * 2, strict=True)
+    )
+    assert not torch.equal(moved, expected)
+    assert torch.nn.functional.cosine_similarity(moved.flatten(), expected.flatten(), dim=0) > 0.99
+
+
+# ---- what is not finite ------------------------------------------------------------------------------------------
+
+
+@every_kind
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("where", ["loss", "one gradient"])
+def test_what_is_not_finite_never_reaches_the_weights_then_or_later(settings, bad, where):
+    given = parameters()
+    stepping = stepper(given, settings)
+    give(given, 0)
+    stepping.step(LOSS)
+    assert float(stepping.failed) == 0
+    weights = copies(given)
+    moments = [value.clone() for state in stepping.optimizer.state.values() for value in state.values()
+               if isinstance(value, torch.Tensor)]  # fmt: skip
+    give(given, 1)
+    loss = LOSS
+    if where == "loss":
+        loss = torch.tensor(bad)
+    else:
+        given[1].grad[4000] = bad
+    assert stepping.step(loss) is True
+    assert float(stepping.failed) == 1
+    give(given, 2)
+    stepping.step(LOSS)  # a good step comes too late
+    assert float(stepping.failed) == 1
+    assert same(copies(given), weights)
+    after = [value for state in stepping.optimizer.state.values() for value in state.values()
+             if isinstance(value, torch.Tensor)]  # fmt: skip
+    assert same(after, moments)
+
+
+# ---- rates -------------------------------------------------------------------------------------------------------
+
+
+def test_each_group_has_its_own_rate_and_all_follow_the_factor():
+    stepping = stepper(parameters(), rates=(4e-3, 1e-3))
+    assert stepping.rate == 4e-3
+    stepping.set_rates(lambda rate: 0.5 if rate == 4e-3 else 0.25)
+    assert [group["lr"] for group in stepping.optimizer.param_groups] == [2e-3, 2.5e-4]
+    stepping.set_rates(lambda rate: 0.1)
+    assert [group["lr"] for group in stepping.optimizer.param_groups] == pytest.approx([4e-4, 1e-4])
+
+
+# ---- fp16's loss scaler ------------------------------------------------------------------------------------------
+
+
+with_scaler = pytest.mark.skipif(
+    not hasattr(torch.amp, "GradScaler"), reason="this torch scales on cards alone"
+)
+
+
+def scaling(given, settings=ADAMW, scale=1024.0) -> tuple[Stepper, torch.amp.GradScaler]:
+    scaler = torch.amp.GradScaler("cpu", init_scale=scale, growth_interval=1000)
+    scaler.scale(torch.zeros(()))  # a scaler makes its scale at its first use
+    return stepper(given, settings, scaler=scaler), scaler
+
+
+@with_scaler
+@pytest.mark.parametrize("settings", [ADAMW, NOT_FUSED], ids=["fused", "foreach"])
+def test_scaled_gradients_make_the_steps_that_unscaled_ones_make(settings):
+    ours, theirs = parameters(), parameters()
+    (stepping, scaler), plain = scaling(ours, settings), stepper(theirs, NOT_FUSED)
+    for step in range(4):
+        give(ours, step, size=scaler.get_scale())
+        give(theirs, step)
+        assert stepping.step(LOSS) is True
+        plain.step(LOSS)
+        for one, other in zip(ours, theirs, strict=True):
+            torch.testing.assert_close(one, other, rtol=1e-5, atol=2e-7)
+
+
+@with_scaler
+@pytest.mark.parametrize("settings", [ADAMW, NOT_FUSED], ids=["fused", "foreach"])
+def test_an_overflow_skips_the_step_lowers_the_scale_and_is_no_failure(settings):
+    given = parameters()
+    stepping, scaler = scaling(given, settings)
+    weights = copies(given)
+    give(given, 0)
+    given[0].grad[3, 3] = math.inf
+    assert stepping.step(LOSS) is False
+    assert same(copies(given), weights)
+    assert scaler.get_scale() == 512.0
+    assert not stepping.failed
+    assert all(parameter.grad is None for parameter in given)
+    give(given, 0, size=512.0)
+    assert stepping.step(LOSS) is True
+    assert not same(copies(given), weights)
+
+
+@with_scaler
+def test_a_loss_that_is_not_finite_is_a_failure_with_a_scaler_too():
+    given = parameters()
+    stepping, _ = scaling(given)
+    weights = copies(given)
+    give(given, 0)
+    stepping.step(torch.tensor(math.nan))
+    assert float(stepping.failed) == 1
+    assert same(copies(given), weights)
+
+
+@with_scaler
+def test_a_norm_that_overflows_alone_skips_the_step_too():
+    """Each gradient is finite, their squares are not: without a step there is nothing to be clipped wrongly."""
+    given = parameters()
+    stepping, _ = scaling(given, scale=1.0)
+    weights = copies(given)
+    give(given, 0, size=1e25)
+    assert stepping.step(LOSS) is False
+    assert same(copies(given), weights)
+
+
+# ---- arguments ---------------------------------------------------------------------------------------------------
+
+
+def test_settings_and_arguments_reach_the_optimizer():
+    settings = replace(
+        ADAMW,
+        adam_beta1=0.8,
+        adam_beta2=0.95,
+        adam_epsilon=1e-6,
+        optimizer_args={"amsgrad": "Yes", "fused": "false"},
+    )
+    (group,) = build_optimizer(settings, [ParameterGroup("unet", parameters(), 1e-3)], CPU).param_groups
+    assert (group["betas"], group["eps"], group["weight_decay"]) == ((0.8, 0.95), 1e-6, 0.1)
+    assert (group["amsgrad"], group["fused"], group["lr"], group["name"]) == (True, False, 1e-3, "unet")
+
+
+@pytest.mark.parametrize(
+    "arguments", [{"momentum": "0.9"}, {"eps": "-1"}, {"eps": "small"}, {"betas": "0.9"}]
+)
+def test_arguments_that_are_refused_are_said_to_be_wrong(arguments):
+    with pytest.raises(InputError) as refused:
+        build_optimizer(
+            replace(ADAMW, optimizer_args=arguments), [ParameterGroup("unet", parameters(), 1e-3)], CPU
+        )
+    assert refused.value.where == "optimizer_args"
+    assert "adamw refuses" in refused.value.what
+
+
+def test_a_torch_without_the_fused_kernel_takes_foreach(monkeypatch):
+    monkeypatch.setattr(torch, "__version__", "2.1.2+cpu")
+    assert not has_fused_adamw(CPU) and has_fused_adamw(torch.device("cuda"))
+    built = optimizers.build_optimizer(ADAMW, [ParameterGroup("unet", parameters(), 1e-3)], CPU)
+    assert built.param_groups[0]["foreach"] and not built.param_groups[0]["fused"]
