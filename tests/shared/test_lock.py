@@ -86,9 +86,9 @@ def test_a_worker_that_outlives_its_killed_trainer_does_not_hold_the_lock(path: 
 with hold(path):
     child = os.fork()
     if child == 0:
+        print(os.getpid(), flush=True)
         sys.stdin.read()
         os._exit(0)
-    print(child, flush=True)
     os.waitpid(child, 0)
 """
     with script(code, path) as process:
