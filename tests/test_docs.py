@@ -28,6 +28,10 @@ def test_every_command_and_every_flag_of_it_stands_in_the_readme():
     for name, parser in _commands().items():
         row = re.search(rf"^\| `{name}[ `].*$", table, re.MULTILINE)
         assert row, f"{name} has no row in the README's table of commands"
+        flags = [
+            flag for action in parser._actions for flag in action.option_strings if flag.startswith("--")
+        ]
+        assert [flag for flag in flags if flag != "--help" and flag not in row[0]] == []
 
 
 def test_every_command_that_the_readme_names_exists():
