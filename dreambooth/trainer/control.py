@@ -99,9 +99,15 @@ class Inbox:
         self._remove(command)
 
     def clear(self) -> None:
-        """Drops the commands that an earlier trainer left unanswered: they were meant for it."""
+        """Drops the commands that an earlier trainer left unanswered: they were meant for it.
+
+        Those that are younger than this trainer's lock are for this one.
+        """
+        began = self._run.lock.stat().st_mtime_ns if self._run.lock.exists() else math.inf
         for command in self._run.waiting_commands():
-            self._remove(command)
+            with contextlib.suppress(OSError):
+                if command.path.stat().st_mtime_ns < began:
+                    self._remove(command)
 
     def _remove(self, command: Command) -> None:
         try:

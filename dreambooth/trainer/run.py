@@ -10,6 +10,7 @@ import traceback
 import uuid
 import warnings
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +37,8 @@ def train(settings: Settings) -> int:
     """Plans, prints the plan, makes a run folder and runs it. Returns the exit code."""
     processes = join_processes()
 
-    def start() -> tuple[RunFolder, Plan]:
+    @contextlib.contextmanager
+    def start() -> Iterator[tuple[RunFolder, Plan]]:
         plan = make_plan(settings, processes=processes.count)
         notes = {
             "versions": versions(),
@@ -47,7 +49,9 @@ def train(settings: Settings) -> int:
             },
         }
         runs_dir = Path(plan.settings.result.runs_dir)
-        return create_run(runs_dir, plan.outputs.name, dump_settings(plan.settings, notes)), plan
+        folder = create_run(runs_dir, plan.outputs.name, dump_settings(plan.settings, notes))
+        with folder.hold():
+            yield folder, plan
 
     return _lead(processes, start) if processes.is_main else _follow(processes)
 
@@ -60,22 +64,24 @@ def resume(folder: RunFolder) -> int:
         return DONE
     processes = join_processes()
 
-    def start() -> tuple[RunFolder, Plan]:
+    @contextlib.contextmanager
+    def start() -> Iterator[tuple[RunFolder, Plan]]:
         with folder.hold():  # before anything is read: another trainer may be writing
-            return folder, make_plan(load_settings(folder.config), resumed=True, processes=processes.count)
+            yield folder, make_plan(load_settings(folder.config), resumed=True, processes=processes.count)
 
     return _lead(processes, start) if processes.is_main else _follow(processes)
 
 
-def _lead(processes: Processes, start: Callable[[], tuple[RunFolder, Plan]]) -> int:
-    """The first process: it plans, keeps the run folder, and tells the others which it is."""
-    try:
-        folder, plan = start()
-    except BaseException:
-        processes.share("")
-        raise
-    processes.share(str(folder.path))
-    return _work(folder, plan, processes)
+def _lead(processes: Processes, start: Callable[[], AbstractContextManager[tuple[RunFolder, Plan]]]) -> int:
+    """The first process: it plans, keeps the run folder and its lock, and tells the others which it is."""
+    with contextlib.ExitStack() as held:
+        try:
+            folder, plan = held.enter_context(start())
+        except BaseException:
+            processes.share("")
+            raise
+        processes.share(str(folder.path))
+        return _work(folder, plan, processes)
 
 
 def _follow(processes: Processes) -> int:
@@ -141,8 +147,8 @@ def run_id(folder: RunFolder) -> str:
 
 
 def _work(folder: RunFolder, plan: Plan, processes: Processes) -> int:
-    """Holds the run, listens to orders, and turns whatever ends it into an event and an exit code."""
-    with folder.hold(), contextlib.closing(Reporter(folder.log)) as reporter:
+    """Listens to orders, and turns whatever ends the run into an event and an exit code. The run is held."""
+    with contextlib.closing(Reporter(folder.log)) as reporter:
         log = EventLog(folder.events)
 
         def emit(event: str, **fields: Any) -> None:
