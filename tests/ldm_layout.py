@@ -65,7 +65,9 @@ FULL_SD2 = Layout(
     vocabulary=49408,
 )
 SMALL_SD1 = Layout()
-SMALL_SD2 = Layout(linear=True, text="openclip", text_layers=3, channels=64, multiples=(1, 2, 2, 2), context=128)
+SMALL_SD2 = Layout(
+    linear=True, text="openclip", text_layers=3, channels=64, multiples=(1, 2, 2, 2), context=128
+)
 
 
 def shapes(layout: Layout) -> dict[str, Shape]:
@@ -86,10 +88,7 @@ def shapes(layout: Layout) -> dict[str, Shape]:
 def tensors(layout: Layout, *, dtype: torch.dtype = torch.float32, seed: int = 0) -> dict[str, torch.Tensor]:
     """The whole file with random weights, small enough for sensible activations."""
     generator = torch.Generator().manual_seed(seed)
-    found = {
-        name: _random(name, shape, generator).to(dtype)
-        for name, shape in shapes(layout).items()
-    }
+    found = {name: _random(name, shape, generator).to(dtype) for name, shape in shapes(layout).items()}
     if layout.text == "clip":
         place = "cond_stage_model.transformer.text_model.embeddings.position_ids"
         found[place] = torch.arange(77)[None]

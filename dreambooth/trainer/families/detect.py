@@ -80,17 +80,13 @@ def identify(
             where="prediction_type",
             remedy="use auto, epsilon or v_prediction",
         )
-    found, told_by = next(
-        told
-        for told in (
-            _from_setting(prediction_type),
-            _from_stated(stated),
-            _from_metadata(weights),
-            _from_marks(weights.tensors),
-            _from_probe(family, probe),
-            _from_family(family),
-        )
-        if told is not None
+    found, told_by = (
+        _from_setting(prediction_type)
+        or _from_stated(stated)
+        or _from_metadata(weights)
+        or _from_marks(weights.tensors)
+        or _from_probe(family, probe)
+        or _from_family(family)
     )
     return Identified(family, found, told_by, _zero_terminal_snr(weights, stated))
 

@@ -89,6 +89,8 @@ def unet_topology(tensors: Tensors, heads: Heads) -> UNetTopology:
             depth = _count(tensors, rf"{UNET}input_blocks\.{block}\.1\.transformer_blocks\.(\d+)\.")
             current.append((width, depth))
     levels.append(_level(current, heads))
+    if levels[0].width != first[0]:
+        raise UnknownTopology(f"its first level is {levels[0].width} wide, its first convolution {first[0]}")
     mid_depth = _count(tensors, rf"{UNET}middle_block\.1\.transformer_blocks\.(\d+)\.")
     if not mid_depth:
         raise UnknownTopology("its middle block has no attention")
@@ -107,8 +109,8 @@ def vae_topology(tensors: Tensors) -> VAETopology:
     shape = _shapes(tensors, VAE)
     count = _count(tensors, rf"{VAE}encoder\.down\.(\d+)\.")
     widths = tuple(shape(f"encoder.down.{level}.block.0.conv1.weight", 4)[0] for level in range(count))
-    if not widths:
-        raise UnknownTopology("its autoencoder has no levels")
+    if not widths or widths[0] != shape("encoder.conv_in.weight", 4)[0]:
+        raise UnknownTopology("its autoencoder's first level is not as wide as its first convolution")
     return VAETopology(
         widths=widths,
         layers=_count(tensors, rf"{VAE}encoder\.down\.0\.block\.(\d+)\."),

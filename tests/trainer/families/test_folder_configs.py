@@ -1,0 +1,62 @@
+from dataclasses import replace
+
+import pytest
+from checkpoints import described
+from ldm_layout import FULL_SD1, FULL_SD2, SMALL_SD1, SMALL_SD2, shapes
+
+from dreambooth.trainer.families import FAMILIES
+from dreambooth.trainer.families.folder_configs import text_from_config, unet_from_config, vae_from_config
+from dreambooth.trainer.families.topology import (
+    UnknownTopology,
+    clip_topology,
+    openclip_topology,
+    text_config,
+    unet_config,
+    unet_topology,
+    vae_config,
+    vae_topology,
+)
+
+CONFIG = {"block_out_channels": [32], "down_block_types": ["DownBlock2D"], "in_channels": 4}
+
+
+@pytest.mark.parametrize("layout", [FULL_SD1, SMALL_SD1, replace(SMALL_SD1, blocks=1, multiples=(1, 2))])
+def test_a_config_says_the_same_as_the_shapes_it_was_made_from(layout):
+    tensors = described(shapes(layout)).tensors
+    unet = unet_topology(tensors, FAMILIES["sd1"].heads)
+    again, heads = unet_from_config(unet_config(unet))
+    assert again == unet and {heads(level.width) for level in unet.levels} == {8}
+    vae = vae_topology(tensors)
+    assert vae_from_config(vae_config(vae, 0.18215)) == vae
+    text = clip_topology(tensors, "cond_stage_model.transformer.text_model.")
+    assert text_from_config(text_config(text)) == text
+
+
+@pytest.mark.parametrize("layout", [FULL_SD2, SMALL_SD2])
+def test_and_so_for_the_second_generation_whose_heads_differ_by_level(layout):
+    tensors = described(shapes(layout)).tensors
+    unet = unet_topology(tensors, FAMILIES["sd2"].heads)
+    again, heads = unet_from_config(unet_config(unet))
+    assert again == unet and all(heads(level.width) == level.width // 64 for level in unet.levels)
+    text = openclip_topology(tensors, "cond_stage_model.model.")
+    assert text_from_config(text_config(text)) == text and text.layers == layout.text_layers - 1
+
+
+@pytest.mark.parametrize(
+    ("config", "expected"),
+    [
+        ({}, "lacks block_out_channels"),
+        (CONFIG | {"down_block_types": ["AttnDownBlock2D"]}, "AttnDownBlock2D"),
+        (CONFIG | {"down_block_types": ["DownBlock2D"] * 2}, "blocks"),
+        (CONFIG | {"layers_per_block": [2, 2], "attention_head_dim": 8}, "1 levels"),
+        (CONFIG | {"layers_per_block": 2, "attention_head_dim": "8"}, "1 levels"),
+    ],
+)
+def test_a_config_of_another_kind_of_model_is_refused(config, expected):
+    with pytest.raises(UnknownTopology, match=expected):
+        unet_from_config(config)
+
+
+def test_a_vae_of_another_kind_is_refused():
+    with pytest.raises(UnknownTopology, match="AttnDownEncoderBlock2D"):
+        vae_from_config({"down_block_types": ["AttnDownEncoderBlock2D"]})
