@@ -130,7 +130,7 @@ def remove_half_written(outputs: Outputs) -> None:
         match = _HALF_WRITTEN.fullmatch(path.name)
         stem = match["stem"] if match else ""
         if stem == outputs.name or (_is_step_of(outputs, stem) and not _is_claimed(outputs, stem)):
-            path.unlink(missing_ok=True)
+            shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
 
 
 def _is_step_of(outputs: Outputs, stem: str) -> bool:

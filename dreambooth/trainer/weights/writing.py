@@ -51,20 +51,25 @@ def write_whole(
 ) -> Written:
     """See `dreambooth.trainer.weights.write_weights`."""
     writer_for(path)
-    if path.exists() and not overwrite:
-        raise InputError(
-            "the file exists already", where=str(path), remedy="choose another name, or allow overwriting"
-        )
+    _check_free(path, overwrite)
     temporary = path.with_name(f".{path.stem[:60]}-{uuid.uuid4().hex[:8]}.tmp{path.suffix}")
     try:
         with errors_are_said(path):
             written = write_new(temporary, content, verify=verify)
+            _check_free(path, overwrite)  # minutes may have passed
             before_rename()
             os.replace(temporary, path)
             fsync_folder(path.parent)
     finally:
         temporary.unlink(missing_ok=True)
     return replace(written, path=path)
+
+
+def _check_free(path: Path, overwrite: bool) -> None:
+    if path.exists() and not overwrite:
+        raise InputError(
+            "the file exists already", where=str(path), remedy="choose another name, or allow overwriting"
+        )
 
 
 def write_new(path: Path, content: Content, *, verify: bool, hashed: bool = True) -> Written:
