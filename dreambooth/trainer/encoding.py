@@ -110,7 +110,7 @@ class Encoding:
         if cut:
             self.emit(
                 "warning",
-                text=f"{cut} captions are longer than {limit * text.CONTENT} tokens and are cut there",
+                text=f"captions longer than {limit * text.CONTENT} tokens are cut there: {cut} of {len(prompts)}",
             )
         return min(limit, max(text.count_chunks(self.tokenizer, prompt) for prompt in prompts))
 

@@ -38,9 +38,8 @@ WORDS = 100
 SD1 = FAMILIES["sd1"]
 
 
-@functools.cache
 def accelerator() -> Any:
-    """One for all tests: accelerate keeps its state for the whole process anyway."""
+    """A new one each time: accelerate keeps its state for the whole process, and other tests drop it."""
     from accelerate import Accelerator
 
     return Accelerator(cpu=True, mixed_precision="no")
