@@ -189,14 +189,9 @@ def _vae(config: Mapping[str, Any]) -> torch.nn.Module:
 
 
 def _text_encoder(config: Mapping[str, Any]) -> torch.nn.Module:
-    from transformers.models.clip.configuration_clip import CLIPTextConfig
-    from transformers.models.clip.modeling_clip import CLIPTextModel
+    from dreambooth.trainer.clip_text import CLIPTextEncoder
 
-    module: torch.nn.Module = CLIPTextModel(CLIPTextConfig(**config))
-    embeddings: Any = getattr(module, "text_model", module).embeddings
-    positions = torch.arange(config["max_position_embeddings"], device="cpu")
-    embeddings.register_buffer("position_ids", positions.unsqueeze(0), persistent=False)
-    return module
+    return CLIPTextEncoder(config)
 
 
 BUILDERS = {"unet": _unet, "text_encoder": _text_encoder, "vae": _vae}

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from dreambooth.trainer.clip_text import ACTIVATIONS
 from dreambooth.trainer.families.topology import (
     Heads,
     Level,
@@ -60,6 +61,9 @@ def vae_from_config(config: Config) -> VAETopology:
 def text_from_config(config: Config) -> TextTopology:
     """The text encoder's sizes. Raises UnknownTopology."""
     width = _get(config, "hidden_size")
+    activation = config.get("hidden_act", "quick_gelu")
+    if activation not in ACTIVATIONS:
+        raise UnknownTopology(f"its text encoder has the activation {activation!r}")
     return TextTopology(
         width=width,
         hidden=_get(config, "intermediate_size"),
@@ -67,7 +71,7 @@ def text_from_config(config: Config) -> TextTopology:
         heads=_get(config, "num_attention_heads"),
         vocabulary=config.get("vocab_size", 49408),
         positions=config.get("max_position_embeddings", 77),
-        activation=config.get("hidden_act", "quick_gelu"),
+        activation=activation,
     )
 
 

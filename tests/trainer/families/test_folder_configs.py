@@ -60,3 +60,8 @@ def test_a_config_of_another_kind_of_model_is_refused(config, expected):
 def test_a_vae_of_another_kind_is_refused():
     with pytest.raises(UnknownTopology, match="AttnDownEncoderBlock2D"):
         vae_from_config({"down_block_types": ["AttnDownEncoderBlock2D"]})
+
+
+def test_a_text_encoder_with_another_activation_is_refused():
+    with pytest.raises(UnknownTopology, match="gelu_new"):
+        text_from_config({"hidden_size": 32, "hidden_act": "gelu_new"})
