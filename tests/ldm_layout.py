@@ -7,7 +7,7 @@ for any size, and on purpose without a look at our tables of names: the tests ho
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -68,6 +68,16 @@ SMALL_SD1 = Layout()
 SMALL_SD2 = Layout(
     linear=True, text="openclip", text_layers=3, channels=64, multiples=(1, 2, 2, 2), context=128
 )
+TINY_SD1 = Layout(
+    blocks=1,
+    multiples=(1, 2),
+    attention=(1,),
+    vae_multiples=(1, 1),
+    vae_blocks=1,
+    text_layers=1,
+    vocabulary=100,
+)
+TINY_SD2 = replace(TINY_SD1, linear=True, text="openclip", text_layers=2, channels=64)
 
 
 def shapes(layout: Layout) -> dict[str, Shape]:
@@ -197,8 +207,8 @@ def _vae(layout: Layout) -> Rows:
     """Encoder and Decoder of LDM's diffusionmodules/model.py, with the two 1x1 convolutions around them."""
     widths = [layout.vae_channels * multiple for multiple in layout.vae_multiples]
     last = len(widths) - 1
-    yield from _layer("encoder.conv_in", widths[0], 3, 3, 3)
-    now = widths[0]
+    yield from _layer("encoder.conv_in", layout.vae_channels, 3, 3, 3)
+    now = layout.vae_channels
     for level, width in enumerate(widths):
         for block in range(layout.vae_blocks):
             yield from _vae_residual(f"encoder.down.{level}.block.{block}", now, width)

@@ -23,7 +23,6 @@ from dreambooth.trainer.weights.base import Scratch
 WEIGHT_PREFIXES = ("model.diffusion_model.", "first_stage_model.", "cond_stage_model.")
 EMA_COUNTERS = ("model_ema.decay", "model_ema.num_updates")
 EMA_LEFT_OUT = "the base's averaged (EMA) weights, which the training did not touch, were left out"
-ABOUT = "dreambooth"
 Trained = Mapping[str, Mapping[str, torch.Tensor]]
 
 
@@ -57,8 +56,7 @@ def export_single_file(
         dst,
         entries,
         {**about, **metadata},
-        # a .ckpt has no metadata: there it stands beside the weights
-        extras={**source.extras, ABOUT: {**about, **metadata}},
+        extras=source.extras,
         overwrite=overwrite,
         before_rename=beside.write,
     )

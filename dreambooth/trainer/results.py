@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -13,8 +13,8 @@ from dreambooth.shared.config import CONCEPT_PATHS, PATHS, to_mapping
 from dreambooth.shared.errors import InputError
 from dreambooth.shared.settings import Settings
 from dreambooth.trainer.checkpoint import State
-from dreambooth.trainer.convert import LoadedModel, canonical_state, convert, export_single_file, load_model
-from dreambooth.trainer.export_file import ABOUT
+from dreambooth.trainer.convert import LoadedModel, convert, export_single_file
+from dreambooth.trainer.loading import in_file_order, read_canonical
 from dreambooth.trainer.machine import DTYPES
 from dreambooth.trainer.outputs import RUN_ID_KEY
 from dreambooth.trainer.sources import open_model
@@ -34,37 +34,34 @@ class WeightChange:
     changed: float
 
 
-def weight_change(settings: Settings, trained: Trained) -> dict[str, WeightChange]:
-    """The change of each trained component against the base, both cast to the written dtype."""
-    dtype = DTYPES[settings.result.output_dtype]
-    found = {}
-    for component, tensors in trained.items():
-        base = load_model(
-            settings.model.model,
-            components=(component,),
-            prediction_type=settings.model.prediction_type,
-            use_ema_weights=settings.model.use_ema_weights,
-        )
-        old = canonical_state(component, base.components[component])
-        found[component] = _change(old, tensors, dtype)
-    return found
+def weight_change(base: LoadedModel, trained: Trained, dtype: torch.dtype) -> dict[str, WeightChange]:
+    """The change of each trained component against the base, both cast to the written `dtype`."""
+    return {component: _change(base, component, tensors, dtype) for component, tensors in trained.items()}
 
 
 def _change(
-    old: Mapping[str, torch.Tensor], new: Mapping[str, torch.Tensor], dtype: torch.dtype
+    base: LoadedModel, component: str, new: Mapping[str, torch.Tensor], dtype: torch.dtype
 ) -> WeightChange:
     moved = length = 0.0
     differing = count = 0
-    for name, tensor in new.items():
-        before = old[name].to(dtype).float()
-        after = tensor.detach().cpu().to(dtype).float()
-        difference = after - before
+    for name, before in _original(base, component, new):
+        before = before.to(dtype).float()
+        difference = new[name].detach().cpu().to(dtype).float() - before
         # double accumulators: a billion small squares are lost in float32
         moved += float(difference.double().pow(2).sum())
         length += float(before.double().pow(2).sum())
         differing += int((difference != 0).sum())
-        count += tensor.numel()
+        count += difference.numel()
     return WeightChange(relative=(moved / max(length, 1e-30)) ** 0.5, changed=differing / max(count, 1))
+
+
+def _original(
+    base: LoadedModel, component: str, new: Mapping[str, torch.Tensor]
+) -> Iterator[tuple[str, torch.Tensor]]:
+    """The base's tensors by canonical name, one after the other: never a second model in memory."""
+    shapes = {name: tensor.shape for name, tensor in new.items()}
+    for binding in in_file_order(base.description.bindings[component], base.source):
+        yield from read_canonical(base.source, binding, shapes, torch.float32)
 
 
 def is_unchanged(changes: Mapping[str, WeightChange]) -> bool:
@@ -94,12 +91,9 @@ def metadata(settings: Settings, run_id: str) -> dict[str, str]:
 def belongs_to_run(path: Path, run_id: str) -> bool:
     """Whether a checkpoint, in any of the forms that are written, is this run's."""
     try:
-        opened = open_model(path).weights
+        return open_model(path).weights.metadata.get(RUN_ID_KEY) == run_id
     except InputError:
         return False
-    about = opened.extras.get(ABOUT, {})
-    noted = about if isinstance(about, dict) else {}
-    return run_id in (opened.metadata.get(RUN_ID_KEY), noted.get(RUN_ID_KEY))
 
 
 def may_replace(path: Path, run_id: str, *, overwrite: bool) -> bool:
