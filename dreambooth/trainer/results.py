@@ -14,7 +14,7 @@ from dreambooth.shared.errors import InputError
 from dreambooth.shared.settings import Settings
 from dreambooth.trainer.checkpoint import State
 from dreambooth.trainer.convert import LoadedModel, convert, export_single_file
-from dreambooth.trainer.loading import in_file_order, read_canonical
+from dreambooth.trainer.loading import in_file_order
 from dreambooth.trainer.machine import DTYPES
 from dreambooth.trainer.outputs import RUN_ID_KEY
 from dreambooth.trainer.sources import open_model
@@ -59,9 +59,10 @@ def _original(
     base: LoadedModel, component: str, new: Mapping[str, torch.Tensor]
 ) -> Iterator[tuple[str, torch.Tensor]]:
     """The base's tensors by canonical name, one after the other: never a second model in memory."""
-    shapes = {name: tensor.shape for name, tensor in new.items()}
     for binding in in_file_order(base.description.bindings[component], base.source):
-        yield from read_canonical(base.source, binding, shapes, torch.float32)
+        parts = base.source.read(binding.original).chunk(len(binding.canonical))
+        for name, part in zip(binding.canonical, parts, strict=True):
+            yield name, part.reshape(new[name].shape)
 
 
 def is_unchanged(changes: Mapping[str, WeightChange]) -> bool:
