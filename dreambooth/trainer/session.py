@@ -25,6 +25,7 @@ from dreambooth.trainer.encoding import Encoding
 from dreambooth.trainer.engine import Denoiser, TextEncoderSpan, TrainingEngine
 from dreambooth.trainer.keeper import RunKeeper
 from dreambooth.trainer.loop import Outcome, train
+from dreambooth.trainer.machine import DTYPES
 from dreambooth.trainer.plan import Plan, data_plan, runs_dir_of, survey_of
 from dreambooth.trainer.previews import Previews, preview_requests
 from dreambooth.trainer.processes import ALONE, Processes, SharedInbox, SharedKeeper
@@ -267,7 +268,8 @@ class Session:
         )
 
     def _finish(self, trained: Trained) -> None:
-        change = results.weight_change(self.settings, trained)
+        dtype = DTYPES[self.settings.result.output_dtype]
+        change = results.weight_change(self.plan.base, trained, dtype)
         if results.is_unchanged(change):
             raise RunFailed(
                 f"the training changed nothing that {self.settings.result.output_dtype} can hold, so nothing was written",
