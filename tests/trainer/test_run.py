@@ -1,0 +1,513 @@
+"""Whole runs on a tiny checkpoint: what they leave, how they end, and that they go on as if nothing had happened."""
+
+from __future__ import annotations
+
+import functools
+import json
+import os
+import shutil
+import signal
+import stat
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import tiny
+import torch
+from forks import ROOT, trainers
+from PIL import Image
+from tiny import config, dreambooth, tree
+from watching import at_event, events, is_finite, metadata, raw, run_in, same_tensors, sha256
+
+from dreambooth.shared.events import SCHEMA
+from dreambooth.shared.runfolder import list_runs, summarize
+from dreambooth.trainer import control, previews, run
+from dreambooth.trainer.batches import StepBatches
+from dreambooth.trainer.checkpoint import latest_step
+
+FOREVER = {"max_train_steps": 1_000_000, "checkpointing_steps": 0}
+posix = pytest.mark.skipif(os.name != "posix", reason="signals as POSIX has them")
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory) -> Path:
+    """The folder of a run that went through without a stop: the reference of many tests."""
+    folder = tmp_path_factory.mktemp("finished")
+    base = shutil.copy(tiny.base(), folder / "base with a yaml.safetensors")
+    tiny.write_yaml(base.with_suffix(".yaml"))
+    settings = config(
+        folder, model=str(base), checkpointing_steps=2, export_steps=2, num_validation_images=1, validation_steps=2
+    )
+    assert dreambooth("train", settings) == 0
+    return folder
+
+
+@pytest.fixture(scope="module")
+def plain(tmp_path_factory) -> Path:
+    """The checkpoint of the quick run, uninterrupted."""
+    folder = tmp_path_factory.mktemp("plain")
+    assert dreambooth("train", config(folder)) == 0
+    return folder / "out" / "sks.safetensors"
+
+
+@pytest.fixture
+def looks_always(monkeypatch) -> None:
+    """Commands are looked for at every opportunity, so that a test need not wait."""
+    monkeypatch.setattr(run, "Inbox", functools.partial(control.Inbox, every=0.0))
+
+
+# ---- from the plan to the result -----------------------------------------------------------------------------------
+
+
+def test_the_result_is_the_base_with_the_trained_tensors_replaced(finished) -> None:
+    base, result = raw(finished / "base with a yaml.safetensors"), raw(finished / "out" / "sks.safetensors")
+    assert list(result) == list(base), "no key lost, none invented"
+    trained = ("model.diffusion_model.", "cond_stage_model.transformer.")
+    changed = {name for name in base if base[name] != result[name]}
+    assert all(name.startswith(trained) for name in changed)
+    assert {name.split(".")[0] for name in changed} == {"model", "cond_stage_model"}
+    assert len([name for name in changed if name.startswith(trained[0])]) > 100
+    assert all(base[name][:2] == result[name][:2] for name in base), "no dtype and no shape changed"
+
+
+def test_the_result_knows_its_run_and_tells_nothing_of_the_machine(finished) -> None:
+    about = metadata(finished / "out" / "sks.safetensors")
+    assert about["dreambooth.run_id"] == run.run_id(run_in(finished))
+    settings = json.loads(about["dreambooth.settings"])
+    assert settings["max_train_steps"] == 4 and settings["concepts"][0]["instance_prompt"] == "photo of sks cat"
+    assert about["dreambooth.base_sha256"] == sha256(finished / "base with a yaml.safetensors")
+    assert about["modelspec.architecture"] == "stable-diffusion-v1"
+    assert str(finished) not in json.dumps(about) and str(tiny.photos()) not in json.dumps(about)
+
+
+def test_result_json_names_every_file_with_its_hash_and_the_change(finished) -> None:
+    result = json.loads(run_in(finished).result.read_bytes())
+    assert Path(result["path"]) == finished / "out" / "sks.safetensors"
+    assert {Path(file["path"]).name for file in result["files"]} == {"sks.safetensors", "sks.yaml"}
+    for file in result["files"]:
+        assert file["sha256"] == sha256(Path(file["path"]))
+    assert set(result["weight_change"]) == {"unet", "text_encoder"}
+    assert all(change["relative"] > 0 and 0 < change["changed"] <= 1 for change in result["weight_change"].values())
+    mode = (finished / "out" / "sks.safetensors").stat().st_mode
+    (finished / "any new file").touch()
+    assert stat.S_IMODE(mode) == stat.S_IMODE((finished / "any new file").stat().st_mode)
+
+
+def test_events_have_the_schema_s_fields_and_come_in_order(finished) -> None:
+    told = events(run_in(finished))
+    for event in told:
+        assert set(SCHEMA[event.name]) <= set(event.fields), event
+    order = [
+        event.name if event.name not in ("phase", "sample", "exported", "checkpoint")
+        else f"{event.name} {event.fields.get('name', event.fields.get('step'))}"
+        for event in told
+        if event.name not in ("progress", "step")
+    ]  # fmt: skip
+    assert order == [
+        "plan",
+        "phase class images",
+        "phase caching",
+        "phase training",
+        "sample 0",
+        "checkpoint 2",
+        "exported 2",
+        "sample 2",
+        "checkpoint 4",
+        "phase export",
+        "exported 4",
+        "phase samples",
+        "sample 4",
+        "done",
+    ]
+    steps = [event for event in told if event.name == "step"]
+    assert [event["step"] for event in steps] == [1, 2, 3, 4]
+    assert all(event["of"] == 4 and event["loss"] > 0 and event["lr"] == 1e-3 for event in steps)
+    for event in steps:
+        assert event["loss"] == pytest.approx(event["instance_loss"] + event["prior_loss"], rel=1e-5)
+    made = [event for event in told if event.name == "progress" and event["name"] == "class images"]
+    assert [(event["done"], event["of"]) for event in made] == [(1, 2), (2, 2)]
+    assert [event.time for event in told] == sorted(event.time for event in told)
+    for event in told:
+        if event.name in ("sample", "exported", "done") or (event.name, event.fields.get("step")) == ("checkpoint", 4):
+            assert Path(event["path"]).exists()
+
+
+def test_a_checkpoint_on_the_way_can_be_used_and_differs_from_the_last(finished) -> None:
+    folder = finished / "out"
+    assert sorted(path.name for path in folder.iterdir()) == [
+        "sks-2.safetensors", "sks-2.yaml", "sks.safetensors", "sks.yaml",
+    ]  # fmt: skip
+    assert (folder / "sks.yaml").read_text() == (finished / "base with a yaml.yaml").read_text()
+    assert not same_tensors(folder / "sks-2.safetensors", folder / "sks.safetensors")
+    assert raw(folder / "sks-2.safetensors").keys() == raw(folder / "sks.safetensors").keys()
+
+
+def test_a_picture_can_be_made_with_the_result(finished, tmp_path, capsys) -> None:
+    out = tmp_path / "a cat.png"
+    model = finished / "out" / "sks.safetensors"
+    assert dreambooth("generate", model, "photo of sks cat", "--out", out, "--steps", "2", "--size", "64") == 0
+    with Image.open(out) as picture:
+        assert picture.size == (64, 64)
+
+
+def test_a_finished_run_says_so_when_it_is_resumed_and_is_left_alone(finished, capsys) -> None:
+    before = tree(finished)
+    assert dreambooth("resume", run_in(finished).path) == 0
+    assert "finished" in capsys.readouterr().err
+    assert tree(finished) == before
+
+
+def test_the_list_of_runs_shows_how_each_one_stands(finished, capsys) -> None:
+    assert dreambooth("runs", finished / "runs") == 0
+    (line,) = capsys.readouterr().out.splitlines()
+    assert line.split()[:4] == ["sks", "finished", "step", "4/4"]
+
+
+def test_export_writes_the_saved_state_which_is_the_result_also_without_the_photos(finished, tmp_path, capsys) -> None:
+    moved = tmp_path / "moved"
+    shutil.copytree(finished / "runs" / "sks", moved)
+    text = (moved / "config.yaml").read_text()
+    (moved / "config.yaml").write_text(
+        text.replace(str(finished / "out"), str(tmp_path / "out")).replace(str(tiny.photos()), str(tmp_path / "gone"))
+    )
+    assert dreambooth("export", moved) == 0
+    assert same_tensors(tmp_path / "out" / "sks-4.safetensors", finished / "out" / "sks.safetensors")
+    assert dreambooth("export", moved, "--step", "3") == 2
+    assert "step 3" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("settings", "still"),
+    [
+        ({"train_text_encoder": False}, "cond_stage_model."),
+        ({"train_unet": False, "text_encoder_learning_rate": 1e-3}, "model.diffusion_model."),
+        ({"text_encoder_stop": 0}, "cond_stage_model."),
+    ],
+)
+def test_what_is_not_trained_stays_byte_for_byte(settings, still, tmp_path) -> None:
+    assert dreambooth("train", config(tmp_path, max_train_steps=2, **settings)) == 0
+    base, result = raw(tiny.base()), raw(tmp_path / "out" / "sks.safetensors")
+    changed = [name for name in base if base[name] != result[name]]
+    assert changed and not any(name.startswith(still) for name in changed)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"output_format": "ckpt"},
+        {"output_kind": "diffusers"},
+        {"mixed_precision": "bf16", "gradient_checkpointing": True, "output_dtype": "bfloat16"},
+        {"prior_loss_weight": 0, "gradient_accumulation_steps": 2, "cache_latents": False, "shuffle_tags": True},
+    ],
+    ids=["ckpt", "diffusers", "bf16", "native"],
+)  # fmt: skip
+def test_other_ways_through_lead_to_a_result_that_draws(settings, tmp_path) -> None:
+    assert dreambooth("train", config(tmp_path, max_train_steps=2, **settings)) == 0
+    (result,) = [Path(event["path"]) for event in events(run_in(tmp_path), "done")]
+    out = tmp_path / "cat.png"
+    assert dreambooth("generate", result, "cat", "--out", out, "--steps", "1", "--size", "64") == 0
+    assert sorted(path.name for path in result.parent.iterdir()) == [result.name], "nothing is left beside it"
+
+
+def test_the_second_run_of_a_config_repeats_the_first_bit_for_bit(plain, tmp_path) -> None:
+    assert dreambooth("train", config(tmp_path)) == 0
+    assert same_tensors(tmp_path / "out" / "sks.safetensors", plain)
+    assert dreambooth("train", config(tmp_path, seed=1, overwrite=True)) == 0
+    assert not same_tensors(tmp_path / "out" / "sks.safetensors", plain)
+    assert [found.name for found in list_runs(tmp_path / "runs")] == ["sks-2", "sks"]
+
+
+def test_tensorboard_gets_the_losses(tmp_path) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    assert dreambooth("train", config(tmp_path, report_to="tensorboard")) == 0
+    (found,) = {path.parent for path in run_in(tmp_path).path.rglob("events.out.tfevents.*") if path.parent.name == "sks"}
+    read = EventAccumulator(str(found))
+    read.Reload()
+    losses = [scalar.value for scalar in read.Scalars("loss")]
+    assert losses == pytest.approx([event["loss"] for event in events(run_in(tmp_path), "step")])
+
+
+# ---- what goes wrong -----------------------------------------------------------------------------------------------
+
+
+def test_a_nan_ends_the_run_within_a_step_and_reaches_no_weight(tmp_path, plain, capsys, monkeypatch) -> None:
+    real = StepBatches.of_step
+
+    def poisoned(self, step, *, encoded):
+        for micro in real(self, step, encoded=encoded):
+            if step == 2:
+                micro.instance.latents.fill_(torch.nan)
+            yield micro
+
+    with monkeypatch.context() as patched:
+        patched.setattr(StepBatches, "of_step", poisoned)
+        assert dreambooth("train", config(tmp_path, checkpointing_steps=1)) == 1
+    said = capsys.readouterr().err
+    assert "NaN" in said and "learning_rate" in said and "Traceback" not in said
+    found = run_in(tmp_path)
+    assert latest_step(found.states) == 2
+    assert all(is_finite(path) for path in (found.states / "step-2").glob("*.safetensors"))
+    assert [event["step"] for event in events(found, "step")][-1] <= 3
+    assert events(found)[-1].name == "error" and "learning_rate" in events(found)[-1]["remedy"]
+    assert summarize(found).state == "failed" and not (tmp_path / "out" / "sks.safetensors").exists()
+    assert dreambooth("resume", found.path) == 0
+    assert same_tensors(tmp_path / "out" / "sks.safetensors", plain), "the NaN touched nothing"
+
+
+def test_a_model_that_gives_no_numbers_ends_before_its_second_step(tmp_path, capsys) -> None:
+    tensors = tiny.tensors()
+    tensors["model.diffusion_model.out.2.weight"].fill_(torch.nan)
+    tiny.save(tensors, tmp_path / "broken.safetensors")
+    settings = config(tmp_path, model=str(tmp_path / "broken.safetensors"), prior_loss_weight=0)
+    assert dreambooth("train", settings) == 1
+    assert "NaN" in capsys.readouterr().err
+    assert len(events(run_in(tmp_path), "step")) <= 1
+
+
+def test_a_run_that_changed_nothing_is_a_failure_and_said_as_one(tmp_path, capsys) -> None:
+    assert dreambooth("train", config(tmp_path, learning_rate=1e-12)) == 1
+    said = capsys.readouterr().err
+    assert "changed nothing" in said and "float16" in said and "learning_rate" in said
+    assert summarize(run_in(tmp_path)).state == "failed"
+    assert not (tmp_path / "out" / "sks.safetensors").exists()
+
+
+def test_samples_that_fail_are_a_warning_and_never_end_a_run(tmp_path, plain, monkeypatch) -> None:
+    def fails(*arguments, **options):
+        raise RuntimeError("no picture today")
+
+    monkeypatch.setattr(previews, "sample", fails)
+    assert dreambooth("train", config(tmp_path, num_validation_images=1, validation_steps=2)) == 0
+    warnings = [event["text"] for event in events(run_in(tmp_path), "warning")]
+    assert len(warnings) == 3 and all("no picture today" in text for text in warnings)
+    assert same_tensors(tmp_path / "out" / "sks.safetensors", plain)
+
+
+def test_a_file_that_takes_the_result_s_name_meanwhile_is_not_touched(tmp_path, plain, capsys, monkeypatch) -> None:
+    theirs = tmp_path / "out" / "sks.safetensors"
+    at_event(monkeypatch, "phase", lambda found: theirs.write_bytes(b"precious"), name="training")
+    assert dreambooth("train", config(tmp_path)) == 2
+    said = capsys.readouterr().err
+    assert str(theirs) in said and "resume" in said
+    assert theirs.read_bytes() == b"precious"
+    theirs.rename(tmp_path / "elsewhere")
+    assert dreambooth("resume", run_in(tmp_path).path) == 0
+    assert same_tensors(theirs, plain)
+
+
+def test_an_error_that_nobody_foresaw_is_one_message_and_its_traceback_is_in_the_log(tmp_path, capsys, monkeypatch) -> None:
+    def broken(self, step, *, encoded):
+        raise ZeroDivisionError("never seen before")
+
+    monkeypatch.setattr(StepBatches, "of_step", broken)
+    assert dreambooth("train", config(tmp_path)) == 1
+    said = capsys.readouterr().err
+    assert "never seen before" in said and str(run_in(tmp_path).log) in said and "Traceback" not in said
+    assert "Traceback" in run_in(tmp_path).log.read_text()
+    assert "never seen before" in events(run_in(tmp_path))[-1]["text"]
+
+
+@pytest.mark.parametrize("error", [MemoryError("no more"), torch.cuda.OutOfMemoryError("tried to allocate 2 GiB")])
+def test_full_memory_is_said_with_what_helps(error, tmp_path, capsys, monkeypatch) -> None:
+    def greedy(self, step, *, encoded):
+        raise error
+
+    monkeypatch.setattr(StepBatches, "of_step", greedy)
+    assert dreambooth("train", config(tmp_path)) == 1
+    said = capsys.readouterr().err
+    assert "memory ran out" in said and "gradient_checkpointing" in said
+
+
+# ---- interrupted and gone on with ----------------------------------------------------------------------------------
+
+PHASES = [
+    ("phase", {"name": "class images"}),
+    ("progress", {"name": "class images", "done": 1}),
+    ("phase", {"name": "caching"}),
+    ("phase", {"name": "training"}),
+    ("checkpoint", {"step": 2}),
+]
+PHASE_NAMES = ["class images", "between class images", "caching", "training", "after a save"]
+
+
+@pytest.mark.parametrize(("name", "fields"), PHASES, ids=PHASE_NAMES)
+@pytest.mark.parametrize("way", ["command", "signal"])
+def test_a_stop_is_heard_in_every_phase_and_resume_gives_the_same_bits(
+    way, name, fields, tmp_path, plain, monkeypatch, looks_always
+) -> None:
+    def stop(found):
+        found.order("stop") if way == "command" else signal.raise_signal(signal.SIGINT)
+
+    at_event(monkeypatch, name, stop, **fields)
+    settings = config(tmp_path, checkpointing_steps=2)
+    assert dreambooth("train", settings) == 130
+    found = run_in(tmp_path)
+    assert summarize(found).state == "stopped"
+    assert events(found)[-1].name == "phase" and events(found)[-1]["name"] == "stopped"
+    assert len(events(found, "ack")) == (way == "command")
+    assert not found.waiting_commands()
+    if name == "checkpoint" or fields["name"] == "training":
+        assert latest_step(found.states) is not None
+    assert dreambooth("resume", found.path) == 0
+    assert same_tensors(tmp_path / "out" / "sks.safetensors", plain)
+
+
+@pytest.mark.parametrize("way", ["command", "signal"])
+def test_stop_now_ends_without_a_save_with_exit_code_1(way, tmp_path, plain, capsys, monkeypatch, looks_always) -> None:
+    def stop(found):
+        if way == "command":
+            found.order("stop_now")
+            return
+        signal.raise_signal(signal.SIGTERM)
+        signal.raise_signal(signal.SIGINT)
+
+    at_event(monkeypatch, "phase", stop, name="training")
+    assert dreambooth("train", config(tmp_path)) == 1
+    found = run_in(tmp_path)
+    assert "without saving" in capsys.readouterr().err
+    assert latest_step(found.states) is None and summarize(found).state == "stopped"
+    assert dreambooth("resume", found.path) == 0, "a run without a state starts over"
+    assert same_tensors(tmp_path / "out" / "sks.safetensors", plain)
+
+
+def test_a_third_ctrl_c_does_not_tear_the_end(tmp_path, capsys, monkeypatch) -> None:
+    def twice(found):
+        signal.raise_signal(signal.SIGINT)
+        signal.raise_signal(signal.SIGINT)
+
+    at_event(monkeypatch, "phase", twice, name="training")
+    at_event(monkeypatch, "phase", lambda found: signal.raise_signal(signal.SIGINT), name="stopped")
+    assert dreambooth("train", config(tmp_path)) == 1
+    assert "without saving" in capsys.readouterr().err
+
+
+def test_commands_are_obeyed_between_steps_and_answered(tmp_path, plain, monkeypatch, looks_always) -> None:
+    asked = []
+    at_event(
+        monkeypatch,
+        "phase",
+        lambda found: asked.extend(found.order(do) for do in ("save", "export", "sample")),
+        name="training",
+    )
+    assert dreambooth("train", config(tmp_path, num_validation_images=1)) == 0
+    found = run_in(tmp_path)
+    told = [(event.name, event.fields.get("id", event.fields.get("step"))) for event in events(found)]
+    told = [entry for entry in told if entry[0] in ("checkpoint", "exported", "sample", "ack")]
+    assert told[:6] == [
+        ("checkpoint", 0), ("ack", asked[0]), ("exported", 0), ("ack", asked[1]), ("sample", 0), ("ack", asked[2]),
+    ]  # fmt: skip
+    assert (tmp_path / "out" / "sks-0.safetensors").is_file()
+    assert same_tensors(tmp_path / "out" / "sks.safetensors", plain), "looking changes nothing"
+
+
+def test_commands_that_come_after_the_last_step_are_answered_too(tmp_path, monkeypatch) -> None:
+    asked = []
+    at_event(
+        monkeypatch, "phase", lambda found: asked.extend(found.order(do) for do in ("stop", "save")), name="export"
+    )
+    assert dreambooth("train", config(tmp_path)) == 0
+    found = run_in(tmp_path)
+    assert [event["id"] for event in events(found, "ack")] == asked
+    assert events(found)[-1].name == "done" and not found.waiting_commands()
+
+
+def test_commands_for_an_earlier_life_are_dropped(tmp_path, monkeypatch) -> None:
+    at_event(monkeypatch, "phase", lambda found: signal.raise_signal(signal.SIGINT), name="training")
+    assert dreambooth("train", config(tmp_path)) == 130
+    run_in(tmp_path).order("stop")
+    assert dreambooth("resume", run_in(tmp_path).path) == 0
+
+
+def test_changed_photos_are_noticed_on_resume(tmp_path, monkeypatch) -> None:
+    photos = shutil.copytree(tiny.photos(), tmp_path / "photos")
+    concepts = [{"instance_prompt": "sks cat", "class_prompt": "cat", "instance_data_dir": str(photos)}]
+    at_event(monkeypatch, "phase", lambda found: signal.raise_signal(signal.SIGINT), name="training")
+    assert dreambooth("train", config(tmp_path, concepts=concepts)) == 130
+    shutil.copy(photos / "photo 0.png", photos / "photo 1.png")
+    assert dreambooth("resume", run_in(tmp_path).path) == 0
+    assert any("have changed" in event["text"] for event in events(run_in(tmp_path), "warning"))
+
+
+# ---- as processes of their own -------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def start():
+    with trainers() as start:
+        yield start
+
+
+def test_the_command_line_trains_and_draws_as_a_program(tmp_path) -> None:
+    def dreambooth_program(*arguments):
+        command = [sys.executable, "-m", "dreambooth", *map(str, arguments)]
+        return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
+
+    done = dreambooth_program("train", config(tmp_path, max_train_steps=2))
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == "" and "Traceback" not in done.stderr
+    assert "training 2/2" in done.stderr and "\r" not in done.stderr, "plain lines in a pipe"
+    assert (tmp_path / "out" / "sks.safetensors").is_file()
+    wrong = dreambooth_program("train", config(tmp_path, max_train_steps=2))
+    assert wrong.returncode == 2
+    assert wrong.stderr.startswith("output_name: ") and wrong.stderr.count("\n") == 2
+
+
+def test_a_second_trainer_is_refused_and_the_first_goes_on(start, tmp_path) -> None:
+    found = run_in(tmp_path)
+    first = start("train", config(tmp_path, **FOREVER), output=tmp_path / "first.txt")
+    first.until(lambda: events(found, "step"), "the first step")
+    second = start("resume", found.path, output=tmp_path / "second.txt")
+    assert second.wait() == 2
+    assert f"process {first.pid}" in second.said() and "Traceback" not in second.said()
+    again = start("train", tmp_path / "config.yaml", output=tmp_path / "again.txt")
+    assert again.wait() == 2
+    assert "output_name" in again.said() and "sks" in again.said()
+    stopper = start("stop", found.path, output=tmp_path / "stop.txt")
+    assert stopper.wait() == 0 and "Stopped." in stopper.said()
+    assert first.wait() == 130
+    assert [line.name for line in events(found) if line.name in ("plan", "error")] == ["plan"]
+
+
+@posix
+def test_ctrl_c_once_saves_and_twice_ends_at_once(start, tmp_path) -> None:
+    found = run_in(tmp_path)
+    trainer = start("train", config(tmp_path, **FOREVER), output=tmp_path / "output.txt")
+    trainer.until(lambda: events(found, "step"), "the first step")
+    trainer.send(signal.SIGINT)
+    assert trainer.wait() == 130
+    saved = latest_step(found.states)
+    assert saved and saved == events(found, "step")[-1]["step"]
+    assert "Traceback" not in trainer.said() and "resume" in trainer.said()
+
+    trainer = start("resume", found.path, output=tmp_path / "output.txt")
+    trainer.until(lambda: events(found, "step")[-1]["step"] > saved, "a step more")
+    trainer.send(signal.SIGTERM)
+    trainer.send(signal.SIGINT)
+    assert trainer.wait() in (1, 130), "the second may come when the save is done"
+    assert "Traceback" not in trainer.said()
+
+
+@posix
+def test_a_killed_run_s_name_belongs_to_it_until_its_folder_is_deleted(start, tmp_path, capsys) -> None:
+    found = run_in(tmp_path)
+    trainer = start("train", config(tmp_path), output=tmp_path / "output.txt")
+    trainer.until(lambda: events(found, "phase"), "the first phase")
+    trainer.kill()
+    assert summarize(found).state == "interrupted"
+    for overwrite in ("no", "yes"):
+        assert dreambooth("train", tmp_path / "config.yaml", f"overwrite={overwrite}") == 2
+        message = capsys.readouterr().err
+        assert "output_name" in message and f"resume {found.path}" in message
+    shutil.rmtree(found.path)
+    assert dreambooth("train", tmp_path / "config.yaml") == 0
+
+
+@posix
+def test_kills_at_any_moment_leave_no_trace_in_the_result() -> None:
+    """The short form of `python -m tests.kill_test`."""
+    command = [sys.executable, "-m", "tests.kill_test", "--kills", "7", "--seed", "11", "--brief"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "every run's bits" in done.stdout
