@@ -48,7 +48,6 @@ class State:
     averages: Mapping[str, Mapping[str, torch.Tensor]]
     optimizer: Mapping[str, Any]
     scaler: Mapping[str, Any]
-    threads: int
 
 
 def _folder(states: Path, step: int) -> Path:
@@ -95,7 +94,6 @@ def _write(folder: Path, state: State) -> None:
     about = {
         "format": FORMAT,
         "progress": vars(state.progress),
-        "threads": state.threads,
         "weights": sorted(state.weights),
         "averages": sorted(state.averages),
     }
@@ -191,12 +189,6 @@ def latest_step(states: Path) -> int | None:
     return pointed if pointed in there else max(there, default=None)
 
 
-def saved_threads(states: Path) -> int | None:
-    """How many threads the newest state was computed with; None without one. Raises RunFailed if it is damaged."""
-    step = latest_step(states)
-    return None if step is None else int(_about(states, step)["threads"])
-
-
 def load_state(states: Path, step: int | None = None, *, device: str | torch.device = "cpu") -> State:
     """The newest state, or that of `step`. Raises RunFailed if it is not there or does not read back whole."""
     chosen = latest_step(states) if step is None else step
@@ -220,7 +212,6 @@ def load_state(states: Path, step: int | None = None, *, device: str | torch.dev
             averages=averages,
             optimizer=saved["optimizer"],
             scaler=saved["scaler"],
-            threads=int(about["threads"]),
         )
     except Exception as error:
         raise _damaged(states, chosen, str(error)) from error
@@ -253,7 +244,7 @@ def upgraded(about: dict[str, Any]) -> dict[str, Any]:
     """A state's description in today's format; the place where an older one is brought up to date."""
     if about.get("format") != FORMAT:
         raise ValueError(f"its format {about.get('format')!r} is not known to this version")
-    missing = {"progress", "threads", "weights", "averages"} - about.keys()
+    missing = {"progress", "weights", "averages"} - about.keys()
     if missing:
         raise ValueError(f"it does not say its {', '.join(sorted(missing))}")
     return about

@@ -128,7 +128,6 @@ class RunKeeper:
             averages=self._weights.averages(),
             optimizer=self._engine.stepper.optimizer.state_dict(),
             scaler=self._scaler.state_dict() if self._scaler else {},
-            threads=torch.get_num_threads(),
         )
         path = save_state(self._states, state, keep=self._keep)
         self._emit("checkpoint", step=step, path=path)

@@ -22,11 +22,10 @@ from dreambooth.trainer.checkpoint import (
     load_state,
     save_state,
     saved_steps,
-    saved_threads,
 )
 
 
-def state(step: int, *, threads=1, averages=True) -> State:
+def state(step: int, *, averages=True) -> State:
     """All of it depends on the step."""
     torch.manual_seed(step)
     weights = {
@@ -40,7 +39,6 @@ def state(step: int, *, threads=1, averages=True) -> State:
         averages={"unet": {"b": torch.randn(7)}} if averages else {},
         optimizer={"state": {0: moments}, "param_groups": [group]},
         scaler={"scale": 2.0**step, "_growth_tracker": step},
-        threads=threads,
     )
 
 
@@ -53,7 +51,7 @@ def content(found: State) -> list[bytes]:
         for name, tensor in sorted(named.items())
     ]
     remembered = [(key, value.numpy().tobytes()) for key, value in found.optimizer["state"][0].items()]
-    rest = (found.progress, found.optimizer["param_groups"], found.scaler, found.threads)
+    rest = (found.progress, found.optimizer["param_groups"], found.scaler)
     return [repr(part).encode() for part in (tensors, remembered, rest)]
 
 
@@ -97,12 +95,6 @@ def test_without_averages_there_are_none(states):
     assert names(states / "step-1") == {
         "unet.weights.safetensors", "text_encoder.weights.safetensors", "optimizer.pt", "state.json",
     }  # fmt: skip
-
-
-def test_the_number_of_threads_is_known_before_the_state_is_loaded(states):
-    assert saved_threads(states) is None
-    save_state(states, state(1, threads=3))
-    assert saved_threads(states) == 3
 
 
 def test_a_state_that_is_there_is_not_written_again(states, monkeypatch):
@@ -217,9 +209,8 @@ def test_the_only_state_damaged_means_from_the_beginning(states):
 def test_a_description_that_is_not_understood_is_said(states, about):
     save_state(states, state(1))
     (states / "step-1" / "state.json").write_text(json.dumps(about))
-    for read in (load_state, saved_threads):
-        with pytest.raises(RunFailed, match="cannot be read"):
-            read(states)
+    with pytest.raises(RunFailed, match="cannot be read"):
+        load_state(states)
 
 
 class Evil:
@@ -318,9 +309,7 @@ def small(step: int) -> State:
     """A state that is written quickly."""
     torch.manual_seed(step)
     weights = {"unet": {"a": torch.randn(9)}}
-    return State(
-        Progress(step), weights, {}, {"state": {0: {"m": torch.randn(9)}}, "param_groups": []}, {}, 1
-    )
+    return State(Progress(step), weights, {}, {"state": {0: {"m": torch.randn(9)}}, "param_groups": []}, {})
 
 
 def moments(folder: Path, *, full: bool, before: bool, every: int = 1):

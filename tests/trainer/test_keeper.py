@@ -149,7 +149,7 @@ def test_a_state_of_another_model_is_refused_before_anything_is_copied(tmp_path,
     before = other.model.components["unet"].conv_in.weight.detach().clone().mul_(2)
     with torch.no_grad():
         other.model.components["unet"].conv_in.weight.copy_(before)
-    with pytest.raises(RunFailed, match="conv_out.weight"):
+    with pytest.raises(RunFailed, match=r"conv_out\.weight"):
         other.keeper.restore(CPU)
     assert torch.equal(other.model.components["unet"].conv_in.weight, before)
 
@@ -168,7 +168,6 @@ def test_a_save_is_told_and_holds_all_that_was_trained_by_canonical_names(tmp_pa
     assert saved_steps(tmp_path / "state") == [2, 3]
     found = load_state(tmp_path / "state")
     assert found.progress.step == 3 and found.progress.ema_updates == 3
-    assert found.threads == torch.get_num_threads()
     for component in BOTH:
         names = set(canonical_state(component, rig.model.components[component]))
         assert set(found.weights[component]) == set(found.averages[component]) == names
