@@ -126,7 +126,7 @@ def _load(
     arena = Arena((dtype, shape) for shape in shapes.values())
     state = {}
     for binding in in_file_order(description.bindings[component], source):
-        for name, tensor in _read(source, binding, shapes, dtype, arena):
+        for name, tensor in read_canonical(source, binding, shapes, dtype, arena):
             state[own[name]] = tensor
     module.load_state_dict(state, strict=True, assign=True)
     return module.eval().requires_grad_(False)
@@ -138,15 +138,19 @@ def in_file_order(bindings: Sequence[Binding], source: WeightFile) -> list[Bindi
     return sorted(bindings, key=lambda binding: place[binding.original])
 
 
-def _read(
+def read_canonical(
     source: WeightFile,
     binding: Binding,
-    shapes: Mapping[str, tuple[int, ...]],
+    shapes: Mapping[str, Sequence[int]],
     dtype: torch.dtype,
-    arena: Arena,
+    arena: Arena | None = None,
 ) -> list[tuple[str, torch.Tensor]]:
-    """The tensors that one of the file's tensors becomes, by canonical name."""
-    first = shapes[binding.canonical[0]]
+    """The tensors that one of the file's tensors becomes, by canonical name, in memory of their own.
+
+    `shapes` are the modules'. Raises InputError if the file's shape is another.
+    """
+    arena = arena or Arena(())
+    first = tuple(shapes[binding.canonical[0]])
     count = len(binding.canonical)
     wanted = (first[0] * count, *first[1:])
     found = source.tensors[binding.original].shape
