@@ -5,8 +5,8 @@
         trainer.kill()
 
 Where there is no fork (Windows) each is started anew. `kill_at` ends a trainer by SIGKILL before its n-th operation
-on files; `operations` names a file that gets a line for each one. `trusts_8bit`
-leaves out the trial of the 8-bit optimizer, which takes longer than a run here.
+on files, `kill_on` before the n-th whose path has a given part; `operations` names a file that gets a line for each.
+`trusts_8bit` leaves out the trial of the 8-bit optimizer, which takes longer than a run here.
 """
 
 from __future__ import annotations
@@ -133,6 +133,8 @@ def trainers() -> Iterator[Start]:
         finally:
             for trainer in started:
                 trainer.kill()
+            if CAN_FORK:
+                server.kill()  # it has nothing to tidy up, and would take its time
 
 
 def _asking(requests: IO[str], answers: IO[str]) -> Callable[..., Any]:
@@ -226,8 +228,8 @@ def _run(request: dict[str, Any]) -> int:
         os.dup2(output, descriptor)
     sys.stdout = sys.stderr = os.fdopen(1, "w", encoding="utf-8", buffering=1, closefd=False)
     os.environ.update(request.get("environ", {}))
-    if request.get("kill_at") or request.get("operations"):
-        _count_operations(request.get("kill_at", 0), request.get("operations"))
+    if {"kill_at", "kill_on", "operations"} & request.keys():
+        _count_operations(request.get("kill_at", 0), request.get("kill_on"), request.get("operations"))
     from dreambooth import cli
     from dreambooth.trainer import eightbit
 
@@ -246,10 +248,12 @@ def _run(request: dict[str, Any]) -> int:
         sys.stdout.flush()
 
 
-def _count_operations(kill_at: int, noted: str | None) -> None:
-    """Counts operations on files; ends this process before number `kill_at`, or notes each in a file."""
+def _count_operations(kill_at: int, kill_on: tuple[str, int] | None, noted: str | None) -> None:
+    """Counts operations on files; ends this process before number `kill_at`, or before the n-th of those that have
+    `kill_on`'s part in their path, or notes each in a file."""
     notes = os.open(noted, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666) if noted else -1
     real_write = os.write
+    part, kill_at = kill_on or ("", kill_at)
     count = 0
 
     def counted(name: str, real: Callable[..., Any]) -> Callable[..., Any]:
@@ -257,12 +261,12 @@ def _count_operations(kill_at: int, noted: str | None) -> None:
             nonlocal count
             if name == "open" and not (arguments[1:] and arguments[1] & (os.O_CREAT | os.O_TRUNC)):
                 return real(*arguments, **named)
-            count += 1
-            if count == kill_at:
+            path = _path_of(arguments[-1] if name in ("replace", "rename") else arguments[0])
+            count += part in path
+            if count == kill_at and part in path:
                 os.kill(os.getpid(), signal.SIGKILL)
             if notes >= 0:
-                about = arguments[-1] if name in ("replace", "rename") else arguments[0]
-                real_write(notes, f"{name} {_path_of(about)}\n".encode())
+                real_write(notes, f"{name} {path}\n".encode())
             return real(*arguments, **named)
 
         return operation

@@ -19,6 +19,7 @@ import shutil
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -29,11 +30,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import tiny
 from forks import Start, Trainer, trainers
 
-from dreambooth.shared.events import read_events
+from dreambooth.shared.events import Event, read_events
 
-STEPS = 6
 SETTINGS = {
-    "max_train_steps": STEPS,
+    "max_train_steps": 6,
     "checkpointing_steps": 2,
     "export_steps": 4,
     "num_class_images": 5,
@@ -49,16 +49,27 @@ SETTINGS = {
     "train_batch_size": 2,
     "lr_scheduler": "cosine",
     "text_encoder_learning_rate": 5e-4,
+    "text_encoder_stop": 0.6,
     "num_validation_images": 1,
 }
+BRIEFLY = {"num_validation_images": 0, "max_train_steps": 4, "export_steps": 0, "num_class_images": 3}
 PLANNING, CLASS_IMAGES, CACHING, STEP, SAVE, EXPORT, END = PHASES = (
     "planning", "class images", "caching", "a step", "a save", "an export", "the end after the export",
 )  # fmt: skip
 # what an operation's path says of the phase that it belongs to
 OF_PATH = (
     ("/class_images/", CLASS_IMAGES), ("/cache/", CACHING), ("/state", SAVE), ("/samples/", END),
-    ("result.json", END), ("/out/", EXPORT), ("/runs", PLANNING),
+    ("result.json", END), (".tmp.", EXPORT), ("/out/", EXPORT), ("/runs", PLANNING),
 )  # fmt: skip
+# an operation in the middle of a phase, of a resumed run too: a part of its path, and which one of those
+IN_THE_MIDDLE = {
+    PLANNING: ("/.sks.", 3),
+    CLASS_IMAGES: ("/class_images/", 6),
+    CACHING: ("/cache/", 2),
+    SAVE: ("/state/step-", 3),
+    EXPORT: (".tmp.", 2),
+    END: ("result.json", 1),
+}
 AGAIN = 0.35  # the share of resumed lives that are killed too
 
 
@@ -88,12 +99,44 @@ class Place:
     def config(self) -> Path:
         return self.folder / "config.yaml"
 
-    def events(self) -> list:
+    def events(self) -> list[Event]:
         return read_events(self.run / "events.jsonl")[0]
 
     def unfinished(self) -> set[Path]:
         """What a killed process leaves half written."""
         return {*self.out.glob(".*.tmp.*"), *(self.run / "state").glob("*.partial")}
+
+    def begin(self) -> Life:
+        """A new life of the run, of which nothing is there yet."""
+        return Life(self, len(self.events()), self.unfinished())
+
+    def go_on(self) -> tuple[str | Path, ...]:
+        """The command line that goes on with it: one that died before its folder was made is begun again."""
+        return ("resume", self.run) if (self.run / "config.yaml").exists() else ("train", self.config)
+
+
+@dataclass
+class Life:
+    """One trainer's life on a run: its news come after `events`, what is half written besides `left` is its own."""
+
+    place: Place
+    events: int
+    left: set[Path]
+
+    def news(self) -> list[Event]:
+        return self.place.events()[self.events :]
+
+    def phase(self) -> str:
+        """The phase that it has come to."""
+        news, left = self.news(), self.place.unfinished() - self.left
+        if any(event.name == "exported" and Path(event["path"]).name == "sks.safetensors" for event in news):
+            return END
+        if any(path.parent == self.place.out for path in left):
+            return EXPORT
+        if left:
+            return SAVE
+        named = next((event["name"] for event in reversed(news) if event.name == "phase"), PLANNING)
+        return {"training": STEP, "export": EXPORT}.get(named, named)
 
 
 @dataclass(frozen=True)
@@ -102,30 +145,31 @@ class Traces:
 
     checkpoints: dict[str, str]
     class_images: dict[str, str]
-    losses: dict[int, tuple]
+    losses: dict[int, tuple[float, ...]]
 
 
 @dataclass
 class Work:
-    """What all trials share."""
+    """What all trials share. `operations` are the numbers of the operations of each phase, of an uninterrupted run
+    that took `duration` seconds."""
 
     start: Start
     model: Path
     photos: Path
     folder: Path
     rng: random.Random
+    settings: dict[str, Any]
     duration: float = 0.0
     operations: dict[str, list[int]] = field(default_factory=dict)
-    killed: collections.Counter = field(default_factory=collections.Counter)
+    killed: collections.Counter[str] = field(default_factory=collections.Counter)
 
-    def life(self, place: Place, *arguments: str | Path, **options: Any) -> Trainer:
-        """Starts a trainer on a run."""
+    def trainer(self, place: Place, *arguments: str | Path, **options: Any) -> Trainer:
         return self.start(*arguments, output=place.output, trusts_8bit=True, **options)
 
     def place(self, name: str) -> Place:
         place = Place(self.folder / name)
         place.folder.mkdir()
-        settings = {**tiny.quick_settings(self.model, self.photos, place.folder), **SETTINGS}
+        settings = {**tiny.quick_settings(self.model, self.photos, place.folder), **self.settings}
         tiny.write_config(place.config, **settings)
         return place
 
@@ -141,12 +185,14 @@ def data_hash(path: Path) -> str:
 
 def traces(place: Place) -> Traces:
     images = sorted((place.folder / "runs" / "class_images").rglob("*.png"))
-    losses: dict[int, tuple] = {}
+    losses: dict[int, tuple[float, ...]] = {}
     for event in place.events():
         if event.name == "step":
             found = tuple(event[name] for name in ("loss", "instance_loss", "prior_loss", "lr"))
             if losses.setdefault(event["step"], found) != found:
-                raise Difference(f"step {event['step']} had other losses when it was repeated")
+                raise Difference(
+                    f"{place.folder}: step {event['step']} had other losses when it was repeated"
+                )
     return Traces(
         {path.name: data_hash(path) for path in sorted(place.out.iterdir()) if path.suffix == ".safetensors"},
         {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in images},
@@ -154,98 +200,94 @@ def traces(place: Place) -> Traces:
     )
 
 
-def uninterrupted(work: Work) -> Traces:
-    """The reference, twice: it has to repeat, and the second life notes its operations and its time."""
-    found = []
-    for name in ("reference", "again"):
-        place = work.place(name)
-        noted = place.folder / "operations.txt"
-        began = time.monotonic()
-        trainer = work.life(place, "train", place.config, operations=str(noted))
-        if trainer.wait() != 0:
-            raise Difference(f"the uninterrupted run failed:\n{trainer.said()}")
-        work.duration = time.monotonic() - began
-        found.append(traces(place))
-    if found[0] != found[1]:
-        raise Difference("two uninterrupted runs differ")
+def uninterrupted(work: Work, name: str) -> Traces:
+    """A run that nobody interrupts, whose time and operations are noted."""
+    place = work.place(name)
+    noted = place.folder / "operations.txt"
+    began = time.monotonic()
+    trainer = work.trainer(place, "train", place.config, operations=str(noted))
+    if trainer.wait() != 0:
+        raise Difference(f"the uninterrupted run failed:\n{trainer.said()}")
+    work.duration = time.monotonic() - began
+    work.operations.clear()
     for number, line in enumerate(noted.read_text().splitlines(), 1):
         phase = next((phase for part, phase in OF_PATH if part in line), None)
         if phase is not None and "events.jsonl" not in line and "log.txt" not in line:
             work.operations.setdefault(phase, []).append(number)
-    return found[1]
+    return traces(place)
 
 
-def killed_in(place: Place, before: set[Path]) -> str:
-    """The phase in which a run died, as its folder tells; `before`: what was half written before this life."""
-    events = place.events()
-    begun = max((n for n, event in enumerate(events) if event.name == "plan"), default=0)
-    events = events[begun:]
-    left = place.unfinished() - before
-    if any(event.name == "exported" and event["step"] == STEPS for event in events):
-        return END
-    if any(path.parent == place.out for path in left):
-        return EXPORT
-    if left:
-        return SAVE
-    phases = [event["name"] for event in events if event.name == "phase"]
-    last = phases[-1] if phases else PLANNING
-    return {"training": STEP, "export": EXPORT}.get(last, last)
-
-
-def kill_at_chosen_phase(work: Work, place: Place, phase: str) -> None:
-    """One life that is killed in `phase` of a fresh run."""
-    if phase == STEP:
-        trainer = work.life(place, "train", place.config)
-        trainer.until(lambda: any(e.name == "phase" and e["name"] == "training" for e in place.events()))
-        time.sleep(work.rng.uniform(0, 0.25 * work.duration))
-        trainer.kill()
-        return
+def kill_in_phase(work: Work, place: Place, phase: str) -> bool:
+    """One life that is killed in `phase` of a fresh run. Whether it was over before that."""
+    life = place.begin()
+    if phase in (STEP, SAVE, EXPORT) and (phase == STEP or work.rng.random() < 0.5):
+        return kill_when_seen(work, life, phase, delay=0.2 * work.duration if phase == STEP else 0.02)
     number = work.rng.choice(work.operations[phase])
-    work.life(place, "train", place.config, kill_at=number).wait()
+    return note(work, life, work.trainer(place, *place.go_on(), kill_at=number))
 
 
-def kill_at_random(work: Work, place: Place, *arguments: str | Path) -> Trainer:
-    """One life that is killed at a random moment, or before a random operation."""
+def kill_when_seen(work: Work, life: Life, phase: str, *, delay: float) -> bool:
+    """A life that is killed at most `delay` seconds after `phase` is seen to have begun."""
+    trainer = work.trainer(life.place, *life.place.go_on())
+    trainer.until(lambda: life.phase() == phase or trainer.ended(), phase)
+    time.sleep(work.rng.uniform(0, delay))
+    trainer.kill()
+    return note(work, life, trainer)
+
+
+def kill_at_random(work: Work, place: Place) -> bool:
+    """A life that is killed at a random moment, or before a random operation. Whether it was over before that."""
+    life = place.begin()
     if work.rng.random() < 0.5:
-        last = max(number for numbers in work.operations.values() for number in numbers)
-        number = work.rng.randint(1, last)
-        trainer = work.life(place, *arguments, kill_at=number)
-        trainer.wait()
-        return trainer
-    trainer = work.life(place, *arguments)
+        number = work.rng.randint(1, max(max(numbers) for numbers in work.operations.values()))
+        return note(work, life, work.trainer(place, *place.go_on(), kill_at=number))
+    trainer = work.trainer(place, *place.go_on())
     time.sleep(work.rng.uniform(0, work.duration))
     trainer.kill()
-    return trainer
+    return note(work, life, trainer)
+
+
+def note(work: Work, life: Life, trainer: Trainer) -> bool:
+    """Counts a kill for the phase that it fell into. Whether the life came to its own end instead."""
+    code = trainer.wait()
+    if code == 0:
+        return True
+    if code > 0:
+        raise Difference(f"a life ended with {code}:\n{trainer.said()}")
+    work.killed[life.phase()] += 1
+    return False
+
+
+def finish(work: Work, place: Place) -> None:
+    trainer = work.trainer(place, *place.go_on())
+    if trainer.wait() != 0:
+        raise Difference(f"{place.go_on()[0]} ended with {trainer.wait()}:\n{trainer.said()}")
 
 
 def trial(work: Work, number: int, reference: Traces) -> None:
     """One run, killed at least once (if it is not too quick), resumed to its end, compared."""
     place = work.place(f"trial-{number}")
-    phase = [*PHASES, None][number % (len(PHASES) + 1)]
-    if phase is None or not work.operations.get(phase, phase == STEP):
-        ended = kill_at_random(work, place, "train", place.config).wait() == 0
-    else:
-        kill_at_chosen_phase(work, place, phase)
-        ended = False
-    note_kill(work, place, set(), ended)
-    while not ended:
-        again = ("resume", place.run) if (place.run / "config.yaml").exists() else ("train", place.config)
-        before = place.unfinished()
-        if work.rng.random() < AGAIN:
-            ended = kill_at_random(work, place, *again).wait() == 0
-            note_kill(work, place, before, ended)
-            continue
-        trainer = work.life(place, *again)
-        if trainer.wait() != 0:
-            raise Difference(f"{again[0]} ended with {trainer.wait()}:\n{trainer.said()}")
-        ended = True
+    phase = (*PHASES, None)[number % (len(PHASES) + 1)]
+    ended = kill_in_phase(work, place, phase) if phase else kill_at_random(work, place)
+    while not ended and work.rng.random() < AGAIN:
+        ended = kill_at_random(work, place)
+    if not ended:
+        finish(work, place)
     compare(place, reference)
     shutil.rmtree(place.folder)
 
 
-def note_kill(work: Work, place: Place, before: set[Path], ended: bool) -> None:
-    if not ended:
-        work.killed[killed_in(place, before)] += 1
+def one_run_killed_everywhere(work: Work, reference: Traces) -> None:
+    """The short form: one run with a kill in each phase, one after the other."""
+    place = work.place("killed everywhere")
+    for phase in PHASES:
+        life = place.begin()
+        if phase == STEP:
+            kill_when_seen(work, life, phase, delay=0.1)
+        else:
+            note(work, life, work.trainer(place, *place.go_on(), kill_on=IN_THE_MIDDLE[phase]))
+    finish(work, place)
+    compare(place, reference)
 
 
 def compare(place: Place, reference: Traces) -> None:
@@ -261,6 +303,36 @@ def compare(place: Place, reference: Traces) -> None:
         raise Difference(f"{place.folder}: the end was not noted")
 
 
+def made_ready(start: Start, folder: Path, *, seed: int = 0, **settings: Any) -> Work:
+    """A checkpoint and photos in `folder`, and what is done with them."""
+    model = tiny.write_checkpoint(folder / "tiny.safetensors")
+    photos = tiny.write_photos(folder / "photos")
+    return Work(start, model, photos, folder, random.Random(seed), {**SETTINGS, **settings})
+
+
+def in_brief(start: Start, folder: Path) -> collections.Counter[str]:
+    """One kill in each phase of one run; gives the kills by phase. Raises Difference."""
+    work = made_ready(start, folder, **BRIEFLY)
+    one_run_killed_everywhere(work, uninterrupted(work, "reference"))
+    return work.killed
+
+
+def at_length(
+    start: Start, folder: Path, *, kills: int, seed: int, tell: Callable[[str], None]
+) -> collections.Counter[str]:
+    """At least `kills` kills, at least one in each phase; gives the kills by phase. Raises Difference."""
+    work = made_ready(start, folder, seed=seed)
+    reference = uninterrupted(work, "reference")
+    if uninterrupted(work, "again") != reference:
+        raise Difference("two uninterrupted runs differ")
+    number = 0
+    while sum(work.killed.values()) < kills or not all(work.killed[phase] for phase in PHASES):
+        trial(work, number, reference)
+        number += 1
+        tell(f"{number} runs, {sum(work.killed.values())} kills")
+    return work.killed
+
+
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -271,29 +343,21 @@ def main(arguments: list[str] | None = None) -> int:
         "--keep", type=Path, metavar="DIR", help="work there, and leave a differing run for a look"
     )
     given = parser.parse_args(arguments)
+
+    def tell(text: str) -> None:
+        print(text, end="\r" if sys.stderr.isatty() else "\n", file=sys.stderr, flush=True)
+
     with tempfile.TemporaryDirectory() as temporary, trainers() as start:
         folder = given.keep or Path(temporary)
         folder.mkdir(parents=True, exist_ok=True)
-        model = tiny.write_checkpoint(folder / "tiny.safetensors")
-        photos = tiny.write_photos(folder / "photos")
-        work = Work(start, model, photos, folder, random.Random(given.seed))
         try:
-            reference = uninterrupted(work)
-            number = 0
-            while sum(work.killed.values()) < given.kills or not all(work.killed[phase] for phase in PHASES):
-                trial(work, number, reference)
-                number += 1
-                print(
-                    f"\r{number} runs, {sum(work.killed.values())} kills", end="", file=sys.stderr, flush=True
-                )
+            killed = at_length(start, folder, kills=given.kills, seed=given.seed, tell=tell)
         except Difference as difference:
             print(difference)
             return 1
-    print(
-        f"{number} runs, {sum(work.killed.values())} kills, every run's bits those of the uninterrupted one"
-    )
+    print(f"{sum(killed.values())} kills; every run's bits were those of the run that nobody interrupted")
     for phase in PHASES:
-        print(f"  in {phase:<28} {work.killed[phase]:>4}")
+        print(f"  in {phase:<28} {killed[phase]:>4}")
     return 0
 
 
