@@ -33,6 +33,7 @@ def entries(tensors=TENSORS):
     ]
 
 
+@pytest.mark.filterwarnings("ignore:TypedStorage is deprecated")
 def test_torch_loads_it_with_weights_only(tmp_path):
     write_weights(tmp_path / "a.ckpt", entries(), {"key": "value"}, extras={"global_step": 5, "epoch": None})
     found = torch.load(tmp_path / "a.ckpt", weights_only=True)
@@ -81,6 +82,7 @@ def test_a_dtype_that_the_format_cannot_name_is_refused(tmp_path):
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="needs a sparse file")
+@pytest.mark.filterwarnings("ignore:TypedStorage is deprecated")
 def test_beyond_four_gibibytes_everybody_finds_the_records(tmp_path):
     with Sink(tmp_path / "a.ckpt", hashed=False, checked=True) as sink:
         sink._file.write(b"PK\x03\x04")  # torch looks there to tell an archive
