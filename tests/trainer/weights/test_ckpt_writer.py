@@ -43,7 +43,8 @@ def test_torch_loads_it_with_weights_only(tmp_path):
         assert found["state_dict"][name].dtype == tensor.dtype
         assert torch.equal(found["state_dict"][name], tensor)
     assert torch.equal(
-        torch.load(tmp_path / "a.ckpt", weights_only=True, mmap=True)["state_dict"]["half"], TENSORS["half"]
+        torch.load(str(tmp_path / "a.ckpt"), weights_only=True, mmap=True)["state_dict"]["half"],
+        TENSORS["half"],
     )
 
 
