@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -38,10 +39,11 @@ class Outputs:
         return self.folder / f"{self.name}{CLAIM_SUFFIX}"
 
 
-def outputs_of(settings: Settings, *, resumed: bool) -> Outputs:
+def outputs_of(settings: Settings, *, run: Path | None = None) -> Outputs:
     """Where the results go. Raises InputError for a name that is no file name, is taken, or leaves its folder.
 
-    An empty name becomes the model's with "-dreambooth", and a number when that is taken.
+    An empty name becomes the model's with "-dreambooth", and a number when that is taken. `run` is the folder of
+    a run that is resumed, whose names they are already.
     """
     result, model = settings.result, Path(settings.model.model)
     suffix = "" if result.output_kind == "diffusers" else f".{result.output_format}"
@@ -49,8 +51,10 @@ def outputs_of(settings: Settings, *, resumed: bool) -> Outputs:
     if result.output_name:
         name = check_file_name(result.output_name, setting="output_name")
         made = Outputs(folder, name, suffix)
-        if not resumed:
+        if run is None:
             _check_free(made, settings)
+        else:
+            _check_own(made, run)
     else:
         made = _first_free(folder, f"{model.stem}-dreambooth", suffix)
     check_writable(folder, setting="output_dir")
@@ -78,6 +82,12 @@ def _check_free(outputs: Outputs, settings: Settings) -> None:
             f"{taken[0]} is there already", where="output_name",
             remedy="choose another name, or set overwrite: yes to replace it",
         )  # fmt: skip
+
+
+def _check_own(outputs: Outputs, run: Path) -> None:
+    claimed = claimant(outputs)
+    if claimed is not None and claimed.resolve() != run.resolve():
+        raise _claimed(outputs, claimed)
 
 
 def _taken_steps(outputs: Outputs, settings: Settings) -> list[Path]:
@@ -118,9 +128,7 @@ def claim(outputs: Outputs, run: Path) -> None:
         with outputs.claim.open("x", encoding="utf-8") as file:  # of two that come at once, one is refused
             json.dump(content, file)
     except FileExistsError:
-        other = claimant(outputs)
-        if other is not None and other.resolve() != run.resolve():
-            raise _claimed(outputs, other) from None
+        _check_own(outputs, run)
         write_json(outputs.claim, content)
 
 
@@ -148,11 +156,13 @@ def release(outputs: Outputs) -> None:
 
 @dataclass(frozen=True)
 class PlannedFile:
-    """A file or folder that a run will write; `size` is in bytes, of all of it that is there at once."""
+    """A file or folder that a run will write: the bytes of all of it that is there at once, and those of them that
+    an earlier life of the run has written."""
 
     path: Path
     size: int
     what: str
+    there: int = 0
 
 
 @dataclass(frozen=True)
@@ -164,19 +174,19 @@ class Volume:
     free: int
 
 
-def volumes(files: list[PlannedFile]) -> list[Volume]:
-    """The disks that `files` go to, each once, with the sum of what they need there."""
+def volumes(files: Sequence[PlannedFile]) -> list[Volume]:
+    """The disks that `files` go to, each once, with the sum of what is still to be written there."""
     found: dict[int, Volume] = {}
     for file in files:
         place = existing_parent(file.path)
         device = place.stat().st_dev
         before = found.get(device)
-        needed = file.size + (before.needed if before else 0)
+        needed = max(0, file.size - file.there) + (before.needed if before else 0)
         found[device] = Volume(before.path if before else place, needed, shutil.disk_usage(place).free)
     return list(found.values())
 
 
-def check_room(files: list[PlannedFile]) -> list[Volume]:
+def check_room(files: Sequence[PlannedFile]) -> list[Volume]:
     """Raises InputError if a disk has not the room that `files` need; returns the volumes."""
     found = volumes(files)
     for volume in found:

@@ -22,15 +22,14 @@ from dreambooth.trainer.captions import Variation
 from dreambooth.trainer.convert import LoadedModel, load_model
 from dreambooth.trainer.dataset import Augmentation, DataPlan, plan_data
 from dreambooth.trainer.images import parse_colour
-from dreambooth.trainer.machine import DTYPES, Machine
+from dreambooth.trainer.machine import Machine
 from dreambooth.trainer.outputs import Outputs, PlannedFile, Volume, check_room, outputs_of, size_text
+from dreambooth.trainer.sizes import OPTIMIZER_BYTES, parameters, planned_files
+from dreambooth.trainer.sources import EMA_PREFIX
 from dreambooth.trainer.survey import Survey, survey
 
 TRACKERS = ("tensorboard", "wandb")
 TITLES = {"unet": "UNet", "text_encoder": "text encoder"}
-# Bytes a trained parameter takes: weight, gradient and AdamW's two moments in float32; 8-bit moments are a byte each.
-_OPTIMIZER_BYTES = {"adamw": 8.0, "adamw8bit": 2.02}
-_CLASS_IMAGE_BYTES_PER_PIXEL = 2.0  # a generous PNG
 
 
 @dataclass(frozen=True)
@@ -81,10 +80,10 @@ class Plan:
 
     def memory(self) -> dict[str, float]:
         """What weights, gradients and optimizer take, in GB; activations come on top."""
-        optimizer = _OPTIMIZER_BYTES[self.settings.training.optimizer]
+        optimizer = OPTIMIZER_BYTES[self.settings.training.optimizer]
         average = 4.0 if self.settings.training.use_ema else 0.0
         trained = sum(self.trained.values())
-        frozen = sum(_parameters(self.base, name) for name in self.base.description.bindings) - trained
+        frozen = sum(parameters(self.base, name) for name in self.base.description.bindings) - trained
         width = self.machine.compute_dtype.itemsize
         return {
             "weights_gb": round((trained * 4 + frozen * width) / 1e9, 2),
@@ -154,8 +153,11 @@ class Plan:
         return "\n".join(lines)
 
 
-def make_plan(settings: Settings, *, resumed: bool = False, processes: int = 1) -> Plan:
-    """Plans a run. Writes nothing. Raises InputError for whatever is wrong with the input."""
+def make_plan(settings: Settings, *, run: Path | None = None, processes: int = 1) -> Plan:
+    """Plans a run. Writes nothing. Raises InputError for whatever is wrong with the input.
+
+    `run` is the folder of a run that is resumed: its names are its own already, and a part of it is written.
+    """
     check_together(settings)
     base = open_base(settings)
     buckets = bucket_sizes(
@@ -166,26 +168,28 @@ def make_plan(settings: Settings, *, resumed: bool = False, processes: int = 1) 
     found = survey_of(settings, base)
     settings = _with_steps(settings, found, processes)
     machine = machines.examine(settings)
-    outputs = outputs_of(settings, resumed=resumed)
+    outputs = outputs_of(settings, run=run)
     settings = dataclasses.replace(
         settings,
         result=dataclasses.replace(settings.result, output_name=outputs.name, output_dir=str(outputs.folder)),
     )
-    trained = {name: _parameters(base, name) for name in _trained_components(settings)}
-    files = _files(settings, base, outputs, trained, found)
-    return Plan(
+    trained = {name: parameters(base, name) for name in _trained_components(settings)}
+    plan = Plan(
         settings=settings,
         machine=machine,
         base=base,
         survey=found,
         buckets=buckets,
         outputs=outputs,
-        files=tuple(files),
-        volumes=tuple(check_room(files)),
+        files=(),
+        volumes=(),
         trained=trained,
         notes=(*machine.notes, *_notes(settings, base), *found.warnings),
         processes=processes,
     )
+    folder = run or Path(settings.result.runs_dir) / outputs.name
+    files = tuple(planned_files(plan, folder, data_plan(plan, found)))
+    return dataclasses.replace(plan, files=files, volumes=tuple(check_room(files)))
 
 
 def check_together(settings: Settings) -> None:
@@ -204,6 +208,10 @@ def check_together(settings: Settings) -> None:
             "nothing would be trained: the text encoder stops at once",
             where="text_encoder_stop",
             remedy="use 1",
+        )
+    if training.train_text_encoder and not (training.text_encoder_learning_rate or training.learning_rate):
+        raise InputError(
+            "a learning rate of 0 learns nothing", where="text_encoder_learning_rate", remedy="1e-6 is usual"
         )
     for tracker in trackers_of(settings):
         if tracker not in TRACKERS:
@@ -318,45 +326,6 @@ def _trained_components(settings: Settings) -> list[str]:
     return ["unet"] * training.train_unet + ["text_encoder"] * text_encoder
 
 
-def _parameters(base: LoadedModel, component: str) -> int:
-    bindings = base.description.bindings[component]
-    return sum(math.prod(base.source.tensors[binding.original].shape) for binding in bindings)
-
-
-def _files(
-    settings: Settings, base: LoadedModel, outputs: Outputs, trained: Mapping[str, int], found: Survey
-) -> list[PlannedFile]:
-    saving, result = settings.saving, settings.result
-    steps = settings.training.max_train_steps
-    checkpoint = _checkpoint_size(base, DTYPES[result.output_dtype])
-    files = [PlannedFile(outputs.final, checkpoint, "the trained checkpoint")]
-    if result.export_steps:
-        between = range(result.export_steps, steps, result.export_steps)
-        files += [PlannedFile(outputs.at_step(step), checkpoint, f"step {step}") for step in between]
-    run = Path(result.runs_dir) / outputs.name
-    optimizer = _OPTIMIZER_BYTES[settings.training.optimizer]
-    state = sum(trained.values()) * (4 + optimizer + (4 if settings.training.use_ema else 0))
-    kept = saving.checkpoints_total_limit + 1  # one is whole while the next is written
-    files.append(PlannedFile(run / "state", int(state * kept), f"states to go on from, {kept} at most"))
-    side = settings.images.resolution
-    for folder in found.class_folders():
-        if folder.missing:
-            size = int(folder.missing * side * side * _CLASS_IMAGE_BYTES_PER_PIXEL)
-            files.append(PlannedFile(folder.folder, size, f"{folder.missing} class images"))
-    return files
-
-
-def _checkpoint_size(base: LoadedModel, dtype: Any) -> int:
-    from dreambooth.trainer.export_file import written_dtype
-    from dreambooth.trainer.sources import EMA_PREFIX
-
-    return sum(
-        math.prod(info.shape) * written_dtype(name, info.dtype, dtype).itemsize
-        for name, info in base.source.tensors.items()
-        if not name.startswith(EMA_PREFIX)
-    )
-
-
 def _notes(settings: Settings, base: LoadedModel) -> list[str]:
     notes = []
     if settings.not_taken:
@@ -366,6 +335,8 @@ def _notes(settings: Settings, base: LoadedModel) -> list[str]:
             "aspect_ratio_buckets with prior preservation: class images are square, photos are not, "
             "so that the model may learn their shapes as part of the subject"
         )
+    if any(name.startswith(EMA_PREFIX) for name in base.source.tensors):
+        notes.append("the model's own averaged (EMA) weights are left out of the result")
     if settings.model.clip_skip > 1 and not base.identified.family.clip_skip:
         notes.append(f"clip_skip is ignored by {base.identified.family.title}, as the WebUI does")
     return notes

@@ -67,7 +67,7 @@ def resume(folder: RunFolder) -> int:
     @contextlib.contextmanager
     def start() -> Iterator[tuple[RunFolder, Plan]]:
         with folder.hold():  # before anything is read: another trainer may be writing
-            yield folder, make_plan(load_settings(folder.config), resumed=True, processes=processes.count)
+            yield folder, make_plan(load_settings(folder.config), run=folder.path, processes=processes.count)
 
     return _lead(processes, start) if processes.is_main else _follow(processes)
 
@@ -91,7 +91,7 @@ def _follow(processes: Processes) -> int:
     if not path:
         return FAILED
     folder = RunFolder(Path(path))
-    plan = make_plan(load_settings(folder.config), resumed=True, processes=processes.count)
+    plan = make_plan(load_settings(folder.config), run=folder.path, processes=processes.count)
     try:
         Session(plan, folder, run_id(folder), _quiet, None, processes).run()
     except DreamboothError as error:
@@ -105,7 +105,7 @@ def export(folder: RunFolder, step: int | None) -> int:
         settings = load_settings(folder.config)
         _check_saved(folder, step)
         state = load_state(folder.states, step)
-        base, outputs = open_base(settings), outputs_of(settings, resumed=True)
+        base, outputs = open_base(settings), outputs_of(settings, run=folder.path)
         written = results.write_checkpoint(
             outputs.at_step(state.progress.step),
             base,

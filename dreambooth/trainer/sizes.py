@@ -1,0 +1,128 @@
+"""What a run will write, and how large that is, told before anything is written."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+
+from dreambooth.shared.settings import Settings, TrainingSettings
+from dreambooth.trainer.buckets import Size
+from dreambooth.trainer.dataset import DataPlan
+from dreambooth.trainer.export_file import export_entries
+from dreambooth.trainer.loading import LoadedModel
+from dreambooth.trainer.machine import DTYPES
+from dreambooth.trainer.outputs import Outputs, PlannedFile
+from dreambooth.trainer.weights.safetensors_file import layout
+
+if TYPE_CHECKING:
+    from dreambooth.trainer.plan import Plan
+
+# Bytes that an optimizer keeps of a parameter: two moments in float32, or of a byte each and a scale for each 256.
+OPTIMIZER_BYTES = {"adamw": 8.0, "adamw8bit": 2 + 2 * 4 / 256}
+# bitsandbytes keeps the moments of smaller tensors in float32
+_SMALLEST_8BIT = 4096
+# A tensor of torch.save's zip: its record's two headers and the alignment to 64 bytes.
+_RECORD_BYTES = 250
+# What a cached tensor's file says of itself
+_HEADER_BYTES = 300
+_CLASS_IMAGE_BYTES_PER_PIXEL = 2.0  # a generous PNG
+_MOST_LISTED = 8
+_DOWNSCALE = 8
+_LATENT_CHANNELS = 4
+_TOKENS = 77
+
+
+def parameters(base: LoadedModel, component: str) -> int:
+    """The number of a component's weights."""
+    return sum(math.prod(shape) for shape in _shapes(base, component))
+
+
+def _shapes(base: LoadedModel, component: str) -> list[tuple[int, ...]]:
+    bindings = base.description.bindings[component]
+    return [base.source.tensors[binding.original].shape for binding in bindings]
+
+
+def checkpoint_bytes(base: LoadedModel, dtype: torch.dtype) -> int:
+    """The size of a written checkpoint, without its metadata."""
+    entries = export_entries(base.source, base.description, {}, dtype)
+    return len(layout(entries, {})[0]) + sum(entry.nbytes for entry in entries)
+
+
+def state_bytes(base: LoadedModel, trained: Mapping[str, int], training: TrainingSettings) -> int:
+    """The size of one saved state: weights, averages and what the optimizer keeps."""
+    total = 0.0
+    for component in trained:
+        for shape in _shapes(base, component):
+            count = math.prod(shape)
+            small = count < _SMALLEST_8BIT
+            kept = OPTIMIZER_BYTES["adamw" if small else training.optimizer]
+            total += count * (4 + kept + 4 * training.use_ema) + 3 * _RECORD_BYTES
+    return int(total)
+
+
+def cache_bytes(settings: Settings, base: LoadedModel, data: DataPlan, missing: int) -> int:
+    """At most so much is kept of latents and text embeddings; `missing` class images are still to be made."""
+    total = 0
+    if settings.images.cache_latents:
+        looks = [(item.bucket, item.variants) for item in data.items]
+        looks += [((settings.images.resolution,) * 2, 1)] * missing
+        ways = (1 + settings.images.random_flip) * (1 + data.masks)
+        total += ways * sum(variants * _latent_bytes(size) for size, variants in looks)
+    captions = None if settings.training.train_text_encoder else data.captions()
+    if captions is not None:
+        width = int(base.configs["text_encoder"]["hidden_size"])
+        total += len(captions) * (_TOKENS * width * 4 + _HEADER_BYTES)
+    return total
+
+
+def _latent_bytes(size: Size) -> int:
+    """Mean and deviation in float32, in a file of their own."""
+    width, height = size
+    return 2 * 4 * _LATENT_CHANNELS * (width // _DOWNSCALE) * (height // _DOWNSCALE) + _HEADER_BYTES
+
+
+def planned_files(plan: Plan, run: Path, data: DataPlan) -> list[PlannedFile]:
+    """All that a run in the folder `run` writes: checkpoints, states, class images, the cache."""
+    settings, result = plan.settings, plan.settings.result
+    checkpoint = checkpoint_bytes(plan.base, DTYPES[result.output_dtype])
+    files = [PlannedFile(plan.outputs.final, checkpoint, "the trained checkpoint")]
+    files += _on_the_way(settings, plan.outputs, checkpoint)
+    if result.output_kind == "diffusers":
+        files.append(PlannedFile(run, checkpoint, "while the folder is written"))
+    kept = settings.saving.checkpoints_total_limit + 1  # one is whole while the next is written
+    states = kept * state_bytes(plan.base, plan.trained, settings.training)
+    there = _folder_bytes(run / "state")
+    files.append(PlannedFile(run / "state", states, f"states to go on from, {kept} at most", there))
+    side = settings.images.resolution
+    for folder in plan.survey.class_folders():
+        if folder.missing:
+            size = int(folder.missing * side * side * _CLASS_IMAGE_BYTES_PER_PIXEL)
+            files.append(PlannedFile(folder.folder, size, f"{folder.missing} class images"))
+    cache = cache_bytes(settings, plan.base, data, plan.class_images_missing)
+    if cache:
+        files.append(
+            PlannedFile(Path(result.runs_dir) / "cache", cache, "encoded images and captions, at most")
+        )
+    return files
+
+
+def _folder_bytes(folder: Path) -> int:
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+
+
+def _on_the_way(settings: Settings, outputs: Outputs, size: int) -> list[PlannedFile]:
+    every = settings.result.export_steps
+    if not every:
+        return []
+    steps = range(every, settings.training.max_train_steps, every)
+    if len(steps) <= _MOST_LISTED:
+        return [PlannedFile(outputs.at_step(step), size, f"step {step}") for step in steps]
+    return [
+        PlannedFile(
+            outputs.at_step(every), size * len(steps), f"{len(steps)} checkpoints, one every {every} steps"
+        )
+    ]
