@@ -29,8 +29,9 @@ def main() -> int:
     except DreamboothError as error:
         print(error, file=sys.stderr)  # noqa: T201  (there is no command yet that could say it)
         return error.exit_code
-    from dreambooth import cli
+    from dreambooth import cli, lean
 
+    lean.start()
     return cli.main(arguments)
 
 

@@ -83,14 +83,21 @@ class CLIPTextEncoder(nn.Module):
 class _Embeddings(nn.Module):
     def __init__(self, vocabulary: int, positions: int, width: int) -> None:
         super().__init__()
-        self.token_embedding = nn.Embedding(vocabulary, width)
-        self.position_embedding = nn.Embedding(positions, width)
-        for embedding in (self.token_embedding, self.position_embedding):
-            nn.init.normal_(embedding.weight, std=0.02)
+        self.token_embedding = _embedding(vocabulary, width)
+        self.position_embedding = _embedding(positions, width)
 
     def forward(self, ids: torch.Tensor) -> torch.Tensor:
         embedded: torch.Tensor = self.token_embedding(ids) + self.position_embedding.weight[: ids.shape[1]]
         return embedded
+
+
+def _embedding(count: int, width: int) -> nn.Embedding:
+    embedding: nn.Embedding = nn.Embedding.from_pretrained(  # type: ignore[no-untyped-call]
+        torch.empty(count, width), freeze=False
+    )
+    if not embedding.weight.is_meta:  # random numbers there make torch import sympy
+        nn.init.normal_(embedding.weight, std=0.02)
+    return embedding
 
 
 class _Encoder(nn.Module):
