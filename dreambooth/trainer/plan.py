@@ -21,6 +21,7 @@ from dreambooth.trainer.buckets import Size, bucket_sizes
 from dreambooth.trainer.captions import Variation
 from dreambooth.trainer.convert import LoadedModel, load_model
 from dreambooth.trainer.dataset import Augmentation, DataPlan, plan_data
+from dreambooth.trainer.export_file import yaml_beside
 from dreambooth.trainer.images import parse_colour
 from dreambooth.trainer.machine import Machine
 from dreambooth.trainer.outputs import Outputs, PlannedFile, Volume, check_room, outputs_of, size_text
@@ -169,6 +170,8 @@ def make_plan(settings: Settings, *, run: Path | None = None, processes: int = 1
     settings = _with_steps(settings, found, processes)
     machine = machines.examine(settings)
     outputs = outputs_of(settings, run=run)
+    if settings.result.output_kind == "checkpoint":  # whether a .yaml that is there is in its way
+        yaml_beside(outputs.final, base.source, base.description, overwrite=settings.result.overwrite)
     settings = dataclasses.replace(
         settings,
         result=dataclasses.replace(settings.result, output_name=outputs.name, output_dir=str(outputs.folder)),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import os
 import sys
 import time
@@ -30,8 +31,19 @@ def duration(seconds: float) -> str:
     return f"{hours}:{minute:02d}:{second:02d}" if hours else f"{minute}:{second:02d}"
 
 
-def _nowhere() -> IO[str]:
-    return Path(os.devnull).open("w", encoding="utf-8")
+def _width(out: IO[str] | io.TextIOBase) -> dict[str, Any]:
+    """As wide as the terminal, also when that changes; some (of containers) say that they have no columns at all."""
+    try:
+        return {"dynamic_ncols": True} if os.get_terminal_size(out.fileno()).columns else {"ncols": 100}
+    except (OSError, ValueError):
+        return {"ncols": 100}
+
+
+class _Nowhere(io.TextIOBase):
+    """A console that is not there."""
+
+    def write(self, text: str) -> int:
+        return len(text)
 
 
 class Reporter:
@@ -42,7 +54,9 @@ class Reporter:
     """
 
     def __init__(self, log: Path | None = None, out: IO[str] | None = None) -> None:
-        self._out = out or sys.stderr or _nowhere()  # None: a process without a console, as on Windows
+        self._out: IO[str] | io.TextIOBase = (
+            out or sys.stderr or _Nowhere()
+        )  # None: a process without a console, as on Windows
         self._log = log.open("a", encoding="utf-8") if log is not None else None
         self._terminal = self._out.isatty()
         self._bar: tqdm[Any] | None = None
@@ -80,7 +94,7 @@ class Reporter:
         try:
             yield
         except (OSError, ValueError):  # ValueError: it was closed
-            self._out, self._bar, self._terminal = _nowhere(), None, False
+            self._out, self._bar, self._terminal = _Nowhere(), None, False
 
     def show(self, event: str, fields: dict[str, Any]) -> None:
         """One event, as it was emitted."""
@@ -94,29 +108,33 @@ class Reporter:
         self._what = ""
         if self._phase in PHASES:
             self.write(PHASES[self._phase])
-
         else:
             self.log(self._phase)
 
     def _show_progress(self, fields: dict[str, Any]) -> None:
-        self._advance(str(fields["name"]), int(fields["done"]), int(fields["of"]), "")
+        self._advance(str(fields["name"]), int(fields["done"]), int(fields["of"]), "", "")
 
     def _show_step(self, fields: dict[str, Any]) -> None:
-        numbers = f"loss {fields['loss']:.4f}" if fields["loss"] is not None else "loss nan"
+        loss = f"loss {fields['loss']:.4f}" if fields["loss"] is not None else "loss nan"
+        memory = f"{fields['memory_gb']:.1f} GB"
+        parts = [loss]
         if fields["prior_loss"]:
-            numbers += f" (instance {fields['instance_loss']:.4f}, prior {fields['prior_loss']:.4f})"
-        numbers += f" · {fields['memory_gb']:.1f} GB"
-        if not self._terminal and fields["eta_s"] is not None:
-            numbers += f" · {fields['it_s']:.2f} steps/s · {duration(fields['eta_s'])} left"
-        self._advance("training", int(fields["step"]), int(fields["of"]), numbers)
+            parts[0] += f" (instance {fields['instance_loss']:.4f}, prior {fields['prior_loss']:.4f})"
+        parts.append(memory)
+        if fields["eta_s"] is not None:
+            parts += [f"{fields['it_s']:.2f} steps/s", f"{duration(fields['eta_s'])} left"]
+        # the bar says rate and time itself, and has little room
+        self._advance(
+            "training", int(fields["step"]), int(fields["of"]), " · ".join(parts), f"{loss}, {memory}"
+        )
 
-    def _advance(self, what: str, done: int, of: int, text: str) -> None:
+    def _advance(self, what: str, done: int, of: int, text: str, short: str) -> None:
         if what != self._what:  # a phase may have several parts, such as images and captions
             self._end_bar()
             self._what, self._shown = what, 0.0
         if self._terminal:
             with self._console():
-                self._move_bar(done, of, text)
+                self._move_bar(done, of, short)
         now = time.monotonic()
         if now - self._shown >= PLAIN_EVERY or done == of:
             self._shown = now
@@ -126,7 +144,7 @@ class Reporter:
     def _move_bar(self, done: int, of: int, text: str) -> None:
         if self._bar is None:
             self._bar = tqdm(
-                total=of, file=self._out, dynamic_ncols=True, desc=self._what, initial=max(0, done - 1)
+                total=of, file=self._out, desc=self._what, initial=max(0, done - 1), **_width(self._out)
             )
         self._bar.set_postfix_str(text, refresh=False)
         self._bar.update(done - self._bar.n)

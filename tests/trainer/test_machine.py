@@ -1,0 +1,126 @@
+"""What is asked of the machine by name and cannot be had is an error; what is left to it is chosen and said."""
+
+from __future__ import annotations
+
+import importlib.util
+import subprocess
+
+import pytest
+import torch
+
+from dreambooth.shared.config import settings_from
+from dreambooth.shared.errors import InputError
+from dreambooth.trainer import eightbit, machine
+from dreambooth.trainer.eightbit import Verdict
+
+
+def settings(**values: str):
+    return settings_from(values, where="test")
+
+
+@pytest.fixture
+def device(monkeypatch):
+    """Makes the machine one with this kind of device."""
+
+    def become(kind: str, *, bf16: bool = True, title: str = "A Card") -> None:
+        monkeypatch.setattr(machine, "choose_device", lambda: torch.device(kind))
+        monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda: bf16)
+        monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: title)
+
+    return become
+
+
+@pytest.mark.parametrize(
+    ("kind", "bf16", "precision", "dtype"),
+    [
+        ("cpu", True, "no", torch.float32),
+        ("mps", False, "no", torch.float32),
+        ("cuda", True, "bf16", torch.bfloat16),
+        ("cuda", False, "fp16", torch.float16),
+    ],
+)
+def test_auto_takes_what_can_be_had_and_says_so(kind, bf16, precision, dtype, device) -> None:
+    device(kind, bf16=bf16)
+    found = machine.examine(settings())
+    assert (found.mixed_precision, found.compute_dtype, found.attention) == (precision, dtype, "sdpa")
+    assert any("CPU" in note if kind == "cpu" else precision in note for note in found.notes)
+
+
+@pytest.mark.parametrize(
+    ("kind", "bf16", "asked", "remedy"),
+    [
+        ("cpu", True, "fp16", "bf16"),
+        ("mps", False, "fp16", "auto"),
+        ("mps", False, "bf16", "fp16"),
+        ("cuda", False, "bf16", "fp16"),
+    ],
+)
+def test_a_precision_that_cannot_be_had_is_an_error_before_the_start(
+    kind, bf16, asked, remedy, device
+) -> None:
+    device(kind, bf16=bf16)
+    with pytest.raises(InputError) as refused:
+        machine.examine(settings(mixed_precision=asked))
+    assert refused.value.where == "mixed_precision" and remedy in refused.value.remedy
+
+
+@pytest.mark.parametrize(
+    ("kind", "asked"), [("cpu", "bf16"), ("cpu", "no"), ("cuda", "fp16"), ("cuda", "no")]
+)
+def test_a_precision_that_is_named_and_can_be_had_is_taken(kind, asked, device) -> None:
+    device(kind)
+    found = machine.examine(settings(mixed_precision=asked))
+    assert found.mixed_precision == asked
+    assert not any("mixed_precision" in note for note in found.notes)
+
+
+def test_xformers_is_refused_where_it_is_not_or_cannot_be(device, monkeypatch) -> None:
+    device("cuda")
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(InputError, match="not installed"):
+        machine.examine(settings(attention="xformers"))
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: object())
+    assert machine.examine(settings(attention="xformers")).attention == "xformers"
+    device("cpu")
+    with pytest.raises(InputError, match="NVIDIA"):
+        machine.examine(settings(attention="xformers"))
+
+
+def test_the_8_bit_optimizer_is_proved_by_a_step_before_the_start(device, monkeypatch) -> None:
+    device("cpu")
+    asked = []
+
+    def probe(python="", device="auto"):
+        asked.append(device)
+        return Verdict(False, "its library does not load", "install another")
+
+    monkeypatch.setattr(eightbit, "probe_adamw8bit", probe)
+    machine.examine(settings())
+    assert asked == [], "nobody asked for it"
+    with pytest.raises(InputError, match="its library does not load") as refused:
+        machine.examine(settings(optimizer="AdamW8bit"))
+    assert refused.value.where == "optimizer"
+    assert "install another" in refused.value.remedy and "adamw" in refused.value.remedy
+    monkeypatch.setattr(eightbit, "probe_adamw8bit", lambda **_: Verdict(True, "works"))
+    assert machine.examine(settings(optimizer="adamw8bit")).mixed_precision == "no"
+    assert asked == ["cpu"]
+
+
+def test_the_probe_leaves_this_process_alone(monkeypatch) -> None:
+    def dies(command, **options):
+        return subprocess.CompletedProcess(command, -11, "", "Segmentation fault")
+
+    monkeypatch.setattr(subprocess, "run", dies)
+    with pytest.raises(InputError, match="died"):
+        machine.check_8bit(torch.device("cpu"))
+
+
+def test_the_device_is_the_card_if_there_is_one(monkeypatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
+    assert machine.choose_device() == torch.device("cpu")
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
+    assert machine.choose_device() == torch.device("mps")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 1)
+    assert machine.choose_device() == torch.device("cuda", 1)
