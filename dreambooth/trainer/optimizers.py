@@ -16,6 +16,7 @@ import torch
 
 from dreambooth.shared.errors import InputError
 from dreambooth.shared.settings import TrainingSettings
+from dreambooth.trainer.fused_adamw import FusedAdamW
 
 
 @dataclass(frozen=True)
@@ -109,18 +110,13 @@ class Stepper:
         self.optimizer = optimizer
         self.max_grad_norm = max_grad_norm
         self.scaler = scaler
-        self._fused = scaler is None and any(group.get("fused") for group in optimizer.param_groups)
+        self._fused = FusedAdamW(optimizer) if scaler is None and FusedAdamW.serves(optimizer) else None
         self._base_rates = [group["lr"] for group in optimizer.param_groups]
-        first = optimizer.param_groups[0]["params"][0]
-        self.failed = torch.zeros((), device=first.device)
+        self._parameters = [p for group in optimizer.param_groups for p in group["params"]]
+        self.failed = torch.zeros((), device=self._parameters[0].device)
 
     def _gradients(self) -> list[torch.Tensor]:
-        return [
-            parameter.grad
-            for group in self.optimizer.param_groups
-            for parameter in group["params"]
-            if parameter.grad is not None
-        ]
+        return [gradient for parameter in self._parameters if (gradient := parameter.grad) is not None]
 
     def set_rates(self, factor: Callable[[float], float]) -> None:
         """Sets each group's learning rate to its base rate times `factor(base rate)`."""
@@ -148,24 +144,22 @@ class Stepper:
             stepped = self._scaled_step(gradients, norm, loss)
         else:
             self.failed = torch.maximum(self.failed, (~torch.isfinite(norm + loss)).float())
-            if self._fused:
-                self._fused_step(norm)
+            if self._fused is not None:
+                self._fused.step(divisor=self._divisor(norm), failed=self.failed)
             elif not self.failed.item():
                 self._clip(gradients, norm)
                 self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         return stepped
 
-    def _fused_step(self, norm: torch.Tensor) -> None:
-        # the kernel divides gradients by grad_scale and does nothing at all where found_inf is 1
-        if self.max_grad_norm > 0:
-            self.optimizer.grad_scale = (norm / self.max_grad_norm).clamp(min=1.0)  # type: ignore[attr-defined]
-        self.optimizer.found_inf = self.failed  # type: ignore[attr-defined]
-        self.optimizer.step()
+    def _divisor(self, norm: torch.Tensor) -> torch.Tensor | None:
+        """What gradients are divided by so that their norm is at most `max_grad_norm`."""
+        return (norm / self.max_grad_norm).clamp(min=1.0) if self.max_grad_norm > 0 else None
 
     def _clip(self, gradients: list[torch.Tensor], norm: torch.Tensor) -> None:
-        if self.max_grad_norm > 0:
-            torch._foreach_div_(gradients, (norm / self.max_grad_norm).clamp(min=1.0))
+        divisor = self._divisor(norm)
+        if divisor is not None:
+            torch._foreach_div_(gradients, divisor)
 
     def _scaled_step(self, gradients: list[torch.Tensor], norm: torch.Tensor, loss: torch.Tensor) -> bool:
         assert self.scaler is not None
