@@ -53,7 +53,7 @@ class FusedAdamW:
                 lists = self._lists[index] = self._make_lists(parameters, amsgrad=group["amsgrad"])
             beta1, beta2 = group["betas"]
             lists.steps.add_(1.0 - failed)
-            torch._fused_adamw_(  # type: ignore[attr-defined]
+            torch._fused_adamw_(
                 lists.parameters,
                 [parameter.grad for parameter in parameters],
                 lists.means,
