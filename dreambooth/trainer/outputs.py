@@ -179,6 +179,7 @@ def volumes(files: Sequence[PlannedFile]) -> list[Volume]:
     found: dict[int, Volume] = {}
     for file in files:
         place = existing_parent(file.path)
+        place = place if place.is_dir() else place.parent  # it is there and will be replaced
         device = place.stat().st_dev
         before = found.get(device)
         needed = max(0, file.size - file.there) + (before.needed if before else 0)

@@ -190,8 +190,7 @@ def make_plan(settings: Settings, *, run: Path | None = None, processes: int = 1
         notes=(*machine.notes, *_notes(settings, base), *found.warnings),
         processes=processes,
     )
-    folder = run or Path(settings.result.runs_dir) / outputs.name
-    files = tuple(planned_files(plan, folder, data_plan(plan, found)))
+    files = tuple(planned_files(plan, data_plan(plan, found), run))
     return dataclasses.replace(plan, files=files, volumes=tuple(check_room(files)))
 
 

@@ -25,11 +25,13 @@ if TYPE_CHECKING:
 OPTIMIZER_BYTES = {"adamw": 8.0, "adamw8bit": 2 + 2 * 4 / 256}
 # bitsandbytes keeps the moments of smaller tensors in float32
 _SMALLEST_8BIT = 4096
-# A tensor of torch.save's zip: its record's two headers and the alignment to 64 bytes.
-_RECORD_BYTES = 250
+# A tensor in torch.save's zip: its record's two headers, the alignment to 64 bytes, and its part of the pickle
+_RECORD_BYTES = 350
 # What a cached tensor's file says of itself
 _HEADER_BYTES = 300
-_CLASS_IMAGE_BYTES_PER_PIXEL = 2.0  # a generous PNG
+# A PNG that cannot be compressed, and what it says of how it was made
+_CLASS_IMAGE_BYTES_PER_PIXEL = 3
+_CLASS_IMAGE_BYTES = 2000
 _MOST_LISTED = 8
 _DOWNSCALE = 8
 _LATENT_CHANNELS = 4
@@ -46,10 +48,11 @@ def _shapes(base: LoadedModel, component: str) -> list[tuple[int, ...]]:
     return [base.source.tensors[binding.original].shape for binding in bindings]
 
 
-def checkpoint_bytes(base: LoadedModel, dtype: torch.dtype) -> int:
+def checkpoint_bytes(base: LoadedModel, dtype: torch.dtype, *, ckpt: bool = False) -> int:
     """The size of a written checkpoint, without its metadata."""
     entries = export_entries(base.source, base.description, {}, dtype)
-    return len(layout(entries, {})[0]) + sum(entry.nbytes for entry in entries)
+    header = len(entries) * _RECORD_BYTES if ckpt else len(layout(entries, {})[0])
+    return header + sum(entry.nbytes for entry in entries)
 
 
 def state_bytes(base: LoadedModel, trained: Mapping[str, int], training: TrainingSettings) -> int:
@@ -60,7 +63,7 @@ def state_bytes(base: LoadedModel, trained: Mapping[str, int], training: Trainin
             count = math.prod(shape)
             small = count < _SMALLEST_8BIT
             kept = OPTIMIZER_BYTES["adamw" if small else training.optimizer]
-            total += count * (4 + kept + 4 * training.use_ema) + 3 * _RECORD_BYTES
+            total += count * (4 + kept + 4 * training.use_ema) + 2 * _RECORD_BYTES
     return int(total)
 
 
@@ -85,22 +88,24 @@ def _latent_bytes(size: Size) -> int:
     return 2 * 4 * _LATENT_CHANNELS * (width // _DOWNSCALE) * (height // _DOWNSCALE) + _HEADER_BYTES
 
 
-def planned_files(plan: Plan, run: Path, data: DataPlan) -> list[PlannedFile]:
-    """All that a run in the folder `run` writes: checkpoints, states, class images, the cache."""
+def planned_files(plan: Plan, data: DataPlan, resumed: Path | None) -> list[PlannedFile]:
+    """All that a run writes: checkpoints, states, class images, the cache; `resumed` is the folder of one that is
+    gone on with."""
     settings, result = plan.settings, plan.settings.result
-    checkpoint = checkpoint_bytes(plan.base, DTYPES[result.output_dtype])
+    run = resumed or Path(result.runs_dir) / plan.outputs.name
+    checkpoint = checkpoint_bytes(plan.base, DTYPES[result.output_dtype], ckpt=result.output_format == "ckpt")
     files = [PlannedFile(plan.outputs.final, checkpoint, "the trained checkpoint")]
     files += _on_the_way(settings, plan.outputs, checkpoint)
     if result.output_kind == "diffusers":
         files.append(PlannedFile(run, checkpoint, "while the folder is written"))
     kept = settings.saving.checkpoints_total_limit + 1  # one is whole while the next is written
     states = kept * state_bytes(plan.base, plan.trained, settings.training)
-    there = _folder_bytes(run / "state")
+    there = _folder_bytes(resumed / "state") if resumed else 0
     files.append(PlannedFile(run / "state", states, f"states to go on from, {kept} at most", there))
     side = settings.images.resolution
     for folder in plan.survey.class_folders():
         if folder.missing:
-            size = int(folder.missing * side * side * _CLASS_IMAGE_BYTES_PER_PIXEL)
+            size = folder.missing * (side * side * _CLASS_IMAGE_BYTES_PER_PIXEL + _CLASS_IMAGE_BYTES)
             files.append(PlannedFile(folder.folder, size, f"{folder.missing} class images"))
     cache = cache_bytes(settings, plan.base, data, plan.class_images_missing)
     if cache:

@@ -204,6 +204,9 @@ class _Disk:
     def __init__(self, name: str) -> None:
         self.name = name
 
+    def is_dir(self) -> bool:
+        return True
+
     def stat(self):
         return collections.namedtuple("Stat", "st_dev")(self.name)
 

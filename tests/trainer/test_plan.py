@@ -1,0 +1,217 @@
+"""The plan: its numbers by closed forms, what it says of what was chosen, and that it is read like a page."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+import shutil
+from pathlib import Path
+
+import pytest
+import tiny
+import torch
+from tiny import config, dreambooth, tree
+
+from dreambooth.shared.config import load_settings
+from dreambooth.shared.errors import InputError
+from dreambooth.shared.events import SCHEMA
+from dreambooth.trainer import plan as plans
+from dreambooth.trainer.plan import make_plan
+
+
+def planned(folder: Path, **values):
+    return make_plan(load_settings(config(folder, **values)))
+
+
+def concepts(folder: Path, *counts_and_repeats: tuple[int, int]) -> list[dict]:
+    return [
+        {
+            "instance_prompt": f"photo of sks{number}",
+            "class_prompt": f"thing {number}",
+            "instance_data_dir": str(tiny.write_photos(folder / f"photos {number}", count)),
+            "repeats": repeats,
+        }
+        for number, (count, repeats) in enumerate(counts_and_repeats)
+    ]
+
+
+@pytest.mark.parametrize(
+    ("counts", "batch", "accumulation", "per_image"),
+    [([(3, 1)], 1, 1, 100), ([(3, 1)], 2, 1, 7), ([(3, 4), (5, 1)], 4, 3, 10), ([(1, 1)], 8, 1, 1)],
+)
+def test_steps_come_from_steps_per_image_and_a_step_is_a_whole_batch(
+    counts, batch, accumulation, per_image, tmp_path
+) -> None:
+    found = planned(
+        tmp_path,
+        concepts=concepts(tmp_path, *counts),
+        train_batch_size=batch,
+        gradient_accumulation_steps=accumulation,
+        steps_per_image=per_image,
+        max_train_steps=0,
+    )
+    drawn = sum(count * repeats for count, repeats in counts)
+    assert found.batch == batch * accumulation
+    assert found.steps == max(1, math.ceil(per_image * drawn / (batch * accumulation)))
+    assert found.epochs == pytest.approx(found.steps * batch * accumulation / drawn)
+    assert found.settings.training.max_train_steps == found.steps, "the run's settings say it"
+    assert found.survey.instance_count == sum(count for count, _ in counts)
+
+
+def test_max_train_steps_wins(tmp_path) -> None:
+    found = planned(tmp_path, max_train_steps=17, steps_per_image=100)
+    assert found.steps == 17 and found.epochs == pytest.approx(17 / 3)
+
+
+@pytest.mark.parametrize(("stop", "step"), [(1.0, 10), (0.5, 5), (0.35, 4), (0.0, 0)])
+def test_the_text_encoder_stops_at_its_fraction_of_the_steps(stop, step, tmp_path) -> None:
+    found = planned(tmp_path, max_train_steps=10, text_encoder_stop=stop)
+    assert found.text_encoder_stop == step
+    assert list(found.trained) == (["unet", "text_encoder"] if step else ["unet"])
+
+
+def test_class_images_are_counted_before_any_is_made(tmp_path) -> None:
+    have = tiny.write_photos(tmp_path / "class", 2)
+    two = concepts(tmp_path, (2, 1), (1, 1))
+    two[0] |= {"class_data_dir": str(have), "num_class_images": 5}
+    found = planned(tmp_path, concepts=two, num_class_images=3)
+    event = found.as_event()
+    assert (event["class_images"], event["class_images_to_make"]) == (2, 3 + 3)
+    without = planned(tmp_path, concepts=two, prior_loss_weight=0).as_event()
+    assert (without["class_images"], without["class_images_to_make"]) == (0, 0)
+
+
+def test_memory_is_weights_gradients_and_two_moments_of_what_is_trained(tmp_path) -> None:
+    counts = {"unet": 0, "text": 0, "vae": 0}
+    for name, tensor in tiny.tensors().items():
+        key = {"model": "unet", "cond_stage_model": "text", "first_stage_model": "vae"}.get(
+            name.split(".")[0]
+        )
+        if key and "position_ids" not in name:
+            counts[key] += tensor.numel()
+    found = planned(tmp_path, train_text_encoder=False, use_ema=True, mixed_precision="bf16")
+    scale = 1000  # of a model a thousand times as large, so that what is rounded to 0.01 GB can be compared
+    big = plans.dataclasses.replace(found, trained={"unet": counts["unet"] * scale})
+    memory = big.memory()
+    frozen = sum(counts.values()) - counts["unet"] * scale
+    assert memory["weights_gb"] == pytest.approx((counts["unet"] * scale * 4 + frozen * 2) / 1e9, abs=0.01)
+    assert memory["gradients_gb"] == pytest.approx(counts["unet"] * scale * 4 / 1e9, abs=0.01)
+    assert memory["optimizer_gb"] == pytest.approx(counts["unet"] * scale * (8 + 4) / 1e9, abs=0.01)
+
+
+def test_the_event_has_every_field_of_the_schema_in_plain_json(tmp_path) -> None:
+    event = planned(tmp_path, export_steps=2).as_event()
+    assert set(SCHEMA["plan"]) <= event.keys()
+    assert json.loads(json.dumps(event)) == event
+    assert event["images"] == 3 and event["buckets"] == {"64x64": 3}
+    assert event["trained"] == ["UNet", "text encoder"]
+    assert event["disk_needed"] == sum(file["size"] for file in event["files"]) <= event["disk_free"]
+    assert event["output"] == str(tmp_path / "out" / "sks.safetensors")
+
+
+def test_buckets_count_the_images_of_each_shape(tmp_path) -> None:
+    wide = tiny.write_photos(tmp_path / "photos", 2)
+    with plans_image(wide / "photo 0.png") as image:
+        image.resize((128, 64)).save(wide / "wide.png")
+    one = [{"instance_prompt": "sks", "instance_data_dir": str(wide)}]
+    counts = planned(
+        tmp_path, concepts=one, prior_loss_weight=0, aspect_ratio_buckets=True, resolution=256
+    ).as_event()["buckets"]
+    assert sum(counts.values()) == 3 and len(counts) == 2
+    assert all(
+        int(width) % 8 == int(height) % 8 == 0 for width, height in (size.split("x") for size in counts)
+    )
+
+
+def plans_image(path: Path):
+    from PIL import Image
+
+    return Image.open(path)
+
+
+def test_the_text_names_what_will_happen_with_its_numbers(tmp_path, capsys) -> None:
+    settings = config(
+        tmp_path, train_batch_size=2, gradient_accumulation_steps=3, max_train_steps=5, export_steps=2
+    )
+    assert dreambooth("plan", settings) == 0
+    text = capsys.readouterr().out
+    for pattern in (
+        rf"Model +{re.escape(str(tiny.base()))}",
+        r"Stable Diffusion 1\.x, predicts epsilon \(.+\)",
+        r"Images +3 \(3 at 64x64\); 0 class images found, 2 to be made",
+        r"Training +5 steps of 2 × 3 images and as many of the class, 10 epochs",
+        r"UNet \(0\.\d+M\), text encoder \(1\.59M\); adamw, learning rate 0\.001",
+        rf"Writes +{re.escape(str(tmp_path / 'out' / 'sks.safetensors'))}  \(the trained checkpoint, 5\.\d+ MB\)",
+        r"Writes +\S+sks-4\.safetensors  \(step 4, ",
+        r"Writes +\S+state  \(states to go on from, 2 at most, \d+(\.\d+)? MB\)",
+        r"Disk +\d+(\.\d+)? MB needed, \S+ [GM]B free at ",
+    ):
+        assert re.search(pattern, text), f"{pattern} in\n{text}"
+
+
+def test_what_was_chosen_or_left_out_is_a_note(tmp_path) -> None:
+    tensors = tiny.tensors()
+    tensors |= {f"model_ema.{name.replace('.', '')}": tensor.clone() for name, tensor in list(tensors.items())[:2]}
+    tiny.save(tensors, tmp_path / "with ema.safetensors")
+    (tmp_path / "list.json").write_text(
+        json.dumps([{**concepts(tmp_path, (1, 1))[0], "save_sample_prompt": "x", "max_steps": 5}])
+    )
+    notes = "\n".join(
+        planned(
+            tmp_path,
+            model=str(tmp_path / "with ema.safetensors"),
+            concepts=str(tmp_path / "list.json"),
+            aspect_ratio_buckets=True,
+        ).notes
+    )
+    for words in ("EMA", "save_sample_prompt", "aspect_ratio_buckets"):
+        assert words in notes
+    assert torch.cuda.is_available() or "CPU" in notes
+
+
+def test_a_yaml_in_the_result_s_way_is_found_before_the_training(tmp_path) -> None:
+    base = shutil.copy(tiny.base(), tmp_path / "base.safetensors")
+    tiny.write_yaml(base.with_suffix(".yaml"))
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "sks.yaml").write_text("precious: yes\n")
+    with pytest.raises(InputError, match="yaml"):
+        planned(tmp_path, model=str(base))
+    assert planned(tmp_path).outputs.name == "sks", "a base without one writes none"
+
+
+@pytest.mark.parametrize(
+    ("values", "where"),
+    [
+        ({"train_unet": False, "train_text_encoder": False}, "train_unet"),
+        ({"learning_rate": 0}, "learning_rate"),
+        ({"train_unet": False, "learning_rate": 0}, "text_encoder_learning_rate"),
+        ({"train_unet": False, "text_encoder_stop": 0}, "text_encoder_stop"),
+        ({"report_to": "tensorboard, wandb"}, "report_to"),
+        ({"clip_skip": 3}, "clip_skip"),
+        ({"background": "no colour"}, "background"),
+        ({"vae": "nowhere.safetensors"}, "vae"),
+        ({"mixed_precision": "fp16"}, "mixed_precision"),
+    ],
+)
+def test_settings_that_make_no_sense_together_name_their_key(values, where, tmp_path) -> None:
+    if where == "mixed_precision" and torch.cuda.is_available():
+        pytest.skip("a card can do it")
+    before = tree(tmp_path)
+    with pytest.raises(InputError) as refused:
+        planned(tmp_path, **values)
+    assert where in refused.value.where and refused.value.remedy
+    assert tree(tmp_path).keys() - before.keys() == {"config.yaml"}
+
+
+def test_a_plan_made_elsewhere_for_several_processes_counts_all_of_them(tmp_path) -> None:
+    settings = load_settings(config(tmp_path, max_train_steps=0, steps_per_image=8, train_batch_size=2))
+    found = make_plan(settings, processes=3)
+    assert found.batch == 6 and found.steps == 4
+
+
+def test_class_folders_of_two_models_are_apart_and_of_one_model_are_the_same(tmp_path) -> None:
+    other = tiny.write_checkpoint(tmp_path / "tiny.safetensors", seed=2)
+    roots = {plans.class_root(found.settings, found.base) for found in (planned(tmp_path), planned(tmp_path))}
+    roots |= {plans.class_root(found.settings, found.base) for found in [planned(tmp_path, model=str(other))]}
+    assert len(roots) == 2 and all(root.parent == tmp_path / "runs" / "class_images" for root in roots)
