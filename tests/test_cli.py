@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import collections
+import io
 import json
 import os
 import pickle
 import shutil
 import struct
+import sys
 import zipfile
 import zlib
 from pathlib import Path
@@ -82,7 +84,9 @@ def a_pickle_that_runs_code(folder: Path) -> dict:
 def a_lora_as_model(folder: Path) -> dict:
     path = folder / "style.safetensors"
     stem = "lora_unet_mid_block_attentions_0_transformer_blocks_0_attn1_to_q"
-    save_file({f"{stem}.lora_up.weight": torch.zeros(8, 4), f"{stem}.lora_down.weight": torch.zeros(4, 8)}, path)
+    save_file(
+        {f"{stem}.lora_up.weight": torch.zeros(8, 4), f"{stem}.lora_down.weight": torch.zeros(4, 8)}, path
+    )
     return {"model": str(path)}
 
 
@@ -145,7 +149,12 @@ def an_enormous_image(folder: Path) -> dict:
         return struct.pack(">I", len(content)) + body + struct.pack(">I", zlib.crc32(body))
 
     header = struct.pack(">IIBBBBB", 60000, 60000, 8, 2, 0, 0, 0)
-    png = b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"")) + chunk(b"IEND", b"")
+    png = (
+        b"\x89PNG\r\n\x1a\n"
+        + chunk(b"IHDR", header)
+        + chunk(b"IDAT", zlib.compress(b""))
+        + chunk(b"IEND", b"")
+    )
     return photos_and(folder, "huge.png", png)
 
 
@@ -157,7 +166,12 @@ def broken_json(folder: Path) -> dict:
 
 def two_prompts_for_one_class_folder(folder: Path) -> dict:
     shared = str(folder / "class")
-    return {"concepts": [concept(class_data_dir=shared), concept(class_data_dir=shared, class_prompt="photo of dog")]}
+    return {
+        "concepts": [
+            concept(class_data_dir=shared),
+            concept(class_data_dir=shared, class_prompt="photo of dog"),
+        ]
+    }
 
 
 def a_name_that_leaves_its_folder(folder: Path) -> dict:
@@ -255,7 +269,9 @@ WRONG = [
 
 
 @pytest.mark.parametrize(("make", "words"), WRONG, ids=[make.__name__ for make, _ in WRONG])
-def test_wrong_input_is_one_message_exit_code_2_and_nothing_written(make, words, tmp_path, capsys, monkeypatch) -> None:
+def test_wrong_input_is_one_message_exit_code_2_and_nothing_written(
+    make, words, tmp_path, capsys, monkeypatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     settings = config(tmp_path, **make(tmp_path))
     before = tree(tmp_path)
@@ -349,6 +365,23 @@ def test_a_run_that_is_not_there_is_named(command, tmp_path, capsys, monkeypatch
     assert "nobody's run" in message and str(tmp_path / "runs") in message
 
 
-def test_a_console_that_is_gone_or_narrow_is_no_error(tmp_path, capsys) -> None:
+def test_a_folder_without_runs_has_none(tmp_path, capsys) -> None:
     assert dreambooth("runs", tmp_path / "nowhere") == 0
     assert "no runs" in capsys.readouterr().out
+
+
+def test_stopping_a_run_that_does_not_run_says_so(tmp_path, capsys) -> None:
+    (tmp_path / "sks").mkdir()
+    (tmp_path / "sks" / "config.yaml").write_text("seed: 1\n")
+    assert dreambooth("stop", tmp_path / "sks") == 0
+    assert "not running" in capsys.readouterr().out
+    assert not list((tmp_path / "sks").glob("commands/*"))
+
+
+def test_a_message_that_nobody_reads_any_more_still_has_its_exit_code(tmp_path, monkeypatch) -> None:
+    class Gone(io.StringIO):
+        def write(self, text: str) -> int:
+            raise BrokenPipeError
+
+    monkeypatch.setattr(sys, "stderr", Gone())
+    assert dreambooth("plan", tmp_path / "nowhere.yaml") == 2

@@ -211,6 +211,13 @@ def _explained(error: BaseException, folder: RunFolder) -> DreamboothError:
             remedy="turn gradient_checkpointing on, lower train_batch_size or resolution, or train without the text "
             f"encoder (train_text_encoder: no); the last saved state in {folder.path} is intact",
         )
+    if isinstance(error, OSError) and error.filename is not None:
+        return DreamboothError(
+            str(error.strerror),
+            where=str(error.filename),
+            remedy="see that this place is there, and may be read and written; then "
+            f"`python3 -m dreambooth resume {folder.path}` goes on from the last state",
+        )
     return DreamboothError(
         f"{type(error).__name__}: {error}",
         remedy=f"the details are in {folder.log}; `python3 -m dreambooth resume {folder.path}` goes on from the last state",

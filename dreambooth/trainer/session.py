@@ -101,7 +101,7 @@ class Session:
         if outcome is Outcome.STOPPED:
             raise StoppedByUser(
                 "stopped after saving",
-                remedy=f"`python3 -m dreambooth resume {self.folder.path}` goes on from here",
+                remedy=f"`python3 -m dreambooth resume {self.folder.path}` goes on with it",
             )
 
     # ---- before training -------------------------------------------------------------------------------------

@@ -61,7 +61,8 @@ def write_whole(
             os.replace(temporary, path)
             fsync_folder(path.parent)
     finally:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # a disk that may not be written any more: what went wrong is said
+            temporary.unlink(missing_ok=True)
     return replace(written, path=path)
 
 

@@ -1,0 +1,163 @@
+"""A session in a world that changes under it: disks that fill up or may not be written, another number of threads."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import tiny
+import torch
+from tiny import config, dreambooth, tree
+from watching import at_event, events, run_in, same_tensors
+
+from dreambooth.shared.runfolder import summarize
+from dreambooth.trainer import session
+from dreambooth.trainer.checkpoint import latest_step, load_state
+
+
+@pytest.fixture(scope="module")
+def plain(tmp_path_factory) -> Path:
+    """The checkpoint of the quick run, undisturbed."""
+    folder = tmp_path_factory.mktemp("plain")
+    assert dreambooth("train", config(folder)) == 0
+    return folder / "out" / "sks.safetensors"
+
+
+@pytest.fixture
+def disk(tmp_path):
+    """A small disk of its own, which only root can have."""
+    place = tmp_path / "disk"
+    place.mkdir()
+    if sys.platform != "linux" or os.geteuid() != 0:
+        pytest.skip("only root can mount a small disk")
+    if subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=120m", "tmpfs", place], capture_output=True
+    ).returncode:
+        pytest.skip("no disk can be mounted here")
+    yield place
+    subprocess.run(["umount", "-l", place], check=True)
+
+
+def fill(disk: Path) -> None:
+    """Leaves no byte free."""
+    with (disk / "filler").open("ab", buffering=0) as file, contextlib.suppress(OSError):
+        while True:
+            file.write(bytes(1 << 20))
+    with (disk / "filler").open("ab", buffering=0) as file, contextlib.suppress(OSError):
+        while file.write(bytes(1)):
+            pass
+
+
+MOMENTS = {
+    "in class images": ("progress", {"name": "class images", "done": 1}),
+    "in training": ("checkpoint", {"step": 2}),
+    "before the export": ("phase", {"name": "export"}),
+    "after the export": ("exported", {"step": 4}),
+}
+
+
+@pytest.mark.parametrize(("name", "fields"), MOMENTS.values(), ids=MOMENTS.keys())
+def test_a_disk_that_fills_up_leaves_the_last_state_and_the_run_goes_on_after_room_is_made(
+    name, fields, disk, plain, capsys, monkeypatch
+) -> None:
+    settings = config(disk, checkpointing_steps=2)
+    at_event(monkeypatch, name, lambda found: fill(disk), **fields)
+    assert dreambooth("train", settings) == 1
+    said = capsys.readouterr().err
+    assert "Traceback" not in said
+    message = said[said.rindex("Run   ") :].split("\n", 1)[1]
+    assert "room" in message and str(disk) in message and "What to do: " in message.splitlines()[-1]
+    found = run_in(disk)
+    if name != "progress":
+        saved = latest_step(found.states)
+        assert saved == (2 if name == "checkpoint" else 4)
+        assert load_state(found.states).progress.step == saved
+    assert not list((disk / "out").glob(".*.tmp.*")), "half a file takes no room"
+    (disk / "filler").unlink()
+    assert dreambooth("resume", found.path) == 0
+    assert same_tensors(disk / "out" / "sks.safetensors", plain)
+    assert summarize(found).state == "finished"
+
+
+def test_too_little_room_for_going_on_is_said_before_anything_is_done(disk, capsys, monkeypatch) -> None:
+    at_event(monkeypatch, "checkpoint", lambda found: found.order("stop"), step=2)
+    assert dreambooth("train", config(disk, checkpointing_steps=2, max_train_steps=1000)) == 130
+    fill(disk)
+    before = events(run_in(disk))
+    assert dreambooth("resume", run_in(disk).path) == 2
+    assert "free, and this run needs" in capsys.readouterr().err
+    assert events(run_in(disk)) == before
+
+
+def test_a_folder_that_may_not_be_written_is_an_error_before_the_start(disk, tmp_path, capsys) -> None:
+    subprocess.run(["mount", "-o", "remount,ro", disk], check=True)
+    for key, setting in (("output_dir", "output_dir"), ("runs_dir", "runs_dir")):
+        settings = config(tmp_path, **{key: str(disk / "below")})
+        before = tree(tmp_path)
+        assert dreambooth("train", settings) == 2
+        message = capsys.readouterr().err
+        assert message.startswith(f"{setting}: ") and str(disk) in message and "What to do: " in message
+        assert tree(tmp_path) == before
+
+
+@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="root may write everywhere")
+def test_a_folder_without_the_right_to_write_is_an_error_before_the_start(tmp_path, capsys) -> None:
+    locked = tmp_path / "locked"
+    locked.mkdir(mode=0o555)
+    assert dreambooth("train", config(tmp_path, output_dir=str(locked))) == 2
+    assert str(locked) in capsys.readouterr().err
+
+
+def test_a_folder_that_may_not_be_written_any_more_keeps_the_state_and_can_be_mended(
+    disk, tmp_path, plain, capsys, monkeypatch
+) -> None:
+    def lock(found):
+        subprocess.run(["mount", "-o", "remount,ro", disk], check=True)
+
+    at_event(monkeypatch, "phase", lock, name="export")
+    assert dreambooth("train", config(tmp_path, output_dir=str(disk))) == 2
+    assert str(disk) in capsys.readouterr().err
+    assert latest_step(run_in(tmp_path).states) == 4
+    subprocess.run(["mount", "-o", "remount,rw", disk], check=True)
+    assert dreambooth("resume", run_in(tmp_path).path) == 0
+    assert same_tensors(disk / "sks.safetensors", plain)
+
+
+def test_a_resumed_run_computes_with_as_many_threads_as_at_its_beginning(tmp_path, monkeypatch) -> None:
+    def stop(found):
+        found.order("stop")
+
+    assert torch.get_num_threads() == 1
+    at_event(monkeypatch, "phase", stop, name="class images")
+    assert dreambooth("train", config(tmp_path, class_infer_steps=40)) == 130
+    seen = []
+    at_event(monkeypatch, "phase", lambda found: seen.append(torch.get_num_threads()), name="class images")
+    try:
+        torch.set_num_threads(2)
+        assert dreambooth("resume", run_in(tmp_path).path) == 0
+    finally:
+        torch.set_num_threads(1)
+    assert seen == [1]
+
+
+def test_the_base_s_sample_is_made_once_and_the_last_ones_come_from_the_written_file(
+    tmp_path, monkeypatch
+) -> None:
+    loaded = []
+    real = session.load_model
+
+    def noted(path, **options):
+        loaded.append(Path(path))
+        return real(path, **options)
+
+    monkeypatch.setattr(session, "load_model", noted)
+    monkeypatch.setattr("dreambooth.trainer.previews.STEPS", 1)
+    assert dreambooth("train", config(tmp_path, num_validation_images=1, prior_loss_weight=0)) == 0
+    assert loaded == [tiny.base(), tiny.base(), tmp_path / "out" / "sks.safetensors"], (
+        "trained, sampled, sampled"
+    )
+    assert [event["step"] for event in events(run_in(tmp_path), "sample")] == [0, 4]
