@@ -2,8 +2,7 @@
 
     python benchmarks/startup.py PEER [--peer-packages DIR] [--rounds 9]
 
-PEER is diffusers' examples/dreambooth/train_dreambooth.py, at the tag of the installed diffusers or the nearest one
-before; DIR holds what that script needs and our environment lacks (torchvision). Both train the same tiny model in
+PEER is diffusers' train_dreambooth.py (peer.py says which, and what DIR is for). Both train the same tiny model in
 float32 with the text encoder, on the same photos and class images that are there already, with no tracker; files
 are warm. They take turns within each round, and what counts is the median of the rounds. Ours reads the single
 file, makes and prints its plan, checks every image and makes its run folder before the step; theirs reads the
@@ -14,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import statistics
 import subprocess
 import sys
@@ -23,6 +21,8 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+
+from peer import Peer, add_arguments, alike, from_arguments
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
@@ -66,11 +66,6 @@ def prepare(folder: Path) -> Job:
     return job
 
 
-def environment() -> dict[str, str]:
-    """One thread for both, and no network to wait for."""
-    return os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
-
-
 def ours(job: Job, python: list[str], runs: Path, **variables: str) -> float:
     """Seconds to the end of our first step; `runs` keeps the runs and their caches."""
     out = Path(tempfile.mkdtemp(dir=job.folder))
@@ -96,7 +91,7 @@ def ours(job: Job, python: list[str], runs: Path, **variables: str) -> float:
     config.write_text(json.dumps(settings))
     command = [*python, "-m", "dreambooth", "train", str(config)]
     started = time.time()
-    done = subprocess.run(command, env=environment() | variables, cwd=ROOT, capture_output=True, text=True)
+    done = subprocess.run(command, env=alike() | variables, cwd=ROOT, capture_output=True, text=True)
     if done.returncode:
         raise SystemExit(f"ours failed:\n{done.stderr}")
     newest = max(runs.glob("*/events.jsonl"), key=lambda path: path.stat().st_mtime)
@@ -104,26 +99,27 @@ def ours(job: Job, python: list[str], runs: Path, **variables: str) -> float:
     return float(next(event["time"] for event in events if event["event"] == "step")) - started
 
 
-def theirs(job: Job, script: Path, packages: Path | None) -> float:
+def theirs(job: Job, peer: Peer) -> float:
     """Seconds until their progress bar shows the loss of the first step."""
-    command = [sys.executable, str(script), "--train_text_encoder", "--with_prior_preservation"]
-    for name, value in {
-        "pretrained_model_name_or_path": job.model_folder,
-        "instance_data_dir": job.photos,
-        "instance_prompt": INSTANCE_PROMPT,
-        "class_data_dir": job.class_images,
-        "class_prompt": CLASS_PROMPT,
-        "num_class_images": CLASS_IMAGES,
-        "resolution": SIDE,
-        "train_batch_size": 1,
-        "max_train_steps": 1,
-        "output_dir": tempfile.mkdtemp(dir=job.folder),
-        "report_to": "comet_ml",  # not installed: no tracker; their default, TensorBoard, takes longer
-    }.items():
-        command += [f"--{name}", str(value)]
-    variables = environment() | ({"PYTHONPATH": str(packages)} if packages else {})
+    command = peer.command(
+        "train_text_encoder",
+        "with_prior_preservation",
+        pretrained_model_name_or_path=job.model_folder,
+        instance_data_dir=job.photos,
+        instance_prompt=INSTANCE_PROMPT,
+        class_data_dir=job.class_images,
+        class_prompt=CLASS_PROMPT,
+        num_class_images=CLASS_IMAGES,
+        resolution=SIDE,
+        train_batch_size=1,
+        max_train_steps=1,
+        output_dir=tempfile.mkdtemp(dir=job.folder),
+        report_to="comet_ml",  # not installed: no tracker; their default, TensorBoard, takes longer
+    )
     started = time.time()
-    process = subprocess.Popen(command, env=variables, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+    process = subprocess.Popen(
+        command, env=peer.environment(), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
+    )
     assert process.stderr is not None
     said, seconds = b"", 0.0
     while piece := process.stderr.read1(65536):  # type: ignore[attr-defined]
@@ -135,7 +131,7 @@ def theirs(job: Job, script: Path, packages: Path | None) -> float:
     return seconds
 
 
-def contenders(job: Job, script: Path, packages: Path | None) -> dict[str, Callable[[], float]]:
+def contenders(job: Job, peer: Peer) -> dict[str, Callable[[], float]]:
     """What is timed, by name."""
     warm = Path(tempfile.mkdtemp(dir=job.folder))
     own = [sys.executable]
@@ -145,7 +141,7 @@ def contenders(job: Job, script: Path, packages: Path | None) -> dict[str, Calla
         return Path(tempfile.mkdtemp(dir=job.folder))
 
     return {
-        "diffusers' train_dreambooth.py": lambda: theirs(job, script, packages),
+        "diffusers' train_dreambooth.py": lambda: theirs(job, peer),
         "ours, nothing cached": lambda: ours(job, own, fresh()),
         "ours, latents cached": lambda: ours(job, own, warm),
         "ours, from a bare Python, nothing cached": lambda: ours(
@@ -156,12 +152,11 @@ def contenders(job: Job, script: Path, packages: Path | None) -> dict[str, Calla
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("peer", type=Path)
-    parser.add_argument("--peer-packages", type=Path)
+    add_arguments(parser)
     parser.add_argument("--rounds", type=int, default=9)
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        todo = contenders(prepare(Path(folder)), arguments.peer, arguments.peer_packages)
+        todo = contenders(prepare(Path(folder)), from_arguments(arguments))
         found: dict[str, list[float]] = {name: [] for name in todo}
         for contender in todo.values():  # the first start compiles the libraries' files, and fills the cache
             contender()
@@ -169,9 +164,9 @@ def main() -> None:
             for name, contender in todo.items():
                 found[name].append(contender())
     medians = {name: statistics.median(values) for name, values in found.items()}
-    peer = next(iter(medians.values()))
+    first = next(iter(medians.values()))
     for name, seconds in medians.items():
-        print(f"{name:<42} {seconds:5.2f} s  {seconds / peer:5.2f}x")
+        print(f"{name:<42} {seconds:5.2f} s  {seconds / first:5.2f}x")
     print(json.dumps({name: [round(value, 2) for value in values] for name, values in found.items()}))
 
 
