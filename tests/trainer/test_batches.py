@@ -140,6 +140,19 @@ def test_offset_noise_has_the_deviation_that_was_asked_for():
     assert float(plain.mean()) == pytest.approx(0.0, abs=0.01)
 
 
+def test_the_shift_is_not_told_by_the_noise_that_it_shifts():
+    plan = data_plan(batch=64)
+    (plain,), (shifted,) = (
+        batches(plan, offset_noise=share).of_step(0, encoded=True) for share in (0.0, 1.0)
+    )
+    amounts = (shifted.instance.noise - plain.instance.noise)[:, :, 0, 0].flatten()
+    for column in range(4):
+        beside = plain.instance.noise[:, :, 0, column].flatten()
+        first = plain.instance.noise[:, 0, 0, :4].flatten()  # what the same seed would give
+        for other in (beside, first):
+            assert abs(float(torch.corrcoef(torch.stack([amounts, other]))[0, 1])) < 0.25  # four deviations
+
+
 def test_timesteps_are_spread_over_the_whole_schedule():
     drawn = torch.cat(
         [

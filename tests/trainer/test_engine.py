@@ -9,6 +9,8 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+import training_rig
+from accelerate.state import AcceleratorState
 from training_rig import (
     SD1,
     accelerator,
@@ -466,13 +468,48 @@ def test_the_optimizer_remembers_nothing_of_the_frozen(tmp_path):
     assert flat(state)
 
 
+# ---- mixed precision -----------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def bf16(monkeypatch):
+    """accelerate keeps one precision for a whole process."""
+    from accelerate import Accelerator
+
+    def make():
+        AcceleratorState._reset_state(reset_partial_state=True)
+        return Accelerator(cpu=True, mixed_precision="bf16")
+
+    monkeypatch.setattr(training_rig, "accelerator", make)
+    yield
+    AcceleratorState._reset_state(reset_partial_state=True)
+
+
+def test_bf16_computes_coarser_and_keeps_weights_gradients_and_loss_in_float32(tmp_path, bf16):
+    trained = ("unet", "text_encoder")
+    rig = make_rig(tmp_path, trained=trained)
+    kinds = []
+    rig.model.components["unet"].conv_in.register_forward_hook(
+        lambda _, given, made: kinds.append(made.dtype)
+    )
+    losses = rig.engine.step(0)
+    assert kinds == [torch.bfloat16]
+    assert losses.total.dtype == torch.float32
+    assert {p.dtype for *_, p in rig.weights.parameters()} == {torch.float32}
+    coarse = gradients_of(tmp_path, trained=trained)
+    assert {gradient.dtype for gradient in coarse} == {torch.float32}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(training_rig, "accelerator", accelerator)
+        AcceleratorState._reset_state(reset_partial_state=True)
+        exact = gradients_of(tmp_path, trained=trained)
+    assert 1e-4 < relative_difference(coarse, exact) < 0.1
+
+
 # ---- several processes ---------------------------------------------------------------------------------------------
 
 
 def _train_in_a_group(index: int, folder: Path, options: dict[str, object], spoil_at: int | None) -> None:
     """One of two processes: three steps over its share of each, and what it has then, into a file."""
-    from accelerate.state import AcceleratorState
-
     AcceleratorState._reset_state(reset_partial_state=True)
     os.environ |= {
         "WORLD_SIZE": "2", "RANK": str(index), "LOCAL_RANK": str(index), "ACCELERATE_USE_CPU": "true",
