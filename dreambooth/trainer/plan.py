@@ -205,11 +205,11 @@ def check_together(settings: Settings) -> None:
         )
     if training.train_unet and training.learning_rate == 0:
         raise InputError("a learning rate of 0 learns nothing", where="learning_rate", remedy="2e-6 is usual")
-    if not training.train_unet and training.text_encoder_stop == 0:
+    if not training.train_unet and training.text_encoder_stop < 1:
         raise InputError(
-            "nothing would be trained: the text encoder stops at once",
+            "nothing would be trained once the text encoder has stopped",
             where="text_encoder_stop",
-            remedy="use 1",
+            remedy="use 1, or train the UNet too",
         )
     if training.train_text_encoder and not (training.text_encoder_learning_rate or training.learning_rate):
         raise InputError(

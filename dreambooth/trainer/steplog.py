@@ -51,7 +51,6 @@ class StepLog:
             yield
         finally:
             away = time.monotonic() - began
-            self._flushed += away
             self._marks = deque(((moment + away, step) for moment, step in self._marks), self._marks.maxlen)
 
     def add(self, step: int, losses: Losses, rate: float) -> None:

@@ -187,6 +187,7 @@ def test_a_yaml_in_the_result_s_way_is_found_before_the_training(tmp_path) -> No
         ({"learning_rate": 0}, "learning_rate"),
         ({"train_unet": False, "learning_rate": 0}, "text_encoder_learning_rate"),
         ({"train_unet": False, "text_encoder_stop": 0}, "text_encoder_stop"),
+        ({"train_unet": False, "text_encoder_stop": 0.5}, "text_encoder_stop"),
         ({"report_to": "tensorboard, wandb"}, "report_to"),
         ({"clip_skip": 3}, "clip_skip"),
         ({"background": "no colour"}, "background"),
