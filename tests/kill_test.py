@@ -163,6 +163,10 @@ class Work:
     operations: dict[str, list[int]] = field(default_factory=dict)
     killed: collections.Counter[str] = field(default_factory=collections.Counter)
 
+    def phases(self) -> list[str]:
+        """The phases that these runs have."""
+        return [phase for phase in PHASES if phase == STEP or phase in self.operations]
+
     def trainer(self, place: Place, *arguments: str | Path, **options: Any) -> Trainer:
         return self.start(*arguments, output=place.output, trusts_8bit=True, **options)
 
@@ -267,7 +271,8 @@ def finish(work: Work, place: Place) -> None:
 def trial(work: Work, number: int, reference: Traces) -> None:
     """One run, killed at least once (if it is not too quick), resumed to its end, compared."""
     place = work.place(f"trial-{number}")
-    phase = (*PHASES, None)[number % (len(PHASES) + 1)]
+    phases = (*work.phases(), None)
+    phase = phases[number % len(phases)]
     ended = kill_in_phase(work, place, phase) if phase else kill_at_random(work, place)
     while not ended and work.rng.random() < AGAIN:
         ended = kill_at_random(work, place)
@@ -317,16 +322,13 @@ def in_brief(start: Start, folder: Path) -> collections.Counter[str]:
     return work.killed
 
 
-def at_length(
-    start: Start, folder: Path, *, kills: int, seed: int, tell: Callable[[str], None]
-) -> collections.Counter[str]:
+def at_length(work: Work, *, kills: int, tell: Callable[[str], None]) -> collections.Counter[str]:
     """At least `kills` kills, at least one in each phase; gives the kills by phase. Raises Difference."""
-    work = made_ready(start, folder, seed=seed)
     reference = uninterrupted(work, "reference")
     if uninterrupted(work, "again") != reference:
         raise Difference("two uninterrupted runs differ")
     number = 0
-    while sum(work.killed.values()) < kills or not all(work.killed[phase] for phase in PHASES):
+    while sum(work.killed.values()) < kills or not all(work.killed[phase] for phase in work.phases()):
         trial(work, number, reference)
         number += 1
         tell(f"{number} runs, {sum(work.killed.values())} kills")
@@ -342,6 +344,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument(
         "--keep", type=Path, metavar="DIR", help="work there, and leave a differing run for a look"
     )
+    parser.add_argument("settings", nargs="*", metavar="key=value", help="other settings of the runs")
     given = parser.parse_args(arguments)
 
     def tell(text: str) -> None:
@@ -351,7 +354,9 @@ def main(arguments: list[str] | None = None) -> int:
         folder = given.keep or Path(temporary)
         folder.mkdir(parents=True, exist_ok=True)
         try:
-            killed = at_length(start, folder, kills=given.kills, seed=given.seed, tell=tell)
+            settings = dict(text.split("=", 1) for text in given.settings)
+            work = made_ready(start, folder, seed=given.seed, **settings)
+            killed = at_length(work, kills=given.kills, tell=tell)
         except Difference as difference:
             print(difference)
             return 1
