@@ -98,6 +98,21 @@ def test_what_was_left_for_an_earlier_trainer_is_dropped_and_not_acknowledged(ru
     assert names(box.commands()) == ["save"]
 
 
+def test_a_command_that_is_younger_than_the_trainers_lock_is_for_this_trainer(run):
+    old, young = run.order("stop"), run.order("export")
+    run.lock.touch()
+    for path, moment in (
+        (run.commands / f"{old}.json", 1),
+        (run.lock, 2),
+        (run.commands / f"{young}.json", 3),
+    ):
+        os.utime(path, (moment, moment))
+    box = inbox(run)
+    box.clear()
+    assert not box.should_stop()
+    assert names(box.commands()) == ["export"]
+
+
 @pytest.mark.parametrize("drop", ["clear", "answer"])
 def test_a_command_whose_file_cannot_be_removed_is_obeyed_once(run, monkeypatch, drop):
     acks = Acks()
