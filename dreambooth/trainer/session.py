@@ -34,7 +34,6 @@ from dreambooth.trainer.steplog import MemoryProbe, StepLog
 from dreambooth.trainer.store import TensorStore
 from dreambooth.trainer.tokenizer import Tokenizer
 from dreambooth.trainer.weights import Written
-from dreambooth.trainer.weights.base import file_sha256
 
 
 class Session:
@@ -81,11 +80,11 @@ class Session:
         keeper, engine = self._prepare(data, model, encoding)
         try:
             self._train(keeper, engine)
+            if self.processes.is_main:
+                self._finish(keeper.trained)
+            self.processes.wait()
         finally:
-            self._accelerator.end_training()  # what trackers still hold is written
-        if self.processes.is_main:
-            self._finish(keeper.trained)
-        self.processes.wait()
+            self._accelerator.end_training()  # what trackers still hold is written; processes part
 
     def _train(self, keeper: RunKeeper, engine: TrainingEngine) -> None:
         inbox = SharedInbox(self.processes, self.inbox)
@@ -284,10 +283,7 @@ class Session:
             self.folder.result,
             {
                 "path": str(written.path),
-                "files": [
-                    {"path": str(written.path), "sha256": written.sha256},
-                    *({"path": str(path), "sha256": file_sha256(path)} for path in written.beside),
-                ],
+                "files": results.files_of(written),
                 "weight_change": plain,
                 "steps": self.plan.steps,
             },
