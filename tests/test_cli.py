@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections
+import importlib.util
 import io
 import json
 import os
@@ -310,6 +311,35 @@ def test_too_little_room_is_told_before_anything_is_written(tmp_path, capsys, mo
     assert dreambooth("train", settings) == 2
     message = one_message(capsys)
     assert "1 MB free" in message and str(tmp_path) in message
+    assert tree(tmp_path) == before
+
+
+def test_a_tracker_that_is_not_installed_is_told_before_anything_is_written(
+    tmp_path, capsys, monkeypatch
+) -> None:
+    real = importlib.util.find_spec
+    monkeypatch.setattr(
+        importlib.util, "find_spec", lambda name, *rest: None if name == "wandb" else real(name, *rest)
+    )
+    settings = config(tmp_path, report_to="tensorboard, wandb")
+    before = tree(tmp_path)
+    assert dreambooth("train", settings) == 2
+    message = one_message(capsys)
+    assert message.startswith("report_to: wandb") and "pip install wandb" in message
+    assert tree(tmp_path) == before
+
+
+def test_ctrl_c_while_the_plan_is_made_leaves_nothing(tmp_path, capsys, monkeypatch) -> None:
+    from dreambooth.trainer import plan
+
+    def interrupted(*arguments, **options):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(plan, "planned_files", interrupted)
+    settings = config(tmp_path)
+    before = tree(tmp_path)
+    assert dreambooth("train", settings) == 1
+    assert capsys.readouterr().err == "Interrupted.\n"
     assert tree(tmp_path) == before
 
 

@@ -19,6 +19,7 @@ from dreambooth.trainer.machine import DTYPES
 from dreambooth.trainer.outputs import RUN_ID_KEY
 from dreambooth.trainer.sources import open_model
 from dreambooth.trainer.weights import Written
+from dreambooth.trainer.weights.base import file_sha256
 
 Trained = Mapping[str, Mapping[str, torch.Tensor]]
 
@@ -137,3 +138,12 @@ def write_checkpoint(
         single.unlink(missing_ok=True)
         single.with_suffix(".yaml").unlink(missing_ok=True)
     return Written(path, made.nbytes, "")
+
+
+def files_of(written: Written) -> list[dict[str, str]]:
+    """Every file of a result with its sha256: the checkpoint and what was written beside it, or a folder's files."""
+    if written.path.is_dir():
+        paths = sorted(path for path in written.path.rglob("*") if path.is_file())
+        return [{"path": str(path), "sha256": file_sha256(path)} for path in paths]
+    beside = [{"path": str(path), "sha256": file_sha256(path)} for path in written.beside]
+    return [{"path": str(written.path), "sha256": written.sha256}, *beside]

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 import shutil
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import tiny
 import torch
 from safetensors.torch import load_file
-from watching import raw
+from watching import raw, sha256
 
 from dreambooth.shared.config import settings_from
 from dreambooth.shared.errors import InputError
@@ -125,6 +127,21 @@ def test_a_run_knows_its_own_file_in_every_form(name, values, base, weights, tmp
     write(path, base, {"text_encoder": weights}, run_id="another run", overwrite="yes", **values)
     assert results.belongs_to_run(path, "another run")
     assert [found.name for found in tmp_path.iterdir()] == [name], "nothing is left beside it"
+
+
+def test_all_files_of_a_result_are_listed_with_their_hashes(base, weights, tmp_path) -> None:
+    single = write(tmp_path / "sks.safetensors", base, {"text_encoder": weights})
+    assert results.files_of(single) == [{"path": str(single.path), "sha256": sha256(single.path)}]
+    (tmp_path / "sks.yaml").write_text("x: 1")
+    beside = dataclasses.replace(single, beside=(tmp_path / "sks.yaml",))
+    assert results.files_of(beside)[1] == {
+        "path": str(tmp_path / "sks.yaml"),
+        "sha256": sha256(tmp_path / "sks.yaml"),
+    }
+    folder = write(tmp_path / "folder", base, {"text_encoder": weights}, output_kind="diffusers")
+    listed = {Path(row["path"]): row["sha256"] for row in results.files_of(folder)}
+    assert listed == {path: sha256(path) for path in (tmp_path / "folder").rglob("*") if path.is_file()}
+    assert tmp_path / "folder" / "model_index.json" in listed
 
 
 @pytest.mark.parametrize("content", [b"", b"precious", b"\x08\0\0\0\0\0\0\0{}      "])

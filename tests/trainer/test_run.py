@@ -34,7 +34,7 @@ posix = pytest.mark.skipif(os.name != "posix", reason="signals as POSIX has them
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory) -> Path:
     """The folder of a run that went through without a stop: the reference of many tests."""
-    folder = tmp_path_factory.mktemp("finished")
+    folder = tmp_path_factory.mktemp("a finished run é")
     base = shutil.copy(tiny.base(), folder / "base with a yaml.safetensors")
     tiny.write_yaml(base.with_suffix(".yaml"))
     settings = config(
@@ -498,6 +498,9 @@ def test_a_second_trainer_is_refused_and_the_first_goes_on(start, tmp_path) -> N
     again = start("train", tmp_path / "config.yaml", output=tmp_path / "again.txt")
     assert again.wait() == 2
     assert "output_name" in again.said() and "sks" in again.said()
+    assert summarize(found).state == "running"
+    export = start("export", found.path, output=tmp_path / "export.txt")
+    assert export.wait() == 2 and f"process {first.pid}" in export.said()
     stopper = start("stop", found.path, output=tmp_path / "stop.txt")
     assert stopper.wait() == 0 and "Stopped." in stopper.said()
     assert first.wait() == 130
