@@ -25,6 +25,9 @@ class Described:
     def read(self, name: str) -> torch.Tensor:
         return self.given[name]
 
+    def mapped(self, name: str) -> torch.Tensor | None:
+        return None
+
 
 def described(shapes: dict[str, tuple[int, ...]], metadata=None, **given: torch.Tensor) -> Described:
     shapes = shapes | {name: tuple(tensor.shape) for name, tensor in given.items()}

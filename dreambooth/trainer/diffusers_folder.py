@@ -93,6 +93,15 @@ class FolderFile:
             file.read_into(own, flat[start : start + count])
             start += count
 
+    def mapped(self, name: str) -> torch.Tensor | None:
+        """The tensor in its file's own pages, copied where it is written to; None where that cannot be."""
+        part = self._parts[name]
+        if len(part.places) != 1:
+            return None
+        file, own = part.places[0]
+        found = file.mapped(own)
+        return None if found is None else found.reshape(part.info.shape)
+
 
 def open_folder(path: Path) -> FolderFile:
     """Open a diffusers folder of Stable Diffusion 1.x or 2.x.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -17,10 +18,10 @@ from dreambooth.trainer.families.detect import family_of, identify
 from dreambooth.trainer.families.names import Binding
 from dreambooth.trainer.sources import Opened, open_model, open_vae
 from dreambooth.trainer.weights import WeightFile
-from dreambooth.trainer.weights.arena import Arena
 from dreambooth.trainer.weights.base import file_sha256
 
 TEXT_MODEL = "text_model."
+READERS = 2
 
 
 @dataclass
@@ -55,11 +56,14 @@ def load_model(
     prediction_type: str = "auto",
     use_ema_weights: bool = False,
     vae: str | Path | None = None,
+    mapped: bool = False,
 ) -> LoadedModel:
     """Load a single file or a diffusers folder into modules of `dtype` on the CPU.
 
     `prediction_type` other than "auto" overrides what the file says of itself. With `use_ema_weights` the UNet
     gets the file's averaged weights. `vae` names a file whose autoencoder is used in place of the checkpoint's.
+    With `mapped`, weights that have `dtype` already stay in the file's pages until they are moved or written to:
+    quickest for what goes to a card or ends soon, but the file must not be rewritten in place meanwhile.
     Raises InputError for everything that is wrong with the input.
     """
     opened = open_model(path, use_ema_weights=use_ema_weights)
@@ -70,7 +74,7 @@ def load_model(
         if component == "vae" and vae:
             model.components[component] = _other_vae(model, vae, dtype)
         else:
-            model.components[component] = _load(component, source, description, dtype)
+            model.components[component] = _load(component, source, description, dtype, mapped=mapped)
     return model
 
 
@@ -117,17 +121,24 @@ def _other_vae(model: LoadedModel, path: str | Path, dtype: torch.dtype) -> torc
 
 
 def _load(
-    component: str, source: WeightFile, description: Description, dtype: torch.dtype
+    component: str,
+    source: WeightFile,
+    description: Description,
+    dtype: torch.dtype,
+    *,
+    mapped: bool = False,
 ) -> torch.nn.Module:
     module = empty_module(component, description.configs[component])
     empty = module.state_dict()
     own = {name.removeprefix(TEXT_MODEL): name for name in empty}
     shapes = {name: tuple(empty[full].shape) for name, full in own.items()}
-    arena = Arena((dtype, shape) for shape in shapes.values())
-    state = {}
-    for binding in in_file_order(description.bindings[component], source):
-        for name, tensor in read_canonical(source, binding, shapes, dtype, arena):
-            state[own[name]] = tensor
+
+    def read(binding: Binding) -> list[tuple[str, torch.Tensor]]:
+        return read_canonical(source, binding, shapes, dtype, mapped=mapped)
+
+    bindings = in_file_order(description.bindings[component], source)
+    with ThreadPoolExecutor(max_workers=READERS) as pool:  # filling fresh memory takes longer than copying
+        state = {own[name]: tensor for found in pool.map(read, bindings) for name, tensor in found}
     module.load_state_dict(state, strict=True, assign=True)
     return module.eval().requires_grad_(False)
 
@@ -143,33 +154,30 @@ def read_canonical(
     binding: Binding,
     shapes: Mapping[str, Sequence[int]],
     dtype: torch.dtype,
-    arena: Arena | None = None,
+    *,
+    mapped: bool = False,
 ) -> list[tuple[str, torch.Tensor]]:
-    """The tensors that one of the file's tensors becomes, by canonical name, in memory of their own.
+    """The tensors that one of the file's tensors becomes, by canonical name, in memory of their own or mapped.
 
     `shapes` are the modules'. Raises InputError if the file's shape is another.
     """
-    arena = arena or Arena(())
-    first = tuple(shapes[binding.canonical[0]])
-    count = len(binding.canonical)
+    first, count = tuple(shapes[binding.canonical[0]]), len(binding.canonical)
     wanted = (first[0] * count, *first[1:])
-    found = source.tensors[binding.original].shape
-    if found != wanted and not (binding.flat and found == (*wanted, 1, 1)):
+    info = source.tensors[binding.original]
+    if info.shape != wanted and not (binding.flat and info.shape == (*wanted, 1, 1)):
         raise InputError(
-            f"{binding.original!r} has the shape {found}, not {wanted} as in a model of these sizes",
+            f"{binding.original!r} has the shape {info.shape}, not {wanted} as in a model of these sizes",
             where=str(source.path),
             remedy="take a checkpoint with the original layout of its family",
         )
+    whole = source.mapped(binding.original) if mapped and info.dtype == dtype and count == 1 else None
+    if whole is None:
+        whole = torch.empty(wanted, dtype=dtype)
+        source.read_into(binding.original, whole)
     if count == 1:
-        out = arena.tensor(dtype, first)
-        source.read_into(binding.original, out)
-        return [(binding.canonical[0], out)]
-    fused = torch.empty(wanted, dtype=dtype)
-    source.read_into(binding.original, fused)
-    return [
-        (name, arena.tensor(dtype, first).copy_(part))
-        for name, part in zip(binding.canonical, torch.split(fused, first[0]), strict=True)
-    ]
+        return [(binding.canonical[0], whole.reshape(wanted))]
+    parts = torch.split(whole, first[0])
+    return [(name, part.clone()) for name, part in zip(binding.canonical, parts, strict=True)]
 
 
 def empty_module(component: str, config: Mapping[str, Any]) -> torch.nn.Module:

@@ -62,6 +62,10 @@ class RenamedFile:
         """Fill `out` with the tensor, cast to `out`'s dtype."""
         self._file.read_into(self._names[name], out)
 
+    def mapped(self, name: str) -> torch.Tensor | None:
+        """The tensor in the file's own pages, copied where it is written to; None where that cannot be."""
+        return self._file.mapped(self._names[name])
+
 
 def averaged(file: WeightFile) -> WeightFile:
     """The file with the UNet's averaged weights in place of its own, which are left out with the average.

@@ -195,7 +195,7 @@ def test_a_disk_that_fills_up_leaves_the_old_folder_and_nothing_else(tmp_path, m
     def full(self):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(Sink, "sync", full)
+    monkeypatch.setattr(Sink, "finish", full)
     with pytest.raises(DreamboothError, match="disk is full"):
         convert(path, tmp_path / "folder", overwrite=True)
     assert sorted(place.name for place in tmp_path.iterdir()) == ["a.safetensors", "folder"]

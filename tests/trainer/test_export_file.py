@@ -31,7 +31,10 @@ def extended(weights):
 def changed(model, by=1.0):
     """The trained components' tensors, each moved by a constant."""
     return {
-        component: {name: value + by for name, value in canonical_state(component, model.components[component]).items()}
+        component: {
+            name: value + by
+            for name, value in canonical_state(component, model.components[component]).items()
+        }
         for component in TRAINED
     }
 
@@ -51,15 +54,15 @@ def read(path):
 @pytest.mark.parametrize("layout", [TINY_SD1, TINY_SD2])
 def test_what_was_trained_is_replaced_and_everything_else_is_the_bases(tmp_path, layout, suffix):
     weights = extended(tensors(layout))
-    base = write(tmp_path / f"base{suffix}", weights, extras={"global_step": 3} if suffix == ".ckpt" else None)
+    base = write(
+        tmp_path / f"base{suffix}", weights, extras={"global_step": 3} if suffix == ".ckpt" else None
+    )
     model = load_model(base, prediction_type="epsilon")
     written = export(tmp_path / f"out{suffix}", model, changed(model))
     found = read(written.path)
     kept = {name: value for name, value in weights.items() if not name.startswith("model_ema.")}
     assert list(found) == list(kept)
-    bound = {
-        binding.original for component in TRAINED for binding in model.description.bindings[component]
-    }
+    bound = {binding.original for component in TRAINED for binding in model.description.bindings[component]}
     for name, value in kept.items():
         expected = value + 1.0 if name in bound else value
         assert same(found[name], expected), name
@@ -72,7 +75,9 @@ def test_exporting_nothing_trained_gives_the_base_bit_for_bit(tmp_path):
     model = load_model(write(tmp_path / "base.safetensors", weights), dtype=torch.float32)
     states = {name: canonical_state(name, module) for name, module in model.components.items()}
     for trained in ({}, states):
-        found = read(export(tmp_path / "out.safetensors", model, trained, dtype=torch.float16, overwrite=True).path)
+        found = read(
+            export(tmp_path / "out.safetensors", model, trained, dtype=torch.float16, overwrite=True).path
+        )
         assert all(same(found[name], value) for name, value in weights.items()) and len(found) == len(weights)
 
 
@@ -84,7 +89,10 @@ def test_weights_take_the_dtype_and_buffers_integers_and_unknown_tensors_never_d
     untouched = {"unknown.thing", *SCHEDULE}
     for name, value in found.items():
         assert value.dtype == (torch.float32 if name in untouched else dtype)
-    assert same(found["first_stage_model.decoder.conv_in.weight"], weights["first_stage_model.decoder.conv_in.weight"].to(dtype))
+    assert same(
+        found["first_stage_model.decoder.conv_in.weight"],
+        weights["first_stage_model.decoder.conv_in.weight"].to(dtype),
+    )
     assert same(found["unknown.thing"], weights["unknown.thing"])
     trained = changed(model)["unet"]["conv_in.weight"]
     assert same(found[UNET + "input_blocks.0.0.weight"], trained.to(dtype))
@@ -98,7 +106,10 @@ def test_the_position_ids_stay_integers(tmp_path):
 
 
 def test_the_old_names_of_the_base_are_kept(tmp_path):
-    weights = {name.replace("transformer.text_model.", "transformer."): value for name, value in tensors(TINY_SD1).items()}
+    weights = {
+        name.replace("transformer.text_model.", "transformer."): value
+        for name, value in tensors(TINY_SD1).items()
+    }
     model = load_model(write(tmp_path / "base.safetensors", weights))
     assert list(read(export(tmp_path / "out.safetensors", model, changed(model)).path)) == list(weights)
 
@@ -126,7 +137,9 @@ def test_another_vae_is_used_but_never_written(tmp_path):
     other = write(tmp_path / "other.safetensors", tensors(TINY_SD1, seed=9))
     model = load_model(write(tmp_path / "base.safetensors", weights), vae=other)
     found = read(export(tmp_path / "out.safetensors", model, changed(model)).path)
-    assert all(same(found[name], value) for name, value in weights.items() if name.startswith("first_stage_model."))
+    assert all(
+        same(found[name], value) for name, value in weights.items() if name.startswith("first_stage_model.")
+    )
 
 
 def test_names_that_the_base_has_not_are_a_fault_of_the_program(tmp_path):
@@ -139,10 +152,17 @@ def test_names_that_the_base_has_not_are_a_fault_of_the_program(tmp_path):
 
 
 def test_metadata_names_the_base_and_what_the_caller_says_wins(tmp_path):
-    about = {"modelspec.license": "CC0", "modelspec.resolution": "64x64", "ss_steps": "7", "modelspec.title": "old"}
+    about = {
+        "modelspec.license": "CC0",
+        "modelspec.resolution": "64x64",
+        "ss_steps": "7",
+        "modelspec.title": "old",
+    }
     base = write(tmp_path / "base.safetensors", tensors(TINY_SD1), about)
     said = {"modelspec.date": "2026-01-01T00:00:00Z", "dreambooth.run_id": "abc"}
-    found = open_weights(export(tmp_path / "mine.safetensors", load_model(base), {}, metadata=said).path).metadata
+    found = open_weights(
+        export(tmp_path / "mine.safetensors", load_model(base), {}, metadata=said).path
+    ).metadata
     assert found == {
         "modelspec.sai_model_spec": "1.0.0",
         "modelspec.architecture": "stable-diffusion-v1",
@@ -175,7 +195,11 @@ def test_a_yaml_stands_beside_every_result_that_the_webui_would_guess(tmp_path):
     sd2 = write(tmp_path / "sd2.safetensors", tensors(TINY_SD2))
     plain = export(tmp_path / "a.safetensors", load_model(sd1), {})
     assert plain.beside == () and not yaml_of(plain.path).exists()
-    for source, prediction_type, line in ((sd1, "v_prediction", "v"), (sd2, "epsilon", "eps"), (sd2, "v_prediction", "v")):
+    for source, prediction_type, line in (
+        (sd1, "v_prediction", "v"),
+        (sd2, "epsilon", "eps"),
+        (sd2, "v_prediction", "v"),
+    ):
         model = load_model(source, prediction_type=prediction_type)
         written = export(tmp_path / "b.safetensors", model, {}, overwrite=True)
         assert written.beside == (yaml_of(written.path),)
@@ -196,7 +220,9 @@ def test_the_bases_yaml_is_copied_with_what_a_setting_changes(tmp_path):
 
 
 def test_a_yaml_of_somebody_else_is_not_replaced(tmp_path):
-    model = load_model(write(tmp_path / "base.safetensors", tensors(TINY_SD2)), prediction_type="v_prediction")
+    model = load_model(
+        write(tmp_path / "base.safetensors", tensors(TINY_SD2)), prediction_type="v_prediction"
+    )
     (tmp_path / "out.yaml").write_text("theirs: true\n")
     with pytest.raises(InputError, match=r"another \.yaml has this name") as caught:
         export(tmp_path / "out.safetensors", model, {})
@@ -219,7 +245,9 @@ def test_a_failed_export_leaves_no_yaml_behind(tmp_path, monkeypatch):
 
 def test_a_folder_is_a_base_like_any_other(tmp_path):
     weights = tensors(TINY_SD2)
-    convert(write(tmp_path / "base.safetensors", weights), tmp_path / "folder", prediction_type="v_prediction")
+    convert(
+        write(tmp_path / "base.safetensors", weights), tmp_path / "folder", prediction_type="v_prediction"
+    )
     model = load_model(tmp_path / "folder")
     written = export(tmp_path / "out.safetensors", model, changed(model))
     found = read(written.path)
@@ -232,7 +260,11 @@ def test_a_folder_is_a_base_like_any_other(tmp_path):
 
 def test_a_base_without_a_layer_of_its_own_is_not_given_one(tmp_path):
     weights = tensors(replace(TINY_SD2, text_layers=3))
-    weights = {name: value for name, value in weights.items() if not name.endswith(("text_projection", "logit_scale"))}
+    weights = {
+        name: value
+        for name, value in weights.items()
+        if not name.endswith(("text_projection", "logit_scale"))
+    }
     model = load_model(write(tmp_path / "base.safetensors", weights), prediction_type="epsilon")
     assert model.configs["text_encoder"]["num_hidden_layers"] == 3
     assert list(read(export(tmp_path / "out.safetensors", model, changed(model)).path)) == list(weights)

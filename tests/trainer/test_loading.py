@@ -1,3 +1,4 @@
+import sys
 from dataclasses import replace
 
 import pytest
@@ -8,6 +9,7 @@ from ldm_layout import SMALL_SD1, SMALL_SD2, tensors
 from dreambooth.shared.errors import InputError
 from dreambooth.trainer.convert import canonical_state, convert, load_model
 from dreambooth.trainer.families.names import ema_name
+from dreambooth.trainer.weights import open_weights
 
 UNET = "model.diffusion_model."
 OPENCLIP = "cond_stage_model.model."
@@ -234,3 +236,27 @@ def test_heads_of_a_yaml_beside_the_file_are_used(tmp_path):
     model = load_model(path, components=("unet",))
     assert model.configs["unet"]["attention_head_dim"] == 4
     assert model.identified.prediction_type == "v_prediction" and "a.yaml" in model.identified.told_by
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="a mapped file cannot be replaced there")
+@pytest.mark.parametrize("suffix", [".safetensors", ".ckpt"])
+def test_mapped_weights_are_the_same_and_the_file_never_changes(tmp_path, suffix):
+    path = write(tmp_path / f"a{suffix}", tensors(SMALLER))
+    before = path.read_bytes()
+    read, mapped = load_model(path), load_model(path, mapped=True)
+    for component, state in states(read).items():
+        found = canonical_state(component, mapped.components[component])
+        assert all(same(found[name], value) for name, value in state.items())
+    with torch.no_grad():
+        mapped.components["unet"].conv_in.weight.zero_()
+    assert path.read_bytes() == before
+    assert bool(mapped.components["unet"].conv_in.weight.eq(0).all())
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="nothing is mapped there")
+def test_only_weights_that_need_no_cast_are_mapped(sd1):
+    found = open_weights(sd1)
+    name = UNET + "out.2.weight"
+    assert same(found.mapped(name), found.read(name))
+    half = load_model(sd1, dtype=torch.float16, components=("unet",), mapped=True).components["unet"]
+    assert half.conv_out.weight.dtype == torch.float16

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import hashlib
+import mmap
 import os
-from collections.abc import Callable
+import weakref
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, Protocol
@@ -43,13 +47,16 @@ class WeightFile(Protocol):
         """Fill `out` (contiguous, same number of elements) with the tensor, cast to `out`'s dtype."""
         ...
 
+    def mapped(self, name: str) -> torch.Tensor | None:
+        """The tensor in the file's own pages, copied where it is written to; None where that cannot be."""
+        ...
+
 
 @dataclass(frozen=True)
 class Entry:
     """A tensor to be written; `data` gives it when its turn comes, so that only one is in memory at a time.
 
-    `data` must give the same bits each time it is called (verification calls it again); what it gives is used
-    before the next entry's is asked for, so that entries may share a `Scratch`.
+    What `data` gives is used until the next but one entry's is asked for, so that entries may share a `Scratch`.
     """
 
     name: str
@@ -77,17 +84,37 @@ class Written:
 
 
 class Scratch:
-    """Memory that one tensor after another is read into: fresh pages cost more than the reading itself."""
+    """Memory that one tensor after another is read into: fresh pages cost more than the reading itself.
+
+    There are three places, used in turn: one tensor is checked and one written while the next one is read.
+    """
 
     def __init__(self) -> None:
-        self._memory = torch.empty(0, dtype=torch.uint8)
+        self._places = [torch.empty(0, dtype=torch.uint8)] * 3
 
     def tensor(self, dtype: torch.dtype, shape: tuple[int, ...]) -> torch.Tensor:
-        """A tensor with undefined content, overwritten by the next one that is asked for."""
+        """A tensor with undefined content, overwritten by the third that is asked for after it."""
         size = nbytes_of(dtype, shape)
-        if size > len(self._memory):
-            self._memory = torch.empty(size, dtype=torch.uint8)
-        return self._memory[:size].view(dtype).reshape(shape)
+        place = self._places.pop(0)
+        self._places.append(place if len(place) >= size else torch.empty(size, dtype=torch.uint8))
+        return self._places[-1][:size].view(dtype).reshape(shape)
+
+
+def one_ahead(entries: Sequence[Entry]) -> Iterator[tuple[Entry, memoryview]]:
+    """The entries with their bytes; while one is being written, a thread already asks for the next."""
+    with ThreadPoolExecutor(max_workers=1) as pool:
+        waiting: deque[tuple[Entry, Future[memoryview]]] = deque()
+        for entry in entries:
+            waiting.append((entry, pool.submit(_bytes_of_entry, entry)))
+            if len(waiting) > 1:
+                first, future = waiting.popleft()
+                yield first, future.result()
+        for entry, future in waiting:
+            yield entry, future.result()
+
+
+def _bytes_of_entry(entry: Entry) -> memoryview:
+    return bytes_of(entry.data().contiguous())
 
 
 def nbytes_of(dtype: torch.dtype, shape: tuple[int, ...]) -> int:
@@ -120,6 +147,7 @@ class OpenedFile:
         stat = path.stat()
         self.size = stat.st_size
         self._modified = stat.st_mtime_ns
+        self._pages: weakref.ref[mmap.mmap] | None = None
 
     def open(self) -> BinaryIO:
         """The file, unbuffered, after making sure that nobody replaced it since it was opened first."""
@@ -147,6 +175,22 @@ class OpenedFile:
                         "the file ends too early", where=str(self.path), remedy="download or copy it again"
                     )
                 done += got
+
+    def mapped(self, offset: int, stored: TensorInfo) -> torch.Tensor | None:
+        """The tensor at `offset` in pages of the file; they are let go with the last tensor that is in them.
+
+        None for the empty, for what is not aligned, and on Windows, where a mapped file can be neither replaced
+        nor deleted.
+        """
+        if os.name == "nt" or not stored.nbytes or offset % stored.dtype.itemsize:
+            return None
+        pages = self._pages() if self._pages is not None else None
+        if pages is None:
+            with self.open() as file:
+                pages = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
+            self._pages = weakref.ref(pages)
+        count = stored.nbytes // stored.dtype.itemsize
+        return torch.frombuffer(pages, dtype=stored.dtype, count=count, offset=offset).reshape(stored.shape)
 
 
 def fill(out: torch.Tensor, stored: TensorInfo, read: Callable[[int, memoryview], None]) -> None:

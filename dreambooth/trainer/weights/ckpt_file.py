@@ -81,6 +81,12 @@ class CkptFile:
             self._file.read_at(start, bytes_of(span))
             out.copy_(span.as_strided(view.shape, view.stride).reshape(out.shape))
 
+    def mapped(self, name: str) -> torch.Tensor | None:
+        """The tensor in the file's own pages, copied where it is written to; None where that cannot be."""
+        if not _is_contiguous(self._views[name]):
+            return None
+        return self._file.mapped(self.place(name)[0], self.tensors[name])
+
     def _unpickle(self) -> dict[Any, Any]:
         record = self._records["data.pkl"]
         if record.size > MAX_PICKLE:

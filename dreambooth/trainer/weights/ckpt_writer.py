@@ -19,7 +19,7 @@ from typing import Any
 import torch
 
 from dreambooth.shared.errors import InputError
-from dreambooth.trainer.weights.base import Entry, bytes_of
+from dreambooth.trainer.weights.base import Entry, one_ahead
 from dreambooth.trainer.weights.ckpt_file import METADATA
 from dreambooth.trainer.weights.restricted_pickle import STORAGES
 from dreambooth.trainer.weights.sink import Sink
@@ -65,8 +65,8 @@ def write(
     archive = _Archive(sink)
     archive.add("data.pkl", _pickle(entries, metadata, extras))
     archive.add("byteorder", sys.byteorder.encode())
-    for key, entry in enumerate(entries):
-        archive.add(f"data/{key}", bytes_of(entry.data().contiguous()), tensor=entry.name)
+    for key, (entry, data) in enumerate(one_ahead(entries)):
+        archive.add(f"data/{key}", data, tensor=entry.name)
     archive.add("version", b"3\n")
     archive.finish()
 

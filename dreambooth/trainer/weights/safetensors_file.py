@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 from dreambooth.shared.errors import InputError
-from dreambooth.trainer.weights.base import Entry, OpenedFile, TensorInfo, bytes_of, fill, nbytes_of
+from dreambooth.trainer.weights.base import Entry, OpenedFile, TensorInfo, fill, nbytes_of, one_ahead
 from dreambooth.trainer.weights.refusals import AGAIN, not_a_model
 from dreambooth.trainer.weights.sink import Sink
 
@@ -101,6 +101,11 @@ class SafetensorsFile:
         stored = self._stored[name]
         fill(out, stored.info, lambda start, memory: self._file.read_at(stored.offset + start, memory))
 
+    def mapped(self, name: str) -> torch.Tensor | None:
+        """The tensor in the file's own pages, copied where it is written to; None where that cannot be."""
+        stored = self._stored[name]
+        return self._file.mapped(stored.offset, stored.info)
+
 
 def _read_header(file: OpenedFile) -> tuple[dict[str, Any], int]:
     with file.open() as stream:
@@ -163,5 +168,6 @@ def write(
     """Stream a safetensors file into `sink`. `extras` have no place in the format."""
     start, offsets = layout(entries, metadata)
     sink.write(start)
-    for index in sorted(range(len(entries)), key=lambda index: (offsets[index], entries[index].nbytes)):
-        sink.write_tensor(entries[index].name, bytes_of(entries[index].data().contiguous()))
+    placed = sorted(range(len(entries)), key=lambda index: (offsets[index], entries[index].nbytes))
+    for entry, data in one_ahead([entries[index] for index in placed]):
+        sink.write_tensor(entry.name, data)

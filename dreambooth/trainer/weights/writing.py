@@ -7,7 +7,7 @@ import errno
 import os
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
@@ -33,7 +33,7 @@ READERS: dict[str, Callable[[Path], PlacedFile]] = {
     ".ckpt": ckpt_file.CkptFile,
 }
 WRITERS: dict[str, Writer] = {".safetensors": safetensors_file.write, ".ckpt": ckpt_writer.write}
-FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+FULL = (errno.ENOSPC, errno.EDQUOT)
 DENIED = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOENT, errno.ENOTDIR, errno.ENAMETOOLONG)
 
 
@@ -52,10 +52,11 @@ def write_whole(
     """See `dreambooth.trainer.weights.write_weights`."""
     writer_for(path)
     _check_free(path, overwrite)
-    temporary = path.with_name(f".{path.stem[:60]}-{uuid.uuid4().hex[:8]}.tmp{path.suffix}")
+    # a name that no program takes for a checkpoint's
+    temporary = path.with_name(f".{path.stem[:60]}-{uuid.uuid4().hex[:8]}.tmp")
     try:
         with errors_are_said(path):
-            written = write_new(temporary, content, verify=verify)
+            written = write_new(temporary, content, verify=verify, final=path)
             _check_free(path, overwrite)  # minutes may have passed
             before_rename()
             os.replace(temporary, path)
@@ -63,7 +64,7 @@ def write_whole(
     finally:
         with contextlib.suppress(OSError):  # a disk that may not be written any more: what went wrong is said
             temporary.unlink(missing_ok=True)
-    return replace(written, path=path)
+    return written
 
 
 def _check_free(path: Path, overwrite: bool) -> None:
@@ -73,18 +74,27 @@ def _check_free(path: Path, overwrite: bool) -> None:
         )
 
 
-def write_new(path: Path, content: Content, *, verify: bool, hashed: bool = True) -> Written:
+def write_new(
+    path: Path, content: Content, *, verify: bool, hashed: bool = True, final: Path | None = None
+) -> Written:
     """Write a file that is not there yet, synced and, with `verify`, read back; it stays where writing fails.
 
+    `final` is the name that it will get, if that is another: it tells the format and stands in messages.
     Raises OSError; DreamboothError if it does not read back as it was meant.
     """
-    writer = writer_for(path)
+    final = final or path
+    writer = writer_for(final)
     with Sink(path, hashed=hashed, checked=verify) as sink:
         writer(sink, content.entries, content.metadata, content.extras)
-        sink.sync()
-    if verify:
-        _check_header(sink, content.entries)
-    return Written(path, sink.position, sink.hexdigest())
+        sink.finish()
+        wrong = sink.wrong or (_wrong_header(sink, final, content.entries) if verify else "")
+    if wrong:
+        raise DreamboothError(
+            f"the file that was written does not read back as it was meant ({wrong}); it was removed",
+            where=str(final),
+            remedy="check the disk, then write it again",
+        )
+    return Written(final, sink.position, sink.hexdigest())
 
 
 @contextlib.contextmanager
@@ -108,27 +118,20 @@ def writer_for(path: Path) -> Writer:
     )
 
 
-def _check_header(sink: Sink, entries: Sequence[Entry]) -> None:
+def _wrong_header(sink: Sink, final: Path, entries: Sequence[Entry]) -> str:
     """Open the file with the reader that everybody uses: it must find every tensor where its bytes were put.
 
-    The bytes themselves were compared as they were written.
+    The bytes themselves were compared as they were written. What is wrong, "" if nothing.
     """
-    found = READERS[sink.path.suffix.lower()](sink.path)
+    found = READERS[final.suffix.lower()](sink.path)
     if [entry.name for entry in entries] != list(found.tensors):
-        raise _unfaithful(sink.path, "its names")
+        return "its names"
     for entry in entries:
         info = found.tensors[entry.name]
         same = (info.dtype, info.shape) == (entry.dtype, entry.shape)
         if not same or found.place(entry.name) != sink.places[entry.name]:
-            raise _unfaithful(sink.path, f"the place of {entry.name!r}")
-
-
-def _unfaithful(path: Path, what: str) -> DreamboothError:
-    return DreamboothError(
-        f"the file that was written does not read back as it was meant ({what}); it was removed",
-        where=str(path),
-        remedy="check the disk, then write it again",
-    )
+            return f"the place of {entry.name!r}"
+    return ""
 
 
 def _write_error(error: OSError, path: Path) -> DreamboothError:
@@ -137,6 +140,12 @@ def _write_error(error: OSError, path: Path) -> DreamboothError:
             "the disk is full; what was written of the file was removed",
             where=str(path),
             remedy="make room, then write it again",
+        )
+    if error.errno == errno.EFBIG:
+        return InputError(
+            "the disk's file system cannot hold a file of this size",
+            where=str(path),
+            remedy="choose a disk with another file system, or a smaller output_dtype",
         )
     if error.errno in DENIED:
         return InputError(

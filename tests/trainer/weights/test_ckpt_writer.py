@@ -89,6 +89,7 @@ def test_beyond_four_gibibytes_everybody_finds_the_records(tmp_path):
         sink._file.write(b"PK\x03\x04")  # torch looks there to tell an archive
         sink.position = sink._file.seek(5 << 30)
         ckpt_writer.write(sink, entries(), {}, {})
+        sink.finish()
     with zipfile.ZipFile(tmp_path / "a.ckpt") as archive:
         assert archive.testzip() is None
     ours, theirs = open_weights(tmp_path / "a.ckpt"), torch.load(tmp_path / "a.ckpt", weights_only=True)

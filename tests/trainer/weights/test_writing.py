@@ -12,7 +12,7 @@ from dreambooth.trainer.weights import Entry, open_weights, write_weights, writi
 from dreambooth.trainer.weights.sink import PIECE, Sink
 
 SUFFIXES = pytest.mark.parametrize("suffix", [".safetensors", ".ckpt"])
-TENSOR = torch.arange(PIECE, dtype=torch.float32)  # four pieces
+TENSOR = torch.arange(PIECE // 2, dtype=torch.float32)  # two pieces
 
 
 def entry(name="x", tensor=TENSOR, data=None):
@@ -61,7 +61,7 @@ def test_a_full_disk_is_said_and_cleaned_up(tmp_path, monkeypatch, number):
     put = Sink._put
 
     def full(self, piece):
-        if self.position > PIECE:
+        if self.position >= PIECE:
             raise OSError(number, os.strerror(number))
         put(self, piece)
 
@@ -83,8 +83,9 @@ def test_a_byte_that_does_not_reach_the_file_is_noticed(tmp_path, monkeypatch, s
         put(self, memoryview(spoiled))
 
     monkeypatch.setattr(Sink, "_put", careless)
-    with pytest.raises(DreamboothError, match="does not read back"):
+    with pytest.raises(DreamboothError, match="does not read back") as caught:
         write_weights(tmp_path / f"a{suffix}", [entry()], {})
+    assert caught.value.where == str(tmp_path / f"a{suffix}")
     assert not list(tmp_path.iterdir())
 
 
@@ -129,7 +130,7 @@ def test_what_goes_before_the_rename_finds_no_file_yet_and_can_stop_it(tmp_path)
 
 
 @SUFFIXES
-def test_one_tensor_at_a_time_is_asked_for(tmp_path, suffix):
+def test_at_most_three_tensors_are_in_memory(tmp_path, suffix):
     alive, most = [0], [0]
 
     class Counted:
@@ -146,4 +147,4 @@ def test_one_tensor_at_a_time_is_asked_for(tmp_path, suffix):
         return tensor
 
     write_weights(tmp_path / f"a{suffix}", [entry(str(i), torch.zeros(1000), data) for i in range(8)], {})
-    assert most[0] == 1
+    assert most[0] <= 3  # one is checked, one written, one asked for
