@@ -261,7 +261,9 @@ def _count_operations(kill_at: int, kill_on: tuple[str, int] | None, noted: str 
             nonlocal count
             if name == "open" and not (arguments[1:] and arguments[1] & (os.O_CREAT | os.O_TRUNC)):
                 return real(*arguments, **named)
-            path = _path_of(arguments[-1] if name in ("replace", "rename") else arguments[0])
+            path = " to ".join(
+                _path_of(about) for about in arguments[: 2 if name in ("replace", "rename") else 1]
+            )
             count += part in path
             if count == kill_at and part in path:
                 os.kill(os.getpid(), signal.SIGKILL)

@@ -59,7 +59,7 @@ PLANNING, CLASS_IMAGES, CACHING, STEP, SAVE, EXPORT, END = PHASES = (
 # what an operation's path says of the phase that it belongs to
 OF_PATH = (
     ("/class_images/", CLASS_IMAGES), ("/cache/", CACHING), ("/state", SAVE), ("/samples/", END),
-    ("result.json", END), (".tmp.", EXPORT), ("/out/", EXPORT), ("/runs", PLANNING),
+    ("result.json", END), (".tmp", EXPORT), ("/out/", EXPORT), ("/runs", PLANNING),
 )  # fmt: skip
 # an operation in the middle of a phase, of a resumed run too: a part of its path, and which one of those
 IN_THE_MIDDLE = {
@@ -67,7 +67,7 @@ IN_THE_MIDDLE = {
     CLASS_IMAGES: ("/class_images/", 6),
     CACHING: ("/cache/", 2),
     SAVE: ("/state/step-", 3),
-    EXPORT: (".tmp.", 2),
+    EXPORT: (".tmp", 1),
     END: ("result.json", 1),
 }
 AGAIN = 0.35  # the share of resumed lives that are killed too
@@ -104,7 +104,7 @@ class Place:
 
     def unfinished(self) -> set[Path]:
         """What a killed process leaves half written."""
-        return {*self.out.glob(".*.tmp.*"), *(self.run / "state").glob("*.partial")}
+        return {*self.out.glob(".*.tmp*"), *(self.run / "state").glob("*.partial")}
 
     def begin(self) -> Life:
         """A new life of the run, of which nothing is there yet."""
