@@ -25,6 +25,9 @@ class Described:
     def read(self, name: str) -> torch.Tensor:
         return self.given[name]
 
+    def raw(self, name: str) -> None:
+        return None
+
     def mapped(self, name: str) -> torch.Tensor | None:
         return None
 

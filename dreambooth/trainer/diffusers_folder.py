@@ -22,7 +22,7 @@ from dreambooth.trainer.families.ldm_yaml import Stated
 from dreambooth.trainer.families.names import Binding
 from dreambooth.trainer.families.topology import UnknownTopology
 from dreambooth.trainer.weights import TensorInfo, WeightFile, open_weights
-from dreambooth.trainer.weights.base import nbytes_of
+from dreambooth.trainer.weights.base import RawBytes, nbytes_of
 
 INDEX = "model_index.json"
 EXTRAS = "original_extras.safetensors"
@@ -92,6 +92,12 @@ class FolderFile:
             count = _numel(file.tensors[own])
             file.read_into(own, flat[start : start + count])
             start += count
+
+    def raw(self, name: str) -> RawBytes | None:
+        """What reads the tensor's bytes, row by row; None if they do not lie in this order, or in several files."""
+        part = self._parts[name]
+        file, own = part.places[0]
+        return file.raw(own) if len(part.places) == 1 else None
 
     def mapped(self, name: str) -> torch.Tensor | None:
         """The tensor in its file's own pages, copied where it is written to; None where that cannot be."""

@@ -18,7 +18,6 @@ from dreambooth.trainer.loading import LoadedModel
 from dreambooth.trainer.modelspec import modelspec
 from dreambooth.trainer.sources import EMA_PREFIX
 from dreambooth.trainer.weights import Entry, WeightFile, Written, write_weights
-from dreambooth.trainer.weights.base import Scratch
 
 WEIGHT_PREFIXES = ("model.diffusion_model.", "first_stage_model.", "cond_stage_model.")
 EMA_COUNTERS = ("model_ema.decay", "model_ema.num_updates")
@@ -76,9 +75,8 @@ def export_entries(
     With an `output_dtype` of None every tensor keeps its own.
     """
     replaced = _replacements(description, trained)
-    scratch = Scratch()
     return [
-        _entry(source, name, written_dtype(name, info.dtype, output_dtype), replaced.get(name), scratch)
+        _entry(source, name, written_dtype(name, info.dtype, output_dtype), replaced.get(name))
         for name, info in source.tensors.items()
         if keep_ema or not name.startswith(EMA_PREFIX)
     ]
@@ -167,16 +165,22 @@ def _entry(
     name: str,
     dtype: torch.dtype,
     replacement: list[torch.Tensor] | None,
-    scratch: Scratch,
 ) -> Entry:
-    shape = source.tensors[name].shape
     if replacement is None:
-        return Entry(name, dtype, shape, partial(_kept, source, name, dtype, scratch))
+        return kept(source, name, dtype)
+    shape = source.tensors[name].shape
     return Entry(name, dtype, shape, partial(_replaced, replacement, shape, dtype))
 
 
-def _kept(source: WeightFile, name: str, dtype: torch.dtype, scratch: Scratch) -> torch.Tensor:
-    out = scratch.tensor(dtype, source.tensors[name].shape)
+def kept(source: WeightFile, name: str, dtype: torch.dtype) -> Entry:
+    """A tensor of the source as it is, or cast: byte for byte if it has the dtype already."""
+    info = source.tensors[name]
+    raw = source.raw(name) if info.dtype == dtype else None
+    return Entry(name, dtype, info.shape, partial(_cast, source, name, dtype), raw)
+
+
+def _cast(source: WeightFile, name: str, dtype: torch.dtype) -> torch.Tensor:
+    out = torch.empty(source.tensors[name].shape, dtype=dtype)
     source.read_into(name, out)
     return out
 

@@ -12,6 +12,7 @@ from dreambooth.shared.errors import InputError
 from dreambooth.trainer.families.ldm_yaml import Stated, read_yaml
 from dreambooth.trainer.families.names import UNET_PREFIX, VAE_PREFIX, ema_name
 from dreambooth.trainer.weights import TensorInfo, WeightFile, open_weights
+from dreambooth.trainer.weights.base import RawBytes
 
 EMA_PREFIX = "model_ema."
 VAE_STARTS = ("encoder.", "decoder.", "quant_conv.", "post_quant_conv.")
@@ -61,6 +62,10 @@ class RenamedFile:
     def read_into(self, name: str, out: torch.Tensor) -> None:
         """Fill `out` with the tensor, cast to `out`'s dtype."""
         self._file.read_into(self._names[name], out)
+
+    def raw(self, name: str) -> RawBytes | None:
+        """What reads the tensor's bytes, row by row; None if they do not lie in this order."""
+        return self._file.raw(self._names[name])
 
     def mapped(self, name: str) -> torch.Tensor | None:
         """The tensor in the file's own pages, copied where it is written to; None where that cannot be."""

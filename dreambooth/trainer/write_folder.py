@@ -26,14 +26,14 @@ from dreambooth.trainer.diffusers_folder import (
     TEXT_MODEL,
     about_original,
 )
-from dreambooth.trainer.export_file import written_dtype
+from dreambooth.trainer.export_file import kept, written_dtype
 from dreambooth.trainer.families import Identified
 from dreambooth.trainer.families.description import Description
 from dreambooth.trainer.families.names import Binding
 from dreambooth.trainer.loading import in_file_order
 from dreambooth.trainer.tokenizer import write_tokenizer_folder
 from dreambooth.trainer.weights import Entry, WeightFile
-from dreambooth.trainer.weights.base import Scratch
+from dreambooth.trainer.weights.base import RawBytes
 from dreambooth.trainer.weights.writing import Content, errors_are_said, write_new
 
 DIFFUSERS_VERSION = "0.35.2"
@@ -119,34 +119,33 @@ def component_entries(
 ) -> list[Entry]:
     """The tensors of a component as its file in the folder holds them."""
     prefix = TEXT_MODEL if component == "text_encoder" else ""
-    scratch, entries = Scratch(), []
+    entries = []
     for binding in in_file_order(bindings, source):
-        info = source.tensors[binding.original]
-        target = written_dtype(binding.original, info.dtype, dtype)
-        shape = info.shape[:2] if binding.flat else info.shape
+        target = written_dtype(binding.original, source.tensors[binding.original].dtype, dtype)
+        whole = kept(source, binding.original, target)
+        shape = whole.shape[:2] if binding.flat else whole.shape
         shape = (shape[0] // len(binding.canonical), *shape[1:])
         for index, name in enumerate(binding.canonical):
-            data = partial(_part, source, binding.original, target, scratch, shape, index)
-            entries.append(Entry(prefix + name, target, shape, data))
+            size = whole.nbytes // len(binding.canonical)
+            raw = partial(_raw_part, whole.raw, index * size) if whole.raw is not None else None
+            entries.append(Entry(prefix + name, target, shape, partial(_part, whole, shape, index), raw))
     return entries
 
 
-def _part(
-    source: WeightFile, name: str, dtype: torch.dtype, scratch: Scratch, shape: tuple[int, ...], index: int
-) -> torch.Tensor:
-    whole = scratch.tensor(dtype, source.tensors[name].shape)
-    source.read_into(name, whole)
-    return whole.reshape(-1, *shape)[index]
+def _part(whole: Entry, shape: tuple[int, ...], index: int) -> torch.Tensor:
+    return whole.data().reshape(-1, *shape)[index]
+
+
+def _raw_part(raw: RawBytes, offset: int, start: int, memory: memoryview) -> None:
+    raw(offset + start, memory)
 
 
 def _extras(source: WeightFile, description: Description, dtype: torch.dtype | None) -> Content:
     """The side file: what belongs to no module, and how the single file was written down."""
-    scratch, entries = Scratch(), []
-    for name in description.others:
-        info = source.tensors[name]
-        target = written_dtype(name, info.dtype, dtype)
-        data = partial(_part, source, name, target, scratch, info.shape, 0)
-        entries.append(Entry(name, target, info.shape, data))
+    entries = [
+        kept(source, name, written_dtype(name, source.tensors[name].dtype, dtype))
+        for name in description.others
+    ]
     flat = {
         binding.original: source.tensors[binding.original].shape
         for bindings in description.bindings.values()

@@ -6,9 +6,7 @@ import hashlib
 import mmap
 import os
 import weakref
-from collections import deque
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, Protocol
@@ -17,6 +15,8 @@ import torch
 
 from dreambooth.shared.errors import DreamboothError, InputError
 
+RawBytes = Callable[[int, memoryview], None]
+"""Called with an offset into a tensor's bytes and memory to be filled from there."""
 PIECE = 1 << 22
 """How many elements are cast at a time."""
 
@@ -51,18 +51,23 @@ class WeightFile(Protocol):
         """The tensor in the file's own pages, copied where it is written to; None where that cannot be."""
         ...
 
+    def raw(self, name: str) -> RawBytes | None:
+        """What reads the tensor's bytes, row by row; None if they do not lie in this order."""
+        ...
+
 
 @dataclass(frozen=True)
 class Entry:
-    """A tensor to be written; `data` gives it when its turn comes, so that only one is in memory at a time.
+    """A tensor to be written; `data` gives it when its turn comes, so that they are not in memory all at once.
 
-    What `data` gives is used until the next but one entry's is asked for, so that entries may share a `Scratch`.
+    `raw`, where there is one, gives the same bytes piece by piece, so that the tensor never is in memory whole.
     """
 
     name: str
     dtype: torch.dtype
     shape: tuple[int, ...]
     data: Callable[[], torch.Tensor]
+    raw: RawBytes | None = None
 
     @property
     def nbytes(self) -> int:
@@ -81,40 +86,6 @@ class Written:
     sha256: str
     beside: tuple[Path, ...] = ()
     notes: tuple[str, ...] = ()
-
-
-class Scratch:
-    """Memory that one tensor after another is read into: fresh pages cost more than the reading itself.
-
-    There are three places, used in turn: one tensor is checked and one written while the next one is read.
-    """
-
-    def __init__(self) -> None:
-        self._places = [torch.empty(0, dtype=torch.uint8)] * 3
-
-    def tensor(self, dtype: torch.dtype, shape: tuple[int, ...]) -> torch.Tensor:
-        """A tensor with undefined content, overwritten by the third that is asked for after it."""
-        size = nbytes_of(dtype, shape)
-        place = self._places.pop(0)
-        self._places.append(place if len(place) >= size else torch.empty(size, dtype=torch.uint8))
-        return self._places[-1][:size].view(dtype).reshape(shape)
-
-
-def one_ahead(entries: Sequence[Entry]) -> Iterator[tuple[Entry, memoryview]]:
-    """The entries with their bytes; while one is being written, a thread already asks for the next."""
-    with ThreadPoolExecutor(max_workers=1) as pool:
-        waiting: deque[tuple[Entry, Future[memoryview]]] = deque()
-        for entry in entries:
-            waiting.append((entry, pool.submit(_bytes_of_entry, entry)))
-            if len(waiting) > 1:
-                first, future = waiting.popleft()
-                yield first, future.result()
-        for entry, future in waiting:
-            yield entry, future.result()
-
-
-def _bytes_of_entry(entry: Entry) -> memoryview:
-    return bytes_of(entry.data().contiguous())
 
 
 def nbytes_of(dtype: torch.dtype, shape: tuple[int, ...]) -> int:
@@ -193,11 +164,8 @@ class OpenedFile:
         return torch.frombuffer(pages, dtype=stored.dtype, count=count, offset=offset).reshape(stored.shape)
 
 
-def fill(out: torch.Tensor, stored: TensorInfo, read: Callable[[int, memoryview], None]) -> None:
-    """Read a stored tensor into `out` (contiguous): straight into its memory, or cast piece by piece.
-
-    `read(offset, memory)` fills `memory` from `offset` bytes after the tensor's start.
-    """
+def fill(out: torch.Tensor, stored: TensorInfo, read: RawBytes) -> None:
+    """Read a stored tensor into `out` (contiguous): straight into its memory, or cast piece by piece."""
     if out.dtype == stored.dtype:
         if stored.nbytes:
             read(0, bytes_of(out))

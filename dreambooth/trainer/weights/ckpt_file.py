@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from dreambooth.shared.errors import InputError
-from dreambooth.trainer.weights.base import OpenedFile, TensorInfo, bytes_of, fill, nbytes_of
+from dreambooth.trainer.weights.base import OpenedFile, RawBytes, TensorInfo, bytes_of, fill, nbytes_of
 from dreambooth.trainer.weights.refusals import AGAIN, not_a_model
 from dreambooth.trainer.weights.restricted_pickle import Malformed, Refused, StoredView, load
 
@@ -72,14 +72,20 @@ class CkptFile:
 
     def read_into(self, name: str, out: torch.Tensor) -> None:
         """Fill `out` with the tensor, cast to `out`'s dtype."""
-        view, info = self._views[name], self.tensors[name]
-        start, _ = self.place(name)
-        if _is_contiguous(view):
-            fill(out, info, lambda place, memory: self._file.read_at(start + place, memory))
+        view, info, raw = self._views[name], self.tensors[name], self.raw(name)
+        if raw is not None:
+            fill(out, info, raw)
         elif info.nbytes:
             span = torch.empty(_span(view), dtype=view.dtype)
-            self._file.read_at(start, bytes_of(span))
+            self._file.read_at(self.place(name)[0], bytes_of(span))
             out.copy_(span.as_strided(view.shape, view.stride).reshape(out.shape))
+
+    def raw(self, name: str) -> RawBytes | None:
+        """What reads the tensor's bytes; None for a view whose elements do not lie in its own order."""
+        if not _is_contiguous(self._views[name]):
+            return None
+        offset, _ = self.place(name)
+        return lambda start, memory: self._file.read_at(offset + start, memory)
 
     def mapped(self, name: str) -> torch.Tensor | None:
         """The tensor in the file's own pages, copied where it is written to; None where that cannot be."""

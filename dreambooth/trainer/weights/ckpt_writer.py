@@ -13,16 +13,16 @@ import sys
 import zlib
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 
 from dreambooth.shared.errors import InputError
-from dreambooth.trainer.weights.base import Entry, one_ahead
+from dreambooth.trainer.weights.base import Entry, bytes_of
 from dreambooth.trainer.weights.ckpt_file import METADATA
 from dreambooth.trainer.weights.restricted_pickle import STORAGES
-from dreambooth.trainer.weights.sink import Sink
+from dreambooth.trainer.weights.sink import PIECE, Sink
 
 ALIGNMENT = 64
 FOLDER = "archive/"
@@ -65,8 +65,8 @@ def write(
     archive = _Archive(sink)
     archive.add("data.pkl", _pickle(entries, metadata, extras))
     archive.add("byteorder", sys.byteorder.encode())
-    for key, (entry, data) in enumerate(one_ahead(entries)):
-        archive.add(f"data/{key}", data, tensor=entry.name)
+    for key, entry in enumerate(entries):
+        archive.add_entry(f"data/{key}", entry)
     archive.add("version", b"3\n")
     archive.finish()
 
@@ -106,24 +106,26 @@ class _Archive:
         self._sink = sink
         self._directory: list[bytes] = []
 
-    def add(self, name: str, data: bytes | memoryview, *, tensor: str = "") -> None:
-        path, start, size = (FOLDER + name).encode(), self._sink.position, len(data)
+    def add(self, name: str, data: bytes) -> None:
+        self._begin(name, len(data), zlib.crc32(data))
+        self._sink.write(data)
+
+    def add_entry(self, name: str, entry: Entry) -> None:
+        if entry.raw is None:
+            data = entry.data()  # once, for it may be costly to make
+            entry = replace(entry, data=lambda: data)
+        self._begin(name, entry.nbytes, _crc(entry))
+        self._sink.write_entry(entry)
+
+    def _begin(self, name: str, size: int, crc: int) -> None:
+        """The record's header, and its line in the directory."""
+        path, start = (FOLDER + name).encode(), self._sink.position
         wide = struct.pack("<HHQQ", 1, 16, size, size) if size >= LIMIT else b""
         padding = -(start + 30 + len(path) + len(wide) + 4) % ALIGNMENT
-        common = struct.pack(
-            "<HHHHHIII",
-            45,
-            0,
-            0,
-            0,
-            DATE,
-            zlib.crc32(data),
-            min(size, LIMIT),
-            min(size, LIMIT),
-        )
+        shown = min(size, LIMIT)
+        common = struct.pack("<HHHHHIII", 45, 0, 0, 0, DATE, crc, shown, shown)
         extra = wide + b"FB" + struct.pack("<H", padding) + b"Z" * padding
         self._sink.write(b"PK\x03\x04" + common + struct.pack("<HH", len(path), len(extra)) + path + extra)
-        self._sink.write_tensor(tensor, memoryview(data))
         self._directory.append(_directory_row(path, common, size, start))
 
     def finish(self) -> None:
@@ -138,6 +140,17 @@ class _Archive:
         shown = min(count, 0xFFFF)
         tail += b"PK\x05\x06" + struct.pack("<HHHHIIH", 0, 0, shown, shown, len(rows), min(start, LIMIT), 0)
         self._sink.write(rows + tail)
+
+
+def _crc(entry: Entry) -> int:
+    if entry.raw is None:
+        return zlib.crc32(bytes_of(entry.data().contiguous()))
+    crc, memory = 0, memoryview(bytearray(min(PIECE, entry.nbytes)))
+    for start in range(0, entry.nbytes, PIECE):
+        piece = memory[: entry.nbytes - start]
+        entry.raw(start, piece)
+        crc = zlib.crc32(piece, crc)
+    return crc
 
 
 def _directory_row(path: bytes, common: bytes, size: int, start: int) -> bytes:

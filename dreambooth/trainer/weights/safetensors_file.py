@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 from dreambooth.shared.errors import InputError
-from dreambooth.trainer.weights.base import Entry, OpenedFile, TensorInfo, fill, nbytes_of, one_ahead
+from dreambooth.trainer.weights.base import Entry, OpenedFile, RawBytes, TensorInfo, fill, nbytes_of
 from dreambooth.trainer.weights.refusals import AGAIN, not_a_model
 from dreambooth.trainer.weights.sink import Sink
 
@@ -98,8 +98,12 @@ class SafetensorsFile:
 
     def read_into(self, name: str, out: torch.Tensor) -> None:
         """Fill `out` with the tensor, cast to `out`'s dtype."""
-        stored = self._stored[name]
-        fill(out, stored.info, lambda start, memory: self._file.read_at(stored.offset + start, memory))
+        fill(out, self.tensors[name], self.raw(name))
+
+    def raw(self, name: str) -> RawBytes:
+        """What reads the tensor's bytes."""
+        offset = self._stored[name].offset
+        return lambda start, memory: self._file.read_at(offset + start, memory)
 
     def mapped(self, name: str) -> torch.Tensor | None:
         """The tensor in the file's own pages, copied where it is written to; None where that cannot be."""
@@ -169,5 +173,5 @@ def write(
     start, offsets = layout(entries, metadata)
     sink.write(start)
     placed = sorted(range(len(entries)), key=lambda index: (offsets[index], entries[index].nbytes))
-    for entry, data in one_ahead([entries[index] for index in placed]):
-        sink.write_tensor(entry.name, data)
+    for index in placed:
+        sink.write_entry(entries[index])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+from collections import deque
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from types import TracebackType
@@ -11,8 +12,11 @@ from typing import Any
 
 import numpy as np
 
-PIECE = 1 << 20
-BEHIND = 1 << 26
+from dreambooth.trainer.weights.base import Entry, bytes_of
+
+PIECE = 1 << 18
+BEHIND = 2
+FLUSHED = 1 << 26
 WORD = 8
 
 
@@ -34,8 +38,10 @@ class Sink:
         self._hash = hashlib.sha256() if hashed else None
         self._memory = np.empty(PIECE, dtype=np.uint8)
         self._worker = ThreadPoolExecutor(max_workers=1)
-        self._working: list[Future[None]] = []
-        self._flushing = 0
+        self._working: deque[Future[None]] = deque()
+        self._pieces = [memoryview(bytearray(PIECE)) for _ in range(BEHIND + 2)]
+        self._turn = 0
+        self._flushed = 0
 
     def __enter__(self) -> Sink:
         return self
@@ -51,35 +57,46 @@ class Sink:
         if self._back is not None:
             self._back.close()
 
-    def write_tensor(self, name: str, data: memoryview) -> None:
-        """Write a tensor's bytes and note where they went."""
-        self.places[name] = (self.position, len(data))
-        self.write(data)
+    def write_entry(self, entry: Entry) -> None:
+        """Write a tensor's bytes and note where they went. Raises OSError."""
+        self.places[entry.name] = (self.position, entry.nbytes)
+        if entry.raw is None:
+            return self.write(bytes_of(entry.data().contiguous()))
+        for start in range(0, entry.nbytes, PIECE):
+            piece = self._free_memory()[: min(PIECE, entry.nbytes - start)]
+            entry.raw(start, piece)
+            self._write_piece(piece)
 
     def write(self, data: bytes | memoryview) -> None:
-        """Write bytes, which must stay as they are until the next ones have been written.
-
-        Raises OSError.
-        """
-        view, before = memoryview(data), self._working
-        self._working = []
+        """Write bytes, which must not change any more. Raises OSError."""
+        view = memoryview(data)
         for start in range(0, len(view), PIECE):
-            piece = view[start : start + PIECE]
-            self._put(piece)
-            if self._hash is not None or self._back is not None:
-                self._working.append(self._worker.submit(self._look_at, self.position, piece))
-            self.position += len(piece)
-        _wait_for(before)
-        self._start_flushing()
+            self._write_piece(view[start : start + PIECE])
 
     def finish(self) -> None:
         """Wait until everything has been looked at and is on the disk."""
-        _wait_for(self._working)
+        while self._working:
+            self._working.popleft().result()
         os.fsync(self._file.fileno())
 
     def hexdigest(self) -> str:
         """The sha256 of everything that was written; "" if it is not hashed."""
         return self._hash.hexdigest() if self._hash is not None else ""
+
+    def _write_piece(self, piece: memoryview) -> None:
+        self._put(piece)
+        if self._hash is not None or self._back is not None:
+            self._working.append(self._worker.submit(self._look_at, self.position, piece))
+        self.position += len(piece)
+        while len(self._working) > BEHIND:
+            self._working.popleft().result()
+        if self.position - self._flushed >= FLUSHED:
+            self._start_flushing()
+
+    def _free_memory(self) -> memoryview:
+        """Memory for the next piece, in turn: what is in it is written and looked at before it comes again."""
+        self._turn = (self._turn + 1) % len(self._pieces)
+        return self._pieces[self._turn]
 
     def _put(self, piece: memoryview) -> None:
         done = 0
@@ -103,15 +120,10 @@ class Sink:
 
     def _start_flushing(self) -> None:
         """Let the system begin to write to the disk, so that there is little left for the last sync."""
-        count = self.position - self._flushing
-        if count >= BEHIND and hasattr(os, "posix_fadvise"):
-            os.posix_fadvise(self._file.fileno(), self._flushing, count, os.POSIX_FADV_DONTNEED)
-            self._flushing = self.position
-
-
-def _wait_for(working: list[Future[None]]) -> None:
-    for future in working:
-        future.result()
+        if hasattr(os, "posix_fadvise"):
+            count = self.position - self._flushed
+            os.posix_fadvise(self._file.fileno(), self._flushed, count, os.POSIX_FADV_DONTNEED)
+        self._flushed = self.position
 
 
 def _same(one: np.ndarray[Any, Any], other: np.ndarray[Any, Any]) -> bool:
