@@ -63,8 +63,9 @@ def check_file_name(name: str, *, setting: str) -> str:
     """Returns `name`. Raises InputError if it is no file name somewhere, or would leave its folder."""
     problem = file_name_problem(name)
     if problem:
+        shown = name if len(name) <= 60 else f"{name[:60]}…"
         raise InputError(
-            f"{name!r} {problem}", where=setting, remedy="use letters, digits, spaces, dashes and dots only"
+            f"{shown!r} {problem}", where=setting, remedy="choose another name, such as my-model"
         )
     return name
 

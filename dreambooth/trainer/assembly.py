@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+import torch
 
 from dreambooth.shared.config import to_mapping
 from dreambooth.trainer import text
@@ -36,6 +39,16 @@ def make_accelerator(plan: Plan, folder: Path) -> Accelerator:
         plain = {key: value for key, value in settings.items() if isinstance(value, (int, float, str))}
         accelerator.init_trackers(plan.outputs.name, config=plain)
     return accelerator
+
+
+def make_deterministic(plan: Plan) -> None:
+    """Has the card's libraries use only kernels that repeat their bits, where the settings ask for it."""
+    if not plan.settings.training.deterministic:
+        return
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when cuBLAS is first used
+    torch.backends.cudnn.benchmark = False
+    torch.backends.cudnn.deterministic = True
+    torch.use_deterministic_algorithms(True)
 
 
 def rest(plan: Plan, model: LoadedModel) -> None:

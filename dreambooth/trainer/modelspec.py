@@ -10,6 +10,7 @@ from dreambooth.trainer.weights import WeightFile
 
 CARRIED = ("license", "author", "usage_hint", "tags", "resolution", "encoder_layer", "preprocessor")
 DATED = "modelspec.date"
+PREDICTION = "modelspec.prediction_type"
 
 
 def modelspec(source: WeightFile, identified: Identified, *, title: str) -> dict[str, str]:
@@ -27,7 +28,12 @@ def completed(metadata: Mapping[str, str], identified: Identified, *, title: str
     """A file's own metadata, with the standard's required keys where they are missing (but for the date: a
     converted file is not a new one, and the same conversion gives the same bytes)."""
     added = {key: value for key, value in required(identified, title=title).items() if key != DATED}
-    return {**added, **metadata}
+    said = {key: added[key] for key in (PREDICTION,) if metadata.get(key, added[key]) != added[key]}
+    return {
+        **added,
+        **metadata,
+        **said,
+    }  # a prediction type that was told is what the file now says of itself
 
 
 def required(identified: Identified, *, title: str) -> dict[str, str]:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dreambooth.shared.errors import InputError
+from dreambooth.shared.lock import is_held
 from dreambooth.shared.paths import check_file_name, check_writable, existing_parent, write_json
 from dreambooth.shared.settings import Settings
 
@@ -101,6 +102,12 @@ def _taken_steps(outputs: Outputs, settings: Settings) -> list[Path]:
 
 
 def _claimed(outputs: Outputs, run: Path) -> InputError:
+    if is_held(run / "lock"):
+        return InputError(
+            f"{outputs.final.name} is being made at this moment by the run {run.name}",
+            where="output_name",
+            remedy=f"choose another name, wait until that run ends, or stop it (`stop {run}`)",
+        )
     return InputError(
         f"{outputs.final.name} belongs to the run {run.name}, which has not ended",
         where="output_name",

@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from dreambooth import __version__
 from dreambooth.shared.errors import InputError
 from dreambooth.shared.paths import check_writable, default_runs_dir
@@ -24,6 +26,7 @@ from dreambooth.trainer.dataset import Augmentation, DataPlan, plan_data
 from dreambooth.trainer.export_file import yaml_beside
 from dreambooth.trainer.images import parse_colour
 from dreambooth.trainer.machine import Machine
+from dreambooth.trainer.optimizers import ParameterGroup, build_optimizer
 from dreambooth.trainer.outputs import Outputs, PlannedFile, Volume, check_room, outputs_of, size_text
 from dreambooth.trainer.sizes import OPTIMIZER_BYTES, parameters, planned_files
 from dreambooth.trainer.sources import EMA_PREFIX
@@ -165,6 +168,8 @@ def make_plan(settings: Settings, *, run: Path | None = None, processes: int = 1
         settings.images.resolution, aspect_ratio_buckets=settings.images.aspect_ratio_buckets
     )
     parse_colour(settings.images.background)
+    _check_vae(settings)
+    _check_optimizer(settings)
     settings = _with_folders(settings)
     found = survey_of(settings, base)
     settings = _with_steps(settings, found, processes)
@@ -225,6 +230,27 @@ def check_together(settings: Settings) -> None:
                 f"{tracker} is not installed in the trainer's environment", where="report_to",
                 remedy=f"install it there (pip install {tracker}), or leave report_to empty",
             )  # fmt: skip
+
+
+def _check_vae(settings: Settings) -> None:
+    """Raises InputError if another VAE is named that cannot be used."""
+    if not settings.model.vae:
+        return
+    try:
+        load_model(settings.model.model, components=("vae",), vae=settings.model.vae)
+    except InputError as error:
+        raise InputError(
+            f"{error.where}: {error.what}",
+            where="vae",
+            remedy="name a VAE's file or a checkpoint, or leave vae empty",
+        ) from error
+
+
+def _check_optimizer(settings: Settings) -> None:
+    """Raises InputError if the optimizer refuses its arguments; tried on one number."""
+    if settings.training.optimizer_args:
+        group = ParameterGroup("tried", [torch.nn.Parameter(torch.zeros(1))], 1e-6)
+        build_optimizer(settings.training, [group], torch.device("cpu"))
 
 
 def trackers_of(settings: Settings) -> list[str]:

@@ -72,6 +72,7 @@ class Session:
             naming.claim(self.plan.outputs, self.folder.path)
             naming.remove_half_written(self.plan.outputs)
         self._restore_threads()
+        assembly.make_deterministic(self.plan)
         self._make_class_images()
         data = self._plan_data()
         model = self._load_model()

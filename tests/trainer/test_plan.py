@@ -152,7 +152,9 @@ def test_the_text_names_what_will_happen_with_its_numbers(tmp_path, capsys) -> N
 
 def test_what_was_chosen_or_left_out_is_a_note(tmp_path) -> None:
     tensors = tiny.tensors()
-    tensors |= {f"model_ema.{name.replace('.', '')}": tensor.clone() for name, tensor in list(tensors.items())[:2]}
+    tensors |= {
+        f"model_ema.{name.replace('.', '')}": tensor.clone() for name, tensor in list(tensors.items())[:2]
+    }
     tiny.save(tensors, tmp_path / "with ema.safetensors")
     (tmp_path / "list.json").write_text(
         json.dumps([{**concepts(tmp_path, (1, 1))[0], "save_sample_prompt": "x", "max_steps": 5}])
