@@ -19,8 +19,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
 
-from dreambooth import pins
-from dreambooth.shared.errors import DreamboothError, InputError
+from . import pins
+from .shared.errors import DreamboothError, InputError
 
 ROOT = pins.ROOT
 ENVIRONMENTS = ROOT / "environments"
@@ -240,7 +240,7 @@ def ensure(*, tests: bool = False, say: Callable[[str], None] = tell) -> Environ
     found = find(tests=tests)
     if found:
         return found
-    from dreambooth import making
+    from . import making
 
     return making.make_plain(tests=tests, say=say)
 

@@ -19,8 +19,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from dreambooth import pins, torchbuild
-from dreambooth.environment import (
+from . import pins, torchbuild
+from .environment import (
     ROOT,
     STAMP,
     Environment,
@@ -31,9 +31,9 @@ from dreambooth.environment import (
     tests_digest,
     whole,
 )
-from dreambooth.pipfailure import explain
-from dreambooth.shared import lock
-from dreambooth.shared.errors import DreamboothError, StoppedByUser
+from .pipfailure import explain
+from .shared import lock
+from .shared.errors import DreamboothError, StoppedByUser
 
 Say = Callable[[str], None]
 

@@ -13,9 +13,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from dreambooth import making, pins
-from dreambooth.environment import Environment, accelerator, folder_for, whole
-from dreambooth.shared.errors import DreamboothError
+from . import making, pins
+from .environment import Environment, accelerator, folder_for, whole
+from .shared.errors import DreamboothError
 
 # What no library may change: pip is held to the host's own versions of these.
 _HELD = ("torch", "numpy", "torchvision", "torchaudio", "xformers", "triton")

@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 from typing import NamedTuple
 
-from dreambooth.shared.errors import DreamboothError
+from .shared.errors import DreamboothError
 
 _TAIL_BYTES = 400_000
 

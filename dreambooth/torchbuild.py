@@ -15,9 +15,9 @@ import urllib.request
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
-from dreambooth import pins
-from dreambooth.environment import TORCH_VARIABLE
-from dreambooth.shared.errors import DreamboothError, InputError
+from . import pins
+from .environment import TORCH_VARIABLE
+from .shared.errors import DreamboothError, InputError
 
 PYTORCH_INDEX = "https://download.pytorch.org/whl/"
 _ANSWER_SECONDS = 6.0

@@ -33,15 +33,23 @@ def _imports(path: Path) -> list[Import]:
         if isinstance(node, ast.Import):
             found.extend(Import(alias.name, node.lineno, at_top) for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
-            assert node.level == 0, f"{path}:{node.lineno}: imports are absolute here"
-            found.append(Import(str(node.module), node.lineno, at_top))
-            found.extend(Import(f"{node.module}.{alias.name}", node.lineno, at_top) for alias in node.names)
+            module = _whole_name(node, path)
+            found.append(Import(module, node.lineno, at_top))
+            found.extend(Import(f"{module}.{alias.name}", node.lineno, at_top) for alias in node.names)
         inside = at_top and not isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda))
         for child in ast.iter_child_nodes(node):
             visit(child, inside)
 
     visit(ast.parse(path.read_text(encoding="utf-8")), True)
     return found
+
+
+def _whole_name(node: ast.ImportFrom, path: Path) -> str:
+    """The module that `from … import` names, a relative one too, as it is called on the command line."""
+    if not node.level:
+        return str(node.module)
+    package = path.relative_to(ROOT).with_suffix("").parts[: -node.level]
+    return ".".join((*package, node.module) if node.module else package)
 
 
 def _is_standard(module: str) -> bool:
@@ -89,6 +97,19 @@ def test_what_runs_on_a_bare_python_imports_only_the_standard_library(name: str)
 def test_what_a_bare_python_takes_from_shared_imports_only_the_standard_library(name: str):
     path = PACKAGE / f"{name.replace('.', '/')}.py"
     assert [found for found in _imports(path) if not _is_standard(found.module)] == []
+
+
+def test_what_the_webui_loads_names_its_neighbours_relatively():
+    """The WebUI loads this package under a name of its own, since an older extension has a folder `dreambooth`."""
+    paths = [PACKAGE / f"{name}.py" for name in BARE if name != "__main__"]
+    wrong = [
+        f"{path.relative_to(ROOT)}:{node.lineno}"
+        for path in (*paths, *_files("shared"), *_files("host"))
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if (isinstance(node, ast.ImportFrom) and not node.level and _is_in(str(node.module), ("dreambooth",)))
+        or (isinstance(node, ast.Import) and any(_is_in(one.name, ("dreambooth",)) for one in node.names))
+    ]
+    assert wrong == []
 
 
 def test_install_py_imports_only_the_standard_library_and_what_runs_bare():

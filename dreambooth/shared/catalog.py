@@ -10,8 +10,8 @@ import sys
 from dataclasses import dataclass
 from typing import Any
 
-from dreambooth.shared.concepts import Concept
-from dreambooth.shared.config import groups, number_text
+from .concepts import Concept
+from .config import groups, number_text
 
 
 @dataclass(frozen=True)

@@ -14,9 +14,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from dreambooth.shared.errors import InputError
-from dreambooth.shared.text_files import read_text
-from dreambooth.shared.tolerant_json import BrokenJSON, loads
+from .errors import InputError
+from .text_files import read_text
+from .tolerant_json import BrokenJSON, loads
 
 
 @dataclass

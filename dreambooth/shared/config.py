@@ -19,10 +19,10 @@ import yaml
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from dreambooth.shared.concepts import ConceptsFile, concepts_from, read_concepts
-from dreambooth.shared.errors import InputError
-from dreambooth.shared.settings import GROUPS, Settings
-from dreambooth.shared.settings_file import parse_yaml, read_file
+from .concepts import ConceptsFile, concepts_from, read_concepts
+from .errors import InputError
+from .settings import GROUPS, Settings
+from .settings_file import parse_yaml, read_file
 
 PATHS = frozenset({"model", "vae", "output_dir", "runs_dir"})
 CONCEPT_PATHS = frozenset({"instance_data_dir", "class_data_dir"})

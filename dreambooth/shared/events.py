@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from dreambooth.shared.paths import disk_full_is_said
+from .paths import disk_full_is_said
 
 # event → the fields that it carries; readers ignore fields that they do not know
 SCHEMA: dict[str, tuple[str, ...]] = {

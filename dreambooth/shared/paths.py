@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from dreambooth.shared.errors import DreamboothError, InputError
+from .errors import DreamboothError, InputError
 
 APP_NAME = "dreambooth-trainer"
 _RESERVED = {"con", "prn", "aux", "nul", "conin$", "conout$"} | {

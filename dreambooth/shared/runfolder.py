@@ -17,10 +17,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from dreambooth.shared import lock
-from dreambooth.shared.errors import InputError
-from dreambooth.shared.events import read_events
-from dreambooth.shared.paths import (
+from . import lock
+from .errors import InputError
+from .events import read_events
+from .paths import (
     check_file_name,
     check_writable,
     default_runs_dir,

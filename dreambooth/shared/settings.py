@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-from dreambooth.shared.concepts import Concept
+from .concepts import Concept
 
 SAMPLERS = ("dpmpp_2m", "dpmpp_2m_karras", "unipc", "euler", "euler_a", "ddim", "ddpm")
 SCHEDULERS = ("constant", "constant_with_warmup", "linear", "cosine", "cosine_with_restarts", "polynomial")

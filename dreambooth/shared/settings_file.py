@@ -13,8 +13,8 @@ from typing import Any
 
 import yaml
 
-from dreambooth.shared import tolerant_json
-from dreambooth.shared.errors import InputError
+from . import tolerant_json
+from .errors import InputError
 
 MAX_BYTES = (
     2**20

@@ -7,7 +7,7 @@ import locale
 import re
 from pathlib import Path
 
-from dreambooth.shared.errors import InputError
+from .errors import InputError
 
 _MARKS = (
     (codecs.BOM_UTF8, "utf-8-sig"),
