@@ -11,32 +11,66 @@ import contextlib
 import dataclasses
 import difflib
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from .errors import InputError
 from .text_files import read_text
 from .tolerant_json import BrokenJSON, loads
 
 
+def _field(default: Any, label: str, help: str, *, minimum: float | None = None, common: bool = False) -> Any:
+    return field(
+        default=default, metadata={"label": label, "help": help, "minimum": minimum, "common": common}
+    )
+
+
 @dataclass
 class Concept:
     """One thing to learn. A value that is None means that the run's own setting holds."""
 
-    instance_prompt: str = ""
-    class_prompt: str = ""
-    class_negative_prompt: str = ""
-    instance_data_dir: str = ""
-    class_data_dir: str = ""
-    num_class_images: int | None = None
-    num_class_images_per: int | None = (
-        None  # class images for each instance image, where num_class_images is None
+    instance_prompt: str = _field(
+        "",
+        "Instance prompt",
+        "What the photos show, with a rare word for the subject. [filewords] stands for a photo's caption.",
+        common=True,
     )
-    class_guidance_scale: float | None = None
-    class_infer_steps: int | None = None
-    instance_token: str = ""
-    class_token: str = ""
-    repeats: int = 1
+    class_prompt: str = _field(
+        "", "Class prompt", "The same without the rare word: what must not be forgotten.", common=True
+    )
+    class_negative_prompt: str = _field("", "Negative class prompt", "What class images must not show.")
+    instance_data_dir: str = _field(
+        "",
+        "Folder of the photos",
+        "Subfolders are read too; a .txt beside a photo is its caption.",
+        common=True,
+    )
+    class_data_dir: str = _field(
+        "", "Folder of the class images", "Empty: a folder of the trainer's own, used again by later runs."
+    )
+    num_class_images: int | None = _field(
+        None, "Class images of this concept", "Empty: the number for all concepts.", minimum=0
+    )
+    # class images for each instance image, where num_class_images is None
+    num_class_images_per: int | None = _field(
+        None, "Class images for each photo", "Used where their number in all is empty.", minimum=0
+    )
+    class_guidance_scale: float | None = _field(
+        None, "Guidance of its class images", "Empty: the value for all concepts.", minimum=0
+    )
+    class_infer_steps: int | None = _field(
+        None, "Sampling steps of its class images", "Empty: the value for all concepts.", minimum=1
+    )
+    instance_token: str = _field(
+        "", "Rare word, for captions", "Put before the class word in every caption that has it."
+    )
+    class_token: str = _field(
+        "", "Class word, for captions", "The word of the captions that names the class."
+    )
+    repeats: int = _field(
+        1, "Repeats", "How often each photo counts in an epoch, against other concepts.", minimum=1
+    )
 
 
 @dataclass(frozen=True)

@@ -29,9 +29,14 @@ def setting(
 ) -> Any:
     """One setting: its default and all that is known of it. `common` ones stand in sight on the page."""
     about = {
-        "help": help, "label": label, "choices": choices, "minimum": minimum, "maximum": maximum,
-        "unit": unit, "common": common,
-    }  # fmt: skip
+        "help": help,
+        "label": label,
+        "choices": choices,
+        "minimum": minimum,
+        "maximum": maximum,
+        "unit": unit,
+        "common": common,
+    }
     if isinstance(default, (list, dict)):
         return field(default_factory=lambda: type(default)(default), metadata=about)
     return field(default=default, metadata=about)
@@ -42,48 +47,87 @@ class ModelSettings:
     """The checkpoint to start from, and how it is read."""
 
     model: str = setting(
-        "", "The checkpoint to train: a .safetensors or .ckpt file, or a diffusers folder.", common=True
+        "",
+        "The checkpoint to train: a .safetensors or .ckpt file, or a diffusers folder.",
+        label="Checkpoint",
+        common=True,
     )
-    vae: str = setting("", "Another VAE to use while training: a single file. Empty: the checkpoint's own.")
+    vae: str = setting(
+        "",
+        "Another VAE to use while training: a single file. Empty: the checkpoint's own.",
+        label="VAE",
+        common=True,
+    )
     attention: str = setting(
-        "auto", "How attention is computed. auto is torch's own.", choices=("auto", "sdpa", "xformers")
+        "auto",
+        "How attention is computed. auto is torch's own.",
+        label="Attention",
+        choices=("auto", "sdpa", "xformers"),
     )
     prediction_type: str = setting(
         "auto",
         "What the UNet predicts: noise (epsilon) or velocity (v_prediction). auto asks the file.",
+        label="Prediction type",
         choices=("auto", "epsilon", "v_prediction"),
     )
-    use_ema_weights: bool = setting(False, "Start from the file's averaged (EMA) weights, if it has them.")
+    use_ema_weights: bool = setting(
+        False,
+        "Start from the file's averaged (EMA) weights, if it has them.",
+        label="Start from the EMA weights",
+    )
     clip_skip: int = setting(
-        1, "Which layer of the text encoder is used, counted as the WebUI does: 1 is the last.",
-        minimum=1, maximum=12,
-    )  # fmt: skip
+        1,
+        "Which layer of the text encoder is used, counted as the WebUI does: 1 is the last.",
+        label="Clip skip",
+        minimum=1,
+        maximum=12,
+    )
 
 
 @dataclass
 class ResultSettings:
     """What is written at the end, and where."""
 
-    output_name: str = setting("", "Name of the result, without ending. Empty: the model's name and a number.",
-                               common=True)  # fmt: skip
-    output_dir: str = setting("", "Folder of the result. Empty: the folder of the model.")
+    output_name: str = setting(
+        "",
+        "Name of the result, without ending. Empty: the model's name and a number.",
+        label="Name of the result",
+        common=True,
+    )
+    output_dir: str = setting(
+        "", "Folder of the result. Empty: the folder of the model.", label="Folder of the result"
+    )
     output_kind: str = setting(
-        "checkpoint", "A single file, or a diffusers folder.", choices=("checkpoint", "diffusers")
+        "checkpoint",
+        "A single file, or a diffusers folder.",
+        label="Kind of result",
+        choices=("checkpoint", "diffusers"),
     )
     output_format: str = setting(
-        "safetensors", "File format of a checkpoint.", choices=("safetensors", "ckpt")
+        "safetensors", "File format of a checkpoint.", label="File format", choices=("safetensors", "ckpt")
     )
     output_dtype: str = setting(
         "float16",
         "Precision of the written weights. bfloat16 has coarse steps and can erase much of a gentle training.",
+        label="Precision of the result",
         choices=("float16", "bfloat16", "float32"),
     )
-    overwrite: bool = setting(False, "Replace a file of the result's name that is there already.")
+    overwrite: bool = setting(
+        False, "Replace a file of the result's name that is there already.", label="Replace an existing file"
+    )
     export_steps: int = setting(
-        0, "Also write a usable checkpoint, <name>-<step>, every so many steps. 0: only at the end.",
-        minimum=0, unit="steps",
-    )  # fmt: skip
-    runs_dir: str = setting("", "Folder that keeps the runs. Empty: the WebUI's, or your user data folder.")
+        0,
+        "Also write a usable checkpoint, <name>-<step>, every so many steps. 0: only at the end.",
+        label="Checkpoints on the way",
+        minimum=0,
+        unit="steps",
+        common=True,
+    )
+    runs_dir: str = setting(
+        "",
+        "Folder that keeps the runs. Empty: the WebUI's, or your user data folder.",
+        label="Folder of the runs",
+    )
 
 
 @dataclass
@@ -100,23 +144,46 @@ class ImageSettings:
     """How photos become training images."""
 
     resolution: int = setting(
-        512, "Side of a square training image; the area of a bucket.", minimum=64, maximum=2048, unit="pixels",
+        512,
+        "Side of a square training image; the area of a bucket.",
+        minimum=64,
+        maximum=2048,
+        unit="pixels",
         common=True,
-    )  # fmt: skip
-    crop: str = setting("center", "Where an image is cut to size.", choices=("center", "random"))
-    random_flip: bool = setting(False, "Mirror images at random. Not for faces and writing.")
+    )
+    crop: str = setting("center", "Where an image is cut to size.", label="Cut", choices=("center", "random"))
+    random_flip: bool = setting(
+        False, "Mirror images at random. Not for faces and writing.", label="Mirror at random"
+    )
     rotation: float = setting(
-        0.0, "Turn images by up to this angle, at random.", minimum=0, maximum=45, unit="degrees"
+        0.0,
+        "Turn images by up to this angle, at random.",
+        label="Rotate at random",
+        minimum=0,
+        maximum=45,
+        unit="degrees",
     )
     brightness: float = setting(
-        0.0, "Change brightness by up to this share, at random.", minimum=0, maximum=0.9
+        0.0,
+        "Change brightness by up to this share, at random.",
+        label="Vary the brightness",
+        minimum=0,
+        maximum=0.9,
     )
     aspect_ratio_buckets: bool = setting(
-        False, "Keep the images' shapes (in buckets) instead of cutting squares. Not with prior preservation."
+        False,
+        "Keep the images' shapes (in buckets) instead of cutting squares. Not with prior preservation.",
+        label="Aspect ratio buckets",
     )
-    background: str = setting("white", "Colour behind transparent images: a name or #rrggbb.")
-    allow_bad_images: bool = setting(False, "Go on without images that cannot be read.")
-    cache_latents: bool = setting(True, "Encode every image once, before training, and keep the results.")
+    background: str = setting(
+        "white", "Colour behind transparent images: a name or #rrggbb.", label="Background colour"
+    )
+    allow_bad_images: bool = setting(
+        False, "Go on without images that cannot be read.", label="Leave out bad images"
+    )
+    cache_latents: bool = setting(
+        True, "Encode every image once, before training, and keep the results.", label="Encode once"
+    )
 
 
 @dataclass
@@ -126,10 +193,18 @@ class CaptionSettings:
     caption_dropout: float = setting(
         0.0, "Share of samples that are trained without their caption.", minimum=0, maximum=1
     )
-    shuffle_tags: bool = setting(False, "Shuffle the comma-separated tags of a caption at every step.")
-    keep_tokens: int = setting(0, "Tags at the beginning that stay where they are.", minimum=0)
+    shuffle_tags: bool = setting(
+        False, "Shuffle the comma-separated tags of a caption at every step.", label="Shuffle tags"
+    )
+    keep_tokens: int = setting(
+        0, "Tags at the beginning that stay where they are.", label="Tags that stay", minimum=0
+    )
     max_prompt_chunks: int = setting(
-        3, "Longest prompt, in chunks of 75 tokens, as the WebUI counts them.", minimum=1, maximum=10
+        3,
+        "Longest prompt, in chunks of 75 tokens, as the WebUI counts them.",
+        label="Longest prompt",
+        minimum=1,
+        maximum=10,
     )
 
 
@@ -138,55 +213,114 @@ class PriorSettings:
     """Prior preservation: pictures of the class keep the model from forgetting it (DreamBooth, arXiv 2208.12242)."""
 
     prior_loss_weight: float = setting(
-        1.0, "Weight of the class images' loss. 0: no prior preservation (native training).", minimum=0,
-        maximum=100, common=True,
-    )  # fmt: skip
-    prior: str = setting("class_images", "Where the prior comes from.", choices=("class_images",))
-    num_class_images: int = setting(
-        100, "Class images per concept; the missing ones are made.", minimum=0, common=True
+        1.0,
+        "Weight of the class images' loss. 0: no prior preservation (native training).",
+        label="Weight of the prior",
+        minimum=0,
+        maximum=100,
+        common=True,
     )
-    class_guidance_scale: float = setting(7.5, "Guidance of the class images.", minimum=0, maximum=50)
-    class_infer_steps: int = setting(20, "Sampling steps of a class image.", minimum=1, maximum=1000)
-    class_sampler: str = setting("dpmpp_2m", "Sampler of the class images.", choices=SAMPLERS)
-    class_seed: int = setting(0, "Seed of the class images.", minimum=0)
-    sample_batch_size: int = setting(4, "Pictures made at once.", minimum=1, maximum=64)
+    prior: str = setting(
+        "class_images", "Where the prior comes from.", label="Source of the prior", choices=("class_images",)
+    )
+    num_class_images: int = setting(
+        100,
+        "Class images per concept; the missing ones are made.",
+        label="Class images",
+        minimum=0,
+        common=True,
+    )
+    class_guidance_scale: float = setting(
+        7.5, "Guidance of the class images.", label="Guidance of class images", minimum=0, maximum=50
+    )
+    class_infer_steps: int = setting(
+        20,
+        "Sampling steps of a class image.",
+        label="Sampling steps of class images",
+        minimum=1,
+        maximum=1000,
+    )
+    class_sampler: str = setting(
+        "dpmpp_2m", "Sampler of the class images.", label="Sampler of class images", choices=SAMPLERS
+    )
+    class_seed: int = setting(0, "Seed of the class images.", label="Seed of class images", minimum=0)
+    sample_batch_size: int = setting(
+        4, "Pictures made at once.", label="Pictures at once", minimum=1, maximum=64
+    )
 
 
 @dataclass
 class TrainingSettings:
     """The training itself."""
 
-    max_train_steps: int = setting(0, "Steps to train. 0: steps_per_image decides.", minimum=0, common=True)
-    steps_per_image: int = setting(
-        100, "Steps per instance image, when max_train_steps is 0.", minimum=1, common=True
+    max_train_steps: int = setting(
+        0, "Steps to train. 0: steps_per_image decides.", label="Steps", minimum=0, common=True
     )
-    train_batch_size: int = setting(1, "Instance images per step (class images come beside them).", minimum=1, maximum=256,
-                                    common=True)  # fmt: skip
-    gradient_accumulation_steps: int = setting(1, "Batches that make one step.", minimum=1, maximum=1024)
+    steps_per_image: int = setting(
+        100,
+        "Steps per instance image, when max_train_steps is 0.",
+        label="Steps per photo",
+        minimum=1,
+        common=True,
+    )
+    train_batch_size: int = setting(
+        1,
+        "Instance images per step (class images come beside them).",
+        label="Batch size",
+        minimum=1,
+        maximum=256,
+        common=True,
+    )
+    gradient_accumulation_steps: int = setting(
+        1, "Batches that make one step.", label="Gradient accumulation", minimum=1, maximum=1024
+    )
     learning_rate: float = setting(2e-6, "Learning rate of the UNet.", minimum=0, maximum=1, common=True)
-    train_unet: bool = setting(True, "Train the UNet.")
+    train_unet: bool = setting(True, "Train the UNet.", label="Train the UNet")
     train_text_encoder: bool = setting(
-        True, "Train the text encoder too: better likeness, more memory.", common=True
+        True,
+        "Train the text encoder too: better likeness, more memory.",
+        label="Train the text encoder",
+        common=True,
     )
     text_encoder_learning_rate: float = setting(
-        0.0, "Learning rate of the text encoder. 0: the UNet's.", minimum=0, maximum=1
+        0.0,
+        "Learning rate of the text encoder. 0: the UNet's.",
+        label="Learning rate of the text encoder",
+        minimum=0,
+        maximum=1,
     )
     text_encoder_stop: float = setting(
-        1.0, "Share of the steps after which the text encoder is left as it is.", minimum=0, maximum=1
+        1.0,
+        "Share of the steps after which the text encoder is left as it is.",
+        label="Stop the text encoder at",
+        minimum=0,
+        maximum=1,
     )
-    lr_scheduler: str = setting("constant", "How the learning rate changes.", choices=SCHEDULERS)
+    lr_scheduler: str = setting(
+        "constant", "How the learning rate changes.", label="Learning rate schedule", choices=SCHEDULERS
+    )
     lr_warmup_steps: int = setting(
-        0, "Steps in which the learning rate rises from 0.", minimum=0, unit="steps"
+        0, "Steps in which the learning rate rises from 0.", label="Warm-up", minimum=0, unit="steps"
     )
-    lr_num_cycles: int = setting(1, "Restarts of cosine_with_restarts.", minimum=1)
-    lr_power: float = setting(1.0, "Power of the polynomial scheduler.", minimum=0.01, maximum=10)
+    lr_num_cycles: int = setting(1, "Restarts of cosine_with_restarts.", label="Cycles", minimum=1)
+    lr_power: float = setting(
+        1.0, "Power of the polynomial scheduler.", label="Power", minimum=0.01, maximum=10
+    )
     optimizer: str = setting("adamw", "The optimizer.", choices=OPTIMIZERS)
-    optimizer_args: dict[str, str] = setting({}, "More arguments of the optimizer, by name.")
-    adam_beta1: float = setting(0.9, "Adam's decay of the mean.", minimum=0, maximum=0.9999)
-    adam_beta2: float = setting(0.999, "Adam's decay of the variance.", minimum=0, maximum=0.999999)
-    adam_weight_decay: float = setting(0.01, "AdamW's weight decay.", minimum=0, maximum=1)
-    adam_epsilon: float = setting(1e-8, "Adam's epsilon.", minimum=1e-16, maximum=1)
-    max_grad_norm: float = setting(1.0, "Gradients are scaled down to this norm. 0: never.", minimum=0)
+    optimizer_args: dict[str, str] = setting(
+        {}, "More arguments of the optimizer, by name.", label="Optimizer arguments"
+    )
+    adam_beta1: float = setting(0.9, "Adam's decay of the mean.", label="Adam β1", minimum=0, maximum=0.9999)
+    adam_beta2: float = setting(
+        0.999, "Adam's decay of the variance.", label="Adam β2", minimum=0, maximum=0.999999
+    )
+    adam_weight_decay: float = setting(
+        0.01, "AdamW's weight decay.", label="Weight decay", minimum=0, maximum=1
+    )
+    adam_epsilon: float = setting(1e-8, "Adam's epsilon.", label="Adam ε", minimum=1e-16, maximum=1)
+    max_grad_norm: float = setting(
+        1.0, "Gradients are scaled down to this norm. 0: never.", label="Gradient clipping", minimum=0
+    )
     mixed_precision: str = setting(
         "auto",
         "Precision of the computation; the weights stay in float32. auto: bf16 or fp16 on a card, no on a CPU.",
@@ -194,12 +328,24 @@ class TrainingSettings:
     )
     gradient_checkpointing: bool = setting(False, "Less memory, about a quarter more time.")
     snr_gamma: float = setting(
-        0.0, "min-SNR weighting (arXiv 2303.09556); 5 is usual. 0: off.", minimum=0, maximum=100
+        0.0,
+        "min-SNR weighting (arXiv 2303.09556); 5 is usual. 0: off.",
+        label="min-SNR γ",
+        minimum=0,
+        maximum=100,
     )
-    offset_noise: float = setting(0.0, "Noise that shifts whole images, for dark and bright ones; 0.05 is usual. 0: off.",
-                                  minimum=0, maximum=1)  # fmt: skip
-    use_ema: bool = setting(False, "Keep an average of the weights and write that as the result.")
-    ema_decay: float = setting(0.9999, "Decay of the average.", minimum=0, maximum=0.999999)
+    offset_noise: float = setting(
+        0.0,
+        "Noise that shifts whole images, for dark and bright ones; 0.05 is usual. 0: off.",
+        minimum=0,
+        maximum=1,
+    )
+    use_ema: bool = setting(
+        False, "Keep an average of the weights and write that as the result.", label="Keep an average (EMA)"
+    )
+    ema_decay: float = setting(
+        0.9999, "Decay of the average.", label="Decay of the average", minimum=0, maximum=0.999999
+    )
     seed: int = setting(0, "Everything random comes from this number.", minimum=0, maximum=2**53)
     deterministic: bool = setting(
         False, "On a card: the same bits at every run, somewhat slower. A CPU always repeats."
@@ -211,17 +357,37 @@ class SavingSettings:
     """What is kept and shown while it trains."""
 
     checkpointing_steps: int = setting(
-        500, "Save the state every so many steps, to go on from. 0: only at the end.", minimum=0, unit="steps"
+        500,
+        "Save the state every so many steps, to go on from. 0: only at the end.",
+        label="Save the state every",
+        minimum=0,
+        unit="steps",
     )
-    checkpoints_total_limit: int = setting(1, "Saved states that are kept.", minimum=1)
-    validation_prompt: str = setting("", "What the sample pictures show. Empty: the instance prompts.")
-    validation_negative_prompt: str = setting("", "What the sample pictures do not show.")
-    validation_steps: int = setting(0, "Make sample pictures every so many steps. 0: only at the end.", minimum=0,
-                                    unit="steps")  # fmt: skip
+    checkpoints_total_limit: int = setting(1, "Saved states that are kept.", label="States kept", minimum=1)
+    validation_prompt: str = setting(
+        "", "What the sample pictures show. Empty: the instance prompts.", label="Sample prompt"
+    )
+    validation_negative_prompt: str = setting(
+        "", "What the sample pictures do not show.", label="Negative sample prompt"
+    )
+    validation_steps: int = setting(
+        0,
+        "Make sample pictures every so many steps. 0: only at the end.",
+        label="Sample pictures every",
+        minimum=0,
+        unit="steps",
+        common=True,
+    )
     num_validation_images: int = setting(
-        1, "Pictures per sample prompt. 0: none at all.", minimum=0, maximum=64
+        1,
+        "Pictures per sample prompt. 0: none at all.",
+        label="Pictures per sample prompt",
+        minimum=0,
+        maximum=64,
     )
-    report_to: str = setting("", "Trackers, comma-separated: tensorboard, wandb. Empty: none.")
+    report_to: str = setting(
+        "", "Trackers, comma-separated: tensorboard, wandb. Empty: none.", label="Trackers"
+    )
 
 
 @dataclass

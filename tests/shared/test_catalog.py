@@ -39,7 +39,7 @@ def test_an_entry_says_all_that_a_page_needs() -> None:
         None,
         "steps",
     )
-    assert steps.label == "Checkpointing steps" and not steps.common
+    assert steps.label == "Save the state every" and not steps.common
     assert ENTRIES["crop"].choices == ("center", "random")
     assert ENTRIES["model"].common
     kinds = {
