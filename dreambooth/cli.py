@@ -58,11 +58,14 @@ def _parser() -> argparse.ArgumentParser:
         )
         if name == "plan":
             made.add_argument("--json", action="store_true", help="print the plan as one JSON object")
+        else:
+            _add_note(made)
     resume = command("resume", "Go on with a run from its last good state.", _resume)
     stop = command("stop", "Stop a run after its state is saved.", _stop)
     export = command("export", "Write a checkpoint from a run's saved state.", _export)
     for made in (resume, stop, export):
         made.add_argument("run_name", metavar="RUN", help="a run folder or its name")
+    _add_note(resume)
     stop.add_argument("--now", action="store_true", help="stop at once, without saving")
     export.add_argument("--step", type=int, metavar="N", help="the state of that step; default: the newest")
     runs = command("runs", "List the runs.", _runs)
@@ -81,8 +84,19 @@ def _parser() -> argparse.ArgumentParser:
     _add_generate(command("generate", "Make a picture with a checkpoint.", _generate))
     inspect = command("inspect", "Say what a model file is.", _inspect)
     inspect.add_argument("file", type=Path, metavar="FILE")
+    inspect.add_argument("--json", action="store_true", help="print it as one JSON object")
+    inspect.add_argument("--no-hash", action="store_true", help="leave out the hash of the whole file")
     command("doctor", "Say what this machine can do, and what to do about what it cannot.", _doctor)
     return parser
+
+
+def _add_note(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--note",
+        type=Path,
+        metavar="FILE",
+        help='write {"run": the run\'s folder} into this file as soon as there is one',
+    )
 
 
 def _add_generate(parser: argparse.ArgumentParser) -> None:
@@ -136,7 +150,7 @@ def _train(arguments: argparse.Namespace) -> int:
     from dreambooth.shared.config import load_settings
     from dreambooth.trainer.run import train
 
-    return train(load_settings(arguments.config, arguments.overrides))
+    return train(load_settings(arguments.config, arguments.overrides), note=arguments.note)
 
 
 def _plan(arguments: argparse.Namespace) -> int:
@@ -159,7 +173,7 @@ def _resume(arguments: argparse.Namespace) -> int:
     from dreambooth.shared.runfolder import find_run
     from dreambooth.trainer.run import resume
 
-    return resume(find_run(arguments.run_name))
+    return resume(find_run(arguments.run_name), note=arguments.note)
 
 
 def _stop(arguments: argparse.Namespace) -> int:
@@ -241,7 +255,8 @@ def _generate(arguments: argparse.Namespace) -> int:
 def _inspect(arguments: argparse.Namespace) -> int:
     from dreambooth.trainer.inspection import inspect
 
-    print(inspect(arguments.file))
+    found = inspect(arguments.file, hashed=not arguments.no_hash)
+    print(json.dumps(found.as_json(), ensure_ascii=False, indent=1) if arguments.json else found)
     return DONE
 
 

@@ -59,6 +59,8 @@ class FakeTrainer:
         self.plan()
         self.make_class_images()
         self.log.emit("phase", name="training", of=self.steps)
+        if self.step == 0 and self.settings.saving.num_validation_images:
+            self.sample()
         while self.step < self.steps:
             self.train_step()
             self.obey()
@@ -133,7 +135,8 @@ class FakeTrainer:
     def sample(self) -> None:
         path = self.run.samples / f"step-{self.step}.png"
         write_whole(path, one_colour_png(red=self.step * 8 % 256))
-        self.log.emit("sample", step=self.step, prompt="photo of sks dog", path=path)
+        seed = self.settings.training.seed
+        self.log.emit("sample", step=self.step, number=0, seed=seed, prompt="photo of sks dog", path=path)
 
     def result_path(self, step: int = 0) -> Path:
         folder = Path(self.settings.result.output_dir or self.run.path)

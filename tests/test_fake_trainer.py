@@ -124,9 +124,14 @@ def test_commands_are_answered_one_by_one_in_the_order_in_which_they_were_given(
         assert trainer.wait(30) == 1
     events, _ = read_events(run.events)
     assert [event["id"] for event in events if event.name == "ack"] == asked
-    for name in ("exported", "sample"):
-        assert names(run).count(name) == 1
-    assert names(run).count("checkpoint") == 2
+    steps = {
+        name: [event["step"] for event in events if event.name == name]
+        for name in ("sample", "exported", "checkpoint")
+    }
+    assert len(steps["exported"]) == 1 and len(steps["checkpoint"]) == 2
+    assert len(steps["sample"]) == 2 and steps["sample"][0] == 0, (
+        "the untrained model's, and the one asked for"
+    )
     assert summarize(run).state == "stopped"
 
 

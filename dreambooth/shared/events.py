@@ -28,7 +28,7 @@ SCHEMA: dict[str, tuple[str, ...]] = {
     "step": (
         "step", "of", "loss", "instance_loss", "prior_loss", "lr", "it_s", "eta_s", "memory_gb",
     ),
-    "sample": ("step", "prompt", "path"),
+    "sample": ("step", "prompt", "path", "number", "seed"),
     "checkpoint": ("step", "path"),
     "exported": ("step", "path", "sha256"),
     "warning": ("text",),

@@ -125,4 +125,5 @@ def cadence(plan: Plan) -> Cadence:
         save=saving.checkpointing_steps,
         export=plan.settings.result.export_steps,
         sample=saving.validation_steps if saving.num_validation_images else 0,
+        sample_first=saving.num_validation_images > 0,
     )

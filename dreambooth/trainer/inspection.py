@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 from collections import Counter
 from collections.abc import Mapping
@@ -56,9 +57,9 @@ class Part:
 class Inspection:
     """What a model file is. `identified` is None, and `problem` says what it is, if it cannot be used.
 
-    `sha256` and `autov1` are the hashes that the WebUI shows ("" for a folder): the whole file's, of which it
-    shows the first ten digits, and the old one over 64 KiB from the first MiB on. `odd` are tensors that no
-    checkpoint of the family has, `missing` those that every one has.
+    `sha256` and `autov1` are the hashes that the WebUI shows ("" for a folder and where none was asked for): the
+    whole file's, of which it shows the first ten digits, and the old one over 64 KiB from the first MiB on. `odd`
+    are tensors that no checkpoint of the family has, `missing` those that every one has.
     """
 
     path: Path
@@ -80,12 +81,47 @@ class Inspection:
         """The hash as the WebUI shows it beside a checkpoint's name."""
         return self.sha256[:SHORT]
 
+    @property
+    def precision(self) -> str:
+        """The precision of most of its tensors."""
+        return max(self.precisions, key=lambda name: self.precisions[name], default="")
+
+    def as_json(self) -> dict[str, Any]:
+        """All of it in plain JSON values; sizes in bytes. `family`, `prediction_type` and `told_by` are "" if it
+        cannot be used, for which `problem` is the reason."""
+        told = self.identified
+        return {
+            "path": str(self.path),
+            "format": self.format,
+            "size": self.nbytes,
+            "usable": told is not None,
+            "problem": self.problem,
+            "family": told.family.title if told else "",
+            "family_name": told.family.name if told else "",
+            "prediction_type": told.prediction_type if told else "",
+            "told_by": told.told_by if told else "",
+            "zero_terminal_snr": bool(told and told.zero_terminal_snr),
+            "precision": self.precision,
+            "precisions": dict(self.precisions),
+            "parts": [dataclasses.asdict(part) for part in self.parts],
+            "ema": self.has_ema,
+            "sha256": self.sha256,
+            "short_hash": self.short_hash,
+            "autov1": self.autov1,
+            "metadata": dict(self.metadata),
+            "missing": list(self.missing),
+            "odd": list(self.odd),
+        }
+
     def __str__(self) -> str:
         return render(self)
 
 
-def inspect(path: str | Path) -> Inspection:
-    """Read what a model file or diffusers folder is. Raises InputError if it is no file of tensors at all."""
+def inspect(path: str | Path, *, hashed: bool = True) -> Inspection:
+    """Read what a model file or diffusers folder is. Raises InputError if it is no file of tensors at all.
+
+    Without `hashed` only the file's head is read, whatever its size.
+    """
     path = Path(path)
     opened = open_model(path)
     weights = opened.weights
@@ -99,7 +135,7 @@ def inspect(path: str | Path) -> Inspection:
         path=path,
         format=weights.format,
         nbytes=_size(path),
-        sha256=file_sha256(path) if path.is_file() else "",
+        sha256=file_sha256(path) if hashed and path.is_file() else "",
         autov1=_autov1(path) if path.is_file() else "",
         identified=description.identified if description else None,
         problem=problem,

@@ -45,12 +45,16 @@ class Orders(Protocol):
 
 @dataclass(frozen=True)
 class Cadence:
-    """How often what happens, in steps; 0 is never (but a state is always saved at the end)."""
+    """How often what happens, in steps; 0 is never (but a state is always saved at the end).
+
+    `sample_first`: also before the first step, so that every later picture has the untrained model's beside it.
+    """
 
     steps: int
     save: int
     export: int
     sample: int
+    sample_first: bool = False
 
     def due(self, step: int, *, fresh: bool, stop: bool) -> list[str]:
         """What is to be done after `step` steps, in order: the state first, since all else may fail.
@@ -61,7 +65,9 @@ class Cadence:
         wanted = {
             "save": last or stop or (fresh and _falls_on(step, self.save)),
             "export": step > 0 and not last and _falls_on(step, self.export),
-            "sample": not last and not stop and _falls_on(step, self.sample),
+            "sample": not last
+            and not stop
+            and (_falls_on(step, self.sample) or (step == 0 and self.sample_first)),
         }
         return [name for name, is_wanted in wanted.items() if is_wanted]
 

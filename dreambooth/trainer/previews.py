@@ -98,7 +98,9 @@ class Previews:
             )
             path = self._path(step, number)
             write_whole(path, png_bytes(image, parameters))
-            self._emit("sample", step=step, prompt=request.prompt, path=path)
+            self._emit(
+                "sample", step=step, number=number, seed=request.seed, prompt=request.prompt, path=path
+            )
             made[number] = path
         return [made[number] for number in sorted(made)]
 

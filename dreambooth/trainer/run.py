@@ -19,6 +19,7 @@ import torch
 from dreambooth.shared.config import dump_settings, load_settings, read_notes
 from dreambooth.shared.errors import DreamboothError, InputError, StoppedByUser
 from dreambooth.shared.events import Emit, EventLog, read_events
+from dreambooth.shared.paths import write_json
 from dreambooth.shared.runfolder import RunFolder, create_run, read_result
 from dreambooth.shared.settings import Settings
 from dreambooth.trainer import results
@@ -33,8 +34,13 @@ from dreambooth.trainer.session import Session
 DONE, FAILED = 0, 1
 
 
-def train(settings: Settings) -> int:
-    """Plans, prints the plan, makes a run folder and runs it. Returns the exit code."""
+def train(settings: Settings, *, note: Path | None = None) -> int:
+    """Plans, prints the plan, makes a run folder and runs it. Returns the exit code.
+
+    `note` is a file that gets `{"run": path}` as soon as the run folder is there: who starts a trainer cannot know
+    the folder's name before, since a taken one gets a number.
+    """
+    _check_note(note)
     processes = join_processes()
 
     @contextlib.contextmanager
@@ -51,14 +57,17 @@ def train(settings: Settings) -> int:
         runs_dir = Path(plan.settings.result.runs_dir)
         folder = create_run(runs_dir, plan.outputs.name, dump_settings(plan.settings, notes))
         with folder.hold():
+            _write_note(note, folder)
             yield folder, plan
 
     return _lead(processes, start) if processes.is_main else _follow(processes)
 
 
-def resume(folder: RunFolder) -> int:
-    """Goes on with a run from its last good state; a run without a state starts over."""
+def resume(folder: RunFolder, *, note: Path | None = None) -> int:
+    """Goes on with a run from its last good state; a run without a state starts over. `note`: as in `train`."""
+    _check_note(note)
     if is_finished(folder):
+        _write_note(note, folder)
         path = read_result(folder).get("path", "")
         Reporter().write(f"This run is finished: {path}")
         return DONE
@@ -67,9 +76,29 @@ def resume(folder: RunFolder) -> int:
     @contextlib.contextmanager
     def start() -> Iterator[tuple[RunFolder, Plan]]:
         with folder.hold():  # before anything is read: another trainer may be writing
+            _write_note(note, folder)
             yield folder, make_plan(load_settings(folder.config), run=folder.path, processes=processes.count)
 
     return _lead(processes, start) if processes.is_main else _follow(processes)
+
+
+def _check_note(note: Path | None) -> None:
+    if note is not None and (note.is_dir() or not note.absolute().parent.is_dir()):
+        raise InputError(
+            f"{note} cannot be a file", where="--note", remedy="name a file in a folder that is there"
+        )
+
+
+def _write_note(note: Path | None, folder: RunFolder) -> None:
+    """Raises InputError if the file cannot be written."""
+    if note is None:
+        return
+    try:
+        write_json(note, {"run": str(folder.path)})
+    except OSError as error:
+        raise InputError(
+            f"{note} cannot be written ({error.strerror})", where="--note", remedy="name another file"
+        ) from error
 
 
 def _lead(processes: Processes, start: Callable[[], AbstractContextManager[tuple[RunFolder, Plan]]]) -> int:

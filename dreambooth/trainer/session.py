@@ -300,7 +300,12 @@ class Session:
                 self.inbox.answer(command)
 
     def _sample_live(self, step: int, model: LoadedModel) -> None:
-        """Sample pictures of the weights as they are in training, under the training's own precision."""
+        """Sample pictures of the weights as they are in training, under the training's own precision.
+
+        Those of the untrained model are made once, however often a run without a state starts over.
+        """
+        if step == 0 and self.previews.are_made(0):
+            return
         resting = [
             module for module in model.components.values() if next(module.parameters()).device != self.device
         ]

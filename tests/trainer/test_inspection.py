@@ -1,4 +1,5 @@
 import hashlib
+import json
 
 import pytest
 import torch
@@ -44,6 +45,27 @@ def test_family_prediction_sizes_and_precision_are_told(tmp_path):
     ):
         assert expected in text
     assert str(found) == text and "odd" not in text and "missing" not in text
+
+
+def test_as_json_it_has_everything_in_plain_values_and_the_hash_only_where_asked(tmp_path):
+    weights = tensors(TINY_SD2, dtype=torch.float16)
+    weights[UNET + "out.2.bias"] = weights[UNET + "out.2.bias"].float()
+    path = write(tmp_path / "a é.safetensors", weights, {"modelspec.prediction_type": "v"})
+    found = json.loads(json.dumps(inspect(path).as_json()))
+    assert (found["family"], found["family_name"]) == ("Stable Diffusion 2.x", "sd2")
+    assert (found["prediction_type"], found["told_by"]) == (
+        "v_prediction",
+        "its metadata says so (modelspec.prediction_type)",
+    )
+    assert found["usable"] and found["problem"] == ""
+    assert found["precision"] == "float16" and found["precisions"]["float32"] == 1
+    assert found["path"] == str(path) and found["size"] == path.stat().st_size
+    assert found["sha256"] == hashlib.sha256(path.read_bytes()).hexdigest()
+    assert found["short_hash"] == found["sha256"][:10]
+    assert found["metadata"] == {"modelspec.prediction_type": "v"}
+    assert [part["name"] for part in found["parts"]] == ["unet", "text_encoder", "vae"]
+    quick = inspect(path, hashed=False).as_json()
+    assert quick["sha256"] == quick["short_hash"] == "" and quick["family_name"] == "sd2"
 
 
 def test_odd_and_missing_tensors_and_averages_are_listed(tmp_path):

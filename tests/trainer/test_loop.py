@@ -108,6 +108,15 @@ def test_what_is_due_comes_between_the_steps_the_state_first():
     ]  # fmt: skip
 
 
+def test_pictures_of_the_untrained_model_come_before_the_first_step_alone():
+    story = Story()
+    story.tell(Cadence(3, save=0, export=0, sample=0, sample_first=True))
+    assert story.without_log == ["sample 0", "step 0", "step 1", "step 2", "save 3"]
+    resumed = Story()
+    resumed.tell(Cadence(3, save=0, export=0, sample=0, sample_first=True), start=2)
+    assert resumed.without_log == ["step 2", "save 3"]
+
+
 def test_a_stop_saves_and_leaves_without_samples():
     story = Story(stop_at=2)
     assert story.tell(Cadence(9, save=0, export=0, sample=1)) is Outcome.STOPPED

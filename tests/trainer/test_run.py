@@ -165,6 +165,29 @@ def test_a_finished_run_says_so_when_it_is_resumed_and_is_left_alone(finished, c
     assert tree(finished) == before
 
 
+def test_who_starts_a_trainer_is_told_the_run_s_folder_before_anything_is_made(
+    finished, tmp_path, monkeypatch, capsys
+) -> None:
+    note = tmp_path / "note é.json"
+    seen = []
+    at_event(monkeypatch, "plan", lambda found: seen.append(json.loads(note.read_bytes())))
+    at_event(monkeypatch, "progress", lambda found: found.order("stop"))
+    settings = config(tmp_path, num_class_images=2)
+    (tmp_path / "runs" / "sks").mkdir(parents=True)
+    assert dreambooth("train", settings, "--note", note) == 130
+    assert seen == [{"run": str(tmp_path / "runs" / "sks-2")}], "the name was taken, so it got a number"
+    note.unlink()
+    assert dreambooth("resume", finished / "runs" / "sks", "--note", note) == 0
+    assert json.loads(note.read_bytes()) == {"run": str(finished / "runs" / "sks")}
+    note.unlink()
+    assert dreambooth("resume", tmp_path / "runs" / "sks-2", "--note", note) == 0
+    assert json.loads(note.read_bytes()) == {"run": str(tmp_path / "runs" / "sks-2")}
+    before = tree(tmp_path)
+    capsys.readouterr()
+    assert dreambooth("train", settings, "--note", tmp_path / "nowhere" / "note") == 2
+    assert "--note" in capsys.readouterr().err and tree(tmp_path) == before
+
+
 def test_the_list_of_runs_shows_how_each_one_stands(finished, capsys) -> None:
     assert dreambooth("runs", finished / "runs") == 0
     (line,) = capsys.readouterr().out.splitlines()
@@ -410,18 +433,18 @@ def test_commands_are_obeyed_between_steps_and_answered(tmp_path, plain, monkeyp
     asked = []
     at_event(
         monkeypatch,
-        "phase",
+        "sample",
         lambda found: asked.extend(found.order(do) for do in ("save", "export", "sample")),
-        name="training",
+        step=0,
     )
     assert dreambooth("train", config(tmp_path, num_validation_images=1)) == 0
     found = run_in(tmp_path)
     told = [(event.name, event.fields.get("id", event.fields.get("step"))) for event in events(found)]
     told = [entry for entry in told if entry[0] in ("checkpoint", "exported", "sample", "ack")]
-    assert told[:6] == [
-        ("checkpoint", 0), ("ack", asked[0]), ("exported", 0), ("ack", asked[1]), ("sample", 0), ("ack", asked[2]),
+    assert told[1:7] == [
+        ("checkpoint", 1), ("ack", asked[0]), ("exported", 1), ("ack", asked[1]), ("sample", 1), ("ack", asked[2]),
     ]  # fmt: skip
-    assert (tmp_path / "out" / "sks-0.safetensors").is_file()
+    assert (tmp_path / "out" / "sks-1.safetensors").is_file()
     assert same_tensors(tmp_path / "out" / "sks.safetensors", plain), "looking changes nothing"
 
 

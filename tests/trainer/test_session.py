@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import subprocess
 import sys
@@ -15,7 +16,7 @@ from tiny import config, dreambooth, tree
 from watching import at_event, events, run_in, same_tensors
 
 from dreambooth.shared.runfolder import summarize
-from dreambooth.trainer import session
+from dreambooth.trainer import control, run, session
 from dreambooth.trainer.checkpoint import latest_step, load_state
 
 
@@ -144,9 +145,57 @@ def test_a_resumed_run_computes_with_as_many_threads_as_at_its_beginning(tmp_pat
     assert seen == [1]
 
 
-def test_the_base_s_sample_is_made_once_and_the_last_ones_come_from_the_written_file(
-    tmp_path, monkeypatch
+@pytest.fixture
+def quick_pictures(monkeypatch) -> None:
+    monkeypatch.setattr("dreambooth.trainer.previews.STEPS", 1)
+
+
+def test_the_untrained_model_s_samples_come_before_the_first_step_and_change_no_bit(
+    plain, tmp_path, quick_pictures
 ) -> None:
+    assert dreambooth("train", config(tmp_path, num_validation_images=2)) == 0
+    told = events(run_in(tmp_path))
+    order = [(event.name, event["step"]) for event in told if event.name in ("sample", "step")]
+    assert order[:3] == [("sample", 0), ("sample", 0), ("step", 1)]
+    asked = [(event["number"], event["seed"]) for event in told if event.name == "sample"]
+    assert asked == [(0, 0), (1, 1)] * 2, "the same pictures again, by the trained model"
+    assert same_tensors(tmp_path / "out" / "sks.safetensors", plain)
+
+
+def test_the_untrained_model_s_samples_are_made_once_however_often_a_run_starts_over(
+    plain, tmp_path, monkeypatch, quick_pictures
+) -> None:
+    at_event(monkeypatch, "sample", lambda found: found.order("stop_now"), step=0)
+    monkeypatch.setattr(run, "Inbox", functools.partial(control.Inbox, every=0.0))
+    assert dreambooth("train", config(tmp_path, num_validation_images=1)) == 1
+    found = run_in(tmp_path)
+    (first,) = found.samples.iterdir()
+    made = first.stat().st_mtime_ns
+    assert latest_step(found.states) is None
+    assert dreambooth("resume", found.path) == 0
+    assert first.stat().st_mtime_ns == made
+    assert [event["step"] for event in events(found, "sample")] == [0, 4]
+    assert same_tensors(tmp_path / "out" / "sks.safetensors", plain)
+
+
+def test_samples_of_the_untrained_model_that_fail_are_a_warning_and_are_made_at_the_end(
+    plain, tmp_path, monkeypatch, quick_pictures
+) -> None:
+    real = session.Session._sample_live
+
+    def broken(self, step, model):
+        raise torch.cuda.OutOfMemoryError("no more to be had")
+
+    monkeypatch.setattr(session.Session, "_sample_live", broken)
+    assert dreambooth("train", config(tmp_path, num_validation_images=1)) == 0
+    monkeypatch.setattr(session.Session, "_sample_live", real)
+    (warning,) = events(run_in(tmp_path), "warning")
+    assert "step 0" in warning["text"] and "no more to be had" in warning["text"]
+    assert [event["step"] for event in events(run_in(tmp_path), "sample")] == [0, 4]
+    assert same_tensors(tmp_path / "out" / "sks.safetensors", plain)
+
+
+def test_the_last_samples_come_from_the_written_file(tmp_path, monkeypatch, quick_pictures) -> None:
     loaded = []
     real = session.load_model
 
@@ -155,9 +204,6 @@ def test_the_base_s_sample_is_made_once_and_the_last_ones_come_from_the_written_
         return real(path, **options)
 
     monkeypatch.setattr(session, "load_model", noted)
-    monkeypatch.setattr("dreambooth.trainer.previews.STEPS", 1)
     assert dreambooth("train", config(tmp_path, num_validation_images=1, prior_loss_weight=0)) == 0
-    assert loaded == [tiny.base(), tiny.base(), tmp_path / "out" / "sks.safetensors"], (
-        "trained, sampled, sampled"
-    )
+    assert loaded == [tiny.base(), tmp_path / "out" / "sks.safetensors"], "trained, sampled"
     assert [event["step"] for event in events(run_in(tmp_path), "sample")] == [0, 4]
