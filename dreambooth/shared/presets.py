@@ -1,0 +1,157 @@
+"""Settings to begin with, by what is to be learned, each with the evidence it rests on.
+
+Grades of evidence: A a controlled comparison, B the default of a maintained trainer, C one user's report.
+All of them were made with Stable Diffusion 1.5 at 512 pixels.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass, field
+from typing import Any
+
+# One token each in CLIP's vocabulary, and rare in what the models were trained on. `sks`, which many guides
+# name, is a rifle to some models.
+RARE_WORDS = ("ohwx", "phol", "nlwx", "ynna", "shma")
+GRADES = {"A": "compared side by side", "B": "a trainer's own default", "C": "one user's report"}
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where a preset's numbers come from."""
+
+    title: str
+    url: str
+
+
+@dataclass(frozen=True)
+class Preset:
+    """`settings` by name; what they do not name is the default. The prompts have {word} for the rare word and
+    {kind} for what the subject is, of which `kinds` are likely ones, the first for a beginning."""
+
+    name: str
+    title: str
+    help: str
+    settings: dict[str, Any]
+    instance_prompt: str
+    class_prompt: str
+    kinds: tuple[str, ...]
+    grade: str
+    evidence: str
+    source: Source
+    words: tuple[str, ...] = field(default=RARE_WORDS)
+
+
+HF_BLOG = Source(
+    "Hugging Face: Training Stable Diffusion with DreamBooth", "https://huggingface.co/blog/dreambooth"
+)
+FAST_DREAMBOOTH = Source("TheLastBen: fast-DreamBooth", "https://github.com/TheLastBen/fast-stable-diffusion")
+DIFFUSERS = Source(
+    "diffusers: examples/dreambooth", "https://github.com/huggingface/diffusers/tree/main/examples/dreambooth"
+)
+# pictures on the way, so that eyes can choose the moment to stop
+_LOOK = {"validation_steps": 100}
+
+PRESETS = (
+    Preset(
+        name="person",
+        title="Person",
+        help="A face that must be recognised. Class images keep other people from turning into yours.",
+        settings={
+            **_LOOK,
+            "learning_rate": 2e-6,
+            "max_train_steps": 1000,
+            "gradient_accumulation_steps": 2,
+            "train_text_encoder": True,
+            "prior_loss_weight": 1.0,
+            "num_class_images": 200,
+        },
+        instance_prompt="photo of {word} {kind}",
+        class_prompt="photo of {kind}",
+        kinds=("person", "woman", "man", "girl", "boy"),
+        grade="A",
+        evidence="Faces: 800 to 1200 steps at batch 2, rate 1e-6 to 2e-6, the text encoder on, prior needed.",
+        source=HF_BLOG,
+    ),
+    Preset(
+        name="subject",
+        title="Pet or object",
+        help="A dog, a toy, a backpack. Learns fast; class images are made so that other ones stay different.",
+        settings={
+            **_LOOK,
+            "learning_rate": 2e-6,
+            "max_train_steps": 400,
+            "gradient_accumulation_steps": 4,
+            "train_text_encoder": True,
+            "prior_loss_weight": 1.0,
+            "num_class_images": 100,
+        },
+        instance_prompt="photo of {word} {kind}",
+        class_prompt="photo of {kind}",
+        kinds=("dog", "cat", "toy", "backpack", "car", "bottle"),
+        grade="A",
+        evidence="Objects: 400 steps at batch 4, rate 2e-6; the text encoder helps, prior optional.",
+        source=HF_BLOG,
+    ),
+    Preset(
+        name="style",
+        title="Style",
+        help="A way of drawing or photographing: about 30 pictures, each with a caption of what it shows.",
+        settings={
+            **_LOOK,
+            "learning_rate": 2e-6,
+            "max_train_steps": 1500,
+            "train_text_encoder": True,
+            "prior_loss_weight": 0.0,
+        },
+        instance_prompt="picture in {word} {kind}",
+        class_prompt="",
+        kinds=("style",),
+        grade="C",
+        evidence="Styles: 1000 to 1500 steps, no class prior; known from LoRA, carried over to whole checkpoints.",
+        source=DIFFUSERS,
+    ),
+    Preset(
+        name="few_photos",
+        title="Person, few photos",
+        help="About ten photos of a face, no class images: starts at once, forgets a little more.",
+        settings={
+            **_LOOK,
+            "learning_rate": 2e-6,
+            "max_train_steps": 1500,
+            "train_text_encoder": True,
+            "text_encoder_learning_rate": 1e-6,
+            "text_encoder_stop": 0.233,
+            "prior_loss_weight": 0.0,
+        },
+        instance_prompt="photo of {word} {kind}",
+        class_prompt="",
+        kinds=("person", "woman", "man", "girl", "boy"),
+        grade="B",
+        evidence="About ten photos: UNet 1500 steps at 2e-6, text encoder 350 steps at 1e-6, no captions.",
+        source=FAST_DREAMBOOTH,
+    ),
+    Preset(
+        name="quick",
+        title="Quick try",
+        help="To see whether the photos work at all: a high rate, few steps, the text encoder left alone.",
+        settings={
+            **_LOOK,
+            "learning_rate": 5e-6,
+            "max_train_steps": 400,
+            "train_text_encoder": False,
+            "prior_loss_weight": 0.0,
+        },
+        instance_prompt="photo of {word} {kind}",
+        class_prompt="",
+        kinds=("dog", "cat", "toy", "person"),
+        grade="B",
+        evidence="400 steps at 5e-6 without the text encoder and without class images.",
+        source=DIFFUSERS,
+    ),
+)
+
+
+def as_json() -> list[dict[str, Any]]:
+    """The presets as plain JSON values, with the meaning of their grades."""
+    return [dataclasses.asdict(preset) | {"grade_meaning": GRADES[preset.grade]} for preset in PRESETS]

@@ -1,0 +1,50 @@
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from dreambooth.shared.config import setting_fields, settings_from
+from dreambooth.shared.presets import GRADES, PRESETS, RARE_WORDS, Preset, as_json
+from dreambooth.trainer.tokenizer import default_tokenizer
+
+each = pytest.mark.parametrize("preset", PRESETS, ids=lambda preset: preset.name)
+
+
+@each
+def test_a_preset_is_a_valid_config(preset: Preset) -> None:
+    settings = settings_from(preset.settings, where=preset.name)
+    for name, value in preset.settings.items():
+        group, _ = setting_fields()[name]
+        assert getattr(getattr(settings, group), name) == value
+
+
+@each
+def test_a_preset_fills_in_steps_rate_text_encoder_and_prior(preset: Preset) -> None:
+    assert {"max_train_steps", "learning_rate", "train_text_encoder", "prior_loss_weight"} <= set(
+        preset.settings
+    )
+
+
+@each
+def test_a_preset_shows_what_it_rests_on(preset: Preset) -> None:
+    assert preset.grade in GRADES and preset.evidence and preset.source.url.startswith("https://")
+
+
+@each
+def test_a_presets_prompts_differ_and_have_a_class_where_there_is_a_prior(preset: Preset) -> None:
+    instance = preset.instance_prompt.format(word=RARE_WORDS[0], kind=preset.kinds[0])
+    class_ = preset.class_prompt.format(kind=preset.kinds[0])
+    assert RARE_WORDS[0] in instance.split() and instance != class_
+    assert RARE_WORDS[0] not in class_
+    assert bool(class_) == (preset.settings["prior_loss_weight"] > 0)
+
+
+@pytest.mark.parametrize("word", RARE_WORDS)
+def test_a_rare_word_is_one_token(word: str) -> None:
+    assert default_tokenizer().count(word) == 1
+
+
+def test_names_are_unique_and_the_presets_plain_json() -> None:
+    assert len({preset.name for preset in PRESETS}) == len(PRESETS)
+    assert [entry["name"] for entry in json.loads(json.dumps(as_json()))] == [p.name for p in PRESETS]
