@@ -171,7 +171,7 @@ def environ_for(
     )
 
 
-def _forced() -> Path | None:
+def forced() -> Path | None:
     """The Python that DREAMBOOTH_PYTHON names, None if the variable is not set."""
     told = os.environ.get(PYTHON_VARIABLE, "").strip()
     if not told:
@@ -204,9 +204,9 @@ def this_python_serves(*, tests: bool = False, entered: bool = False) -> bool:
 
     Raises InputError where it was forced or launched and lacks something.
     """
-    forced = _forced()
-    if forced:
-        if not entered and _absolute(sys.executable) != forced:
+    told = forced()
+    if told:
+        if not entered and _absolute(sys.executable) != told:
             return False
         files = f"{pins.REQUIREMENTS}{f', {pins.TESTS}' if tests else ''} and, with --no-deps, {pins.NO_DEPENDENCIES}"
         _require_libraries(
@@ -265,9 +265,9 @@ def enter(
             where=sys.prefix,
             remedy="delete this folder and repeat: it is made anew",
         )
-    forced = _forced()
-    if forced:
-        _run([str(forced), script, *arguments], clean_environ(os.environ))
+    told = forced()
+    if told:
+        _run([str(told), script, *arguments], clean_environ(os.environ))
     found = find(tests=tests)
     if not found and before_making:
         before_making()

@@ -6,15 +6,16 @@ own environment is only ever read.
 
 from __future__ import annotations
 
+import itertools
 import os
 import site
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from . import making, pins
-from .environment import Environment, accelerator, folder_for, whole
+from .environment import STAMP, Environment, accelerator, folder_for, whole
 from .shared.errors import DreamboothError
 
 # What no library may change: pip is held to the host's own versions of these.
@@ -106,23 +107,54 @@ def changes(found: Environment, host: Host) -> list[str]:
     ]
 
 
+def folder(host: Host) -> Path:
+    """Where this host's environment lies, made or not; later ones, after the host has changed, lie beside it. The
+    lock that keeps two makings of either apart has this one's name."""
+    return folder_for("host", host=host.key)
+
+
+def _folders(host: Host) -> Iterator[Path]:
+    first = folder(host)
+    yield first
+    for number in itertools.count(2):
+        yield first.with_name(f"{first.name}-{number}")
+
+
+def _made(host: Host) -> Iterator[Path]:
+    """The folders that were whole once."""
+    return itertools.takewhile(lambda path: (path / STAMP).exists(), _folders(host))
+
+
+def changed(host: Host) -> list[str]:
+    """What the newest environment of this host reuses and is not as it was, a phrase each; empty if there is none."""
+    found = [one for one in map(whole, _made(host)) if one]
+    return changes(found[-1], host) if found else []
+
+
 def find(host: Host) -> Environment | None:
-    """The whole environment of this host, None if there is none or the host has changed under it."""
-    found = whole(folder_for("host", host=host.key))
-    return found if found and not changes(found, host) else None
+    """The whole environment of this host, None if there is none or the host has changed under each."""
+    for path in _made(host):
+        found = whole(path)
+        if found and not changes(found, host):
+            return found
+    return None
 
 
 def ensure(host: Host, *, say: making.Say) -> Environment:
-    """The whole environment of this host, made, or made anew, if need be. Raises DreamboothError if it cannot be."""
+    """The whole environment of this host, made if need be. Raises DreamboothError if it cannot be.
+
+    One that was whole once is never touched again, since a training may run in it: where the host has changed under
+    it, another is made beside it.
+    """
     ready = find(host)
     if ready:
         return ready
-    folder = folder_for("host", host=host.key)
-    with making.alone(folder, say) as inherited:
-        found = whole(folder)
-        changed = changes(found, host) if found else []
-        if found and not changed:
-            return found
-        if changed:
-            say(f"The WebUI's packages have changed ({'; '.join(changed)}): the environment is made anew.")
-        return making.make(folder, recipe_for(host), say=say, inherited=inherited)
+    with making.alone(folder(host), say) as inherited:
+        ready = find(host)
+        if ready:
+            return ready
+        phrases = changed(host)
+        if phrases:
+            say(f"The WebUI's packages have changed ({'; '.join(phrases)}): a new environment is made.")
+        place = next(path for path in _folders(host) if not (path / STAMP).exists())
+        return making.make(place, recipe_for(host), say=say, inherited=inherited)

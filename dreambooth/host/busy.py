@@ -7,20 +7,10 @@ import html
 from collections.abc import Callable
 from typing import Any
 
-from fastapi import HTTPException
-
 Reason = Callable[[], str]
 _MARK = "_dreambooth_original"
-
-
-class CardBusy(HTTPException):
-    """The card is a training's. As an answer of the WebUI's API it is a 503 that says so, without a traceback."""
-
-    def __init__(self, reason: str) -> None:
-        super().__init__(status_code=503, detail=reason)
-
-    def __str__(self) -> str:
-        return str(self.detail)
+_REASON = "_dreambooth_reason"
+_UNAVAILABLE = 503
 
 
 def original(function: Any) -> Any:
@@ -34,17 +24,27 @@ def _marked(wrapper: Any, function: Any) -> Any:
 
 
 def refusing(function: Any, reason: Reason) -> Any:
-    """`function`, which raises CardBusy while there is a reason."""
+    """`function`, which raises fastapi's HTTPException 503 while there is a reason: the WebUI's API answers with it
+    as it is, without a traceback in the console."""
     function = original(function)
 
     @functools.wraps(function)
     def guarded(*args: Any, **kwargs: Any) -> Any:
         why = reason()
         if why:
-            raise CardBusy(why)
+            from fastapi import HTTPException
+
+            raise HTTPException(_UNAVAILABLE, why)
         return function(*args, **kwargs)
 
+    setattr(guarded, _REASON, reason)
     return _marked(guarded, function)
+
+
+def reason_now(function: Any) -> str:
+    """Why a function that `refusing` gave would refuse now, empty if it would not."""
+    reason = getattr(function, _REASON, None)
+    return str(reason()) if reason else ""
 
 
 def saying(function: Any, reason: Reason) -> Any:

@@ -275,6 +275,9 @@ def load_checkpoint(path: str | Path, *, sha256: str = "", patience: float = 60.
         raise DreamboothError(
             "the WebUI's settings are frozen, so its checkpoint cannot be changed from here"
         )
+    why = busy.reason_now(sd_models.reload_model_weights)
+    if why:
+        raise DreamboothError(why, remedy="wait until the training is done, or stop it")
     check_whole(Path(path), sha256=sha256)
     with _queue(patience):
         list_again()
@@ -285,8 +288,6 @@ def load_checkpoint(path: str | Path, *, sha256: str = "", patience: float = 60.
         )
         try:
             sd_models.reload_model_weights(info=info, forced_reload=again)
-        except busy.CardBusy as error:
-            raise DreamboothError(str(error), remedy="wait until the training is done, or stop it") from error
         except Exception as error:
             _drop_models()  # what is left of the old one is half detached; the next picture loads it afresh
             raise DreamboothError(f"the WebUI could not load it: {error}", where=str(path)) from error
@@ -404,7 +405,7 @@ def guard_generation(reason: Callable[[], str]) -> None:
     sd_models.reload_model_weights = busy.refusing(sd_models.reload_model_weights, reason)
     kind = type(sd_models.model_data)
     kind.get_sd_model = busy.unless(
-        kind.get_sd_model, lambda: bool(reason()) and sd_models.model_data.sd_model is None
+        kind.get_sd_model, lambda: sd_models.model_data.sd_model is None and bool(reason())
     )
     # what the page calls is looked up when the page is made, which is after this callback
     script_callbacks.on_before_ui(lambda: _guard_page(reason))
