@@ -1,7 +1,8 @@
 """The published layout of Stable Diffusion's single files, built the way the original modules build themselves.
 
-Written from the structure of LDM's UNetModel and autoencoder, of transformers' first CLIPTextModel and of OpenCLIP,
-for any size, and on purpose without a look at our tables of names: the tests hold the two against each other.
+Written from the structure of LDM's UNetModel and autoencoder, of SDXL's (sgm's), of transformers' first CLIPTextModel
+and of OpenCLIP, for any size, and on purpose without a look at our tables of names: the tests hold the two against
+each other.
 """
 
 from __future__ import annotations
@@ -27,7 +28,11 @@ SCHEDULE = (
 
 @dataclass(frozen=True)
 class Layout:
-    """The numbers that LDM's configs give, and how the text encoder is written down."""
+    """The numbers that LDM's configs give, and how the text encoder is written down.
+
+    `depths` are the transformers' by level, `sizes_width` is that of the sines and cosines of each of SDXL's six
+    sizes. SDXL's two text encoders are `text_width` and `second_width` wide, together `context`.
+    """
 
     channels: int = 32
     multiples: tuple[int, ...] = (1, 1, 2, 2)
@@ -42,6 +47,11 @@ class Layout:
     text: str = "clip"
     text_layers: int = 2
     vocabulary: int = 300
+    depths: tuple[int, ...] = (1, 1, 1, 1, 1)
+    sizes_width: int = 0
+    text_width: int = 0
+    second_width: int = 0
+    second_layers: int = 0
 
 
 FULL_SD1 = Layout(
@@ -77,17 +87,73 @@ TINY_SD1 = Layout(
     text_layers=1,
     vocabulary=100,
 )
+FULL_SDXL = Layout(
+    channels=320,
+    multiples=(1, 2, 4),
+    attention=(2, 4),
+    depths=(1, 2, 10),
+    context=2048,
+    linear=True,
+    vae_channels=128,
+    vae_multiples=(1, 2, 4, 4),
+    text="sdxl",
+    text_layers=12,
+    vocabulary=49408,
+    sizes_width=256,
+    text_width=768,
+    second_width=1280,
+    second_layers=32,
+)
+SMALL_SDXL = replace(
+    FULL_SDXL,
+    channels=64,
+    multiples=(1, 2, 2),
+    depths=(1, 1, 2),
+    context=160,
+    vae_channels=32,
+    vae_multiples=(1, 1, 2),
+    text_layers=3,
+    vocabulary=300,
+    sizes_width=8,
+    text_width=64,
+    second_width=96,
+    second_layers=4,
+)
+TINY_SDXL = replace(
+    SMALL_SDXL,
+    channels=32,
+    blocks=1,
+    vae_multiples=(1, 1),
+    vae_blocks=1,
+    context=96,
+    text_layers=2,
+    text_width=32,
+    second_width=64,
+    second_layers=2,
+)
+"""64 is the width of one head: neither encoder's is the UNet's, nor the other's."""
 TINY_SD2 = replace(TINY_SD1, linear=True, text="openclip", text_layers=2, channels=64)
 
 
 def shapes(layout: Layout) -> dict[str, Shape]:
     """Every tensor of the file but the schedule's buffers and position ids, by name."""
-    text = {"clip": _clip, "openclip": _openclip}[layout.text]
+    first = _clip(layout.text_width or layout.context, layout.text_layers, layout.vocabulary)
+    texts = {
+        "clip": [("cond_stage_model.", first)],
+        "openclip": [("cond_stage_model.", _openclip(layout.context, layout.text_layers, layout.vocabulary))],
+        "sdxl": [
+            ("conditioner.embedders.0.", first),
+            (
+                "conditioner.embedders.1.",
+                _openclip(layout.second_width, layout.second_layers, layout.vocabulary),
+            ),
+        ],
+    }[layout.text]
     found: dict[str, Shape] = {}
     for prefix, rows in (
         ("model.diffusion_model.", _unet(layout)),
         ("first_stage_model.", _vae(layout)),
-        ("cond_stage_model.", text(layout)),
+        *texts,
     ):
         for name, shape in rows:
             assert prefix + name not in found
@@ -99,9 +165,9 @@ def tensors(layout: Layout, *, dtype: torch.dtype = torch.float32, seed: int = 0
     """The whole file with random weights, small enough for sensible activations."""
     generator = torch.Generator().manual_seed(seed)
     found = {name: _random(name, shape, generator).to(dtype) for name, shape in shapes(layout).items()}
-    if layout.text == "clip":
-        place = "cond_stage_model.transformer.text_model.embeddings.position_ids"
-        found[place] = torch.arange(77)[None]
+    for name in shapes(layout):
+        if name.endswith("text_model.embeddings.position_embedding.weight"):
+            found[name.replace("position_embedding.weight", "position_ids")] = torch.arange(77)[None]
     betas = torch.linspace(0.00085**0.5, 0.012**0.5, 1000, dtype=torch.float64) ** 2
     alphas = (1 - betas).cumprod(0)
     found |= {name: torch.rand(1000, generator=generator) for name in SCHEDULE}
@@ -141,6 +207,9 @@ def _unet(layout: Layout) -> Rows:
     width, embedding = layout.channels, layout.channels * 4
     yield from _layer("time_embed.0", embedding, width)
     yield from _layer("time_embed.2", embedding, embedding)
+    if layout.sizes_width:
+        yield from _layer("label_emb.0.0", embedding, layout.second_width + 6 * layout.sizes_width)
+        yield from _layer("label_emb.0.2", embedding, embedding)
     yield from _layer("input_blocks.0.0", width, layout.in_channels, 3, 3)
     kept, now, scale, index = [width], width, 1, 1
     for level, multiple in enumerate(layout.multiples):
@@ -148,7 +217,7 @@ def _unet(layout: Layout) -> Rows:
             yield from _residual(f"input_blocks.{index}.0", now, multiple * width, embedding)
             now = multiple * width
             if scale in layout.attention:
-                yield from _spatial_transformer(f"input_blocks.{index}.1", now, layout)
+                yield from _spatial_transformer(f"input_blocks.{index}.1", now, layout, layout.depths[level])
             kept.append(now)
             index += 1
         if level != len(layout.multiples) - 1:
@@ -157,7 +226,7 @@ def _unet(layout: Layout) -> Rows:
             scale *= 2
             index += 1
     yield from _residual("middle_block.0", now, now, embedding)
-    yield from _spatial_transformer("middle_block.1", now, layout)
+    yield from _spatial_transformer("middle_block.1", now, layout, layout.depths[len(layout.multiples) - 1])
     yield from _residual("middle_block.2", now, now, embedding)
     index = 0
     for level, multiple in reversed(list(enumerate(layout.multiples))):
@@ -166,7 +235,7 @@ def _unet(layout: Layout) -> Rows:
             yield from _residual(f"output_blocks.{index}.0", now + kept.pop(), multiple * width, embedding)
             now = multiple * width
             if scale in layout.attention:
-                yield from _spatial_transformer(f"output_blocks.{index}.1", now, layout)
+                yield from _spatial_transformer(f"output_blocks.{index}.1", now, layout, layout.depths[level])
                 inside = 2
             if level and block == layout.blocks:
                 yield from _layer(f"output_blocks.{index}.{inside}.conv", now, now, 3, 3)
@@ -186,12 +255,17 @@ def _residual(name: str, before: int, after: int, embedding: int) -> Rows:
         yield from _layer(f"{name}.skip_connection", after, before, 1, 1)
 
 
-def _spatial_transformer(name: str, width: int, layout: Layout) -> Rows:
+def _spatial_transformer(name: str, width: int, layout: Layout, depth: int) -> Rows:
     kernel = () if layout.linear else (1, 1)
     yield from _norm(f"{name}.norm", width)
     yield from _layer(f"{name}.proj_in", width, width, *kernel)
-    block = f"{name}.transformer_blocks.0"
-    for attention, source in (("attn1", width), ("attn2", layout.context)):
+    for number in range(depth):
+        yield from _transformer_block(f"{name}.transformer_blocks.{number}", width, layout.context)
+    yield from _layer(f"{name}.proj_out", width, width, *kernel)
+
+
+def _transformer_block(block: str, width: int, context: int) -> Rows:
+    for attention, source in (("attn1", width), ("attn2", context)):
         yield from _layer(f"{block}.{attention}.to_q", width, width, bias=False)
         yield from _layer(f"{block}.{attention}.to_k", width, source, bias=False)
         yield from _layer(f"{block}.{attention}.to_v", width, source, bias=False)
@@ -200,7 +274,6 @@ def _spatial_transformer(name: str, width: int, layout: Layout) -> Rows:
     yield from _layer(f"{block}.ff.net.2", width, width * 4)
     for place in (1, 2, 3):
         yield from _norm(f"{block}.norm{place}", width)
-    yield from _layer(f"{name}.proj_out", width, width, *kernel)
 
 
 def _vae(layout: Layout) -> Rows:
@@ -249,11 +322,11 @@ def _vae_middle(side: str, width: int) -> Rows:
     yield from _vae_residual(f"{side}.mid.block_2", width, width)
 
 
-def _clip(layout: Layout) -> Rows:
-    width, name = layout.context, "transformer.text_model"
-    yield f"{name}.embeddings.token_embedding.weight", (layout.vocabulary, width)
+def _clip(width: int, layers: int, vocabulary: int) -> Rows:
+    name = "transformer.text_model"
+    yield f"{name}.embeddings.token_embedding.weight", (vocabulary, width)
     yield f"{name}.embeddings.position_embedding.weight", (77, width)
-    for layer in range(layout.text_layers):
+    for layer in range(layers):
         block = f"{name}.encoder.layers.{layer}"
         for place in ("k_proj", "v_proj", "q_proj", "out_proj"):
             yield from _layer(f"{block}.self_attn.{place}", width, width)
@@ -264,12 +337,12 @@ def _clip(layout: Layout) -> Rows:
     yield from _norm(f"{name}.final_layer_norm", width)
 
 
-def _openclip(layout: Layout) -> Rows:
-    width, name = layout.context, "model"
+def _openclip(width: int, layers: int, vocabulary: int) -> Rows:
+    name = "model"
     yield f"{name}.positional_embedding", (77, width)
     yield f"{name}.text_projection", (width, width)
     yield f"{name}.logit_scale", ()
-    for layer in range(layout.text_layers):
+    for layer in range(layers):
         block = f"{name}.transformer.resblocks.{layer}"
         yield from _norm(f"{block}.ln_1", width)
         yield f"{block}.attn.in_proj_weight", (width * 3, width)
@@ -278,5 +351,5 @@ def _openclip(layout: Layout) -> Rows:
         yield from _norm(f"{block}.ln_2", width)
         yield from _layer(f"{block}.mlp.c_fc", width * 4, width)
         yield from _layer(f"{block}.mlp.c_proj", width, width * 4)
-    yield f"{name}.token_embedding.weight", (layout.vocabulary, width)
+    yield f"{name}.token_embedding.weight", (vocabulary, width)
     yield from _norm(f"{name}.ln_final", width)

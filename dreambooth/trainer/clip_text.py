@@ -1,4 +1,4 @@
-"""CLIP's text encoder, as SD1 and SD2 use it (Radford et al. 2021, arXiv 2103.00020, section 2.4).
+"""CLIP's text encoder, as Stable Diffusion uses it (Radford et al. 2021, arXiv 2103.00020, section 2.4).
 
 transformers has the same module, but importing it takes longer than everything else between the start of a training
 and its first step together, and its names of the weights changed between versions. Here they are the canonical
@@ -31,14 +31,19 @@ ACTIVATIONS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
 @dataclass(frozen=True)
 class Encoded:
     """What the encoder gives: (batch, length, width) each. `hidden_states`, if they were asked for, are the
-    embeddings and each layer's output, without the final norm, which only `last_hidden_state` went through."""
+    embeddings and each layer's output, without the final norm, which only `last_hidden_state` went through.
+    `text_embeds`, where it has a projection, is that of the end token's last state, (batch, projection)."""
 
     last_hidden_state: torch.Tensor
     hidden_states: tuple[torch.Tensor, ...] | None = None
+    text_embeds: torch.Tensor | None = None
 
 
 class CLIPTextEncoder(nn.Module):
-    """The causal transformer over a prompt's token ids; `config` is transformers' CLIPTextConfig as a mapping."""
+    """The causal transformer over a prompt's token ids; `config` is transformers' CLIPTextConfig as a mapping.
+
+    It has a projection if that names transformers' CLIPTextModelWithProjection as its architecture.
+    """
 
     def __init__(self, config: Mapping[str, Any]) -> None:
         super().__init__()
@@ -54,6 +59,11 @@ class CLIPTextEncoder(nn.Module):
             for _ in range(config["num_hidden_layers"])
         )
         self.final_layer_norm = nn.LayerNorm(width, eps=_EPSILON)
+        self.text_projection = (
+            nn.Linear(width, config["projection_dim"], bias=False)
+            if "CLIPTextModelWithProjection" in config.get("architectures", ())
+            else None
+        )
         self._checkpointing = False
 
     def gradient_checkpointing_enable(self) -> None:
@@ -71,7 +81,16 @@ class CLIPTextEncoder(nn.Module):
         for layer in self.encoder.layers:
             x = self._checkpointed(layer, x) if self._checkpointing and self.training else layer(x)
             states.append(x)
-        return Encoded(self.final_layer_norm(x), tuple(states) if output_hidden_states else None)
+        last = self.final_layer_norm(x)
+        return Encoded(last, tuple(states) if output_hidden_states else None, self._pooled(input_ids, last))
+
+    def _pooled(self, input_ids: torch.Tensor, last: torch.Tensor) -> torch.Tensor | None:
+        """The end token has the highest id, and only the first one is the prompt's end."""
+        if self.text_projection is None:
+            return None
+        rows = torch.arange(len(last), device=last.device)
+        pooled: torch.Tensor = self.text_projection(last[rows, input_ids.argmax(dim=-1)])
+        return pooled
 
     def _checkpointed(self, layer: nn.Module, x: torch.Tensor) -> torch.Tensor:
         from torch.utils.checkpoint import checkpoint

@@ -79,7 +79,7 @@ def convert(
     dtype = DTYPES[dtype] if isinstance(dtype, str) else dtype
     entries = export_entries(source, description, {}, dtype, keep_ema=True)
     _check_room(dst, entries)
-    notes = _notes(source, dst, entries)
+    notes = (*_notes(source, dst, entries), *_notes_on_marks(source, dst, entries))
     if dst.suffix.lower() not in FILE_SUFFIXES:
         from dreambooth.trainer.write_folder import write_folder
 
@@ -119,6 +119,17 @@ def _check_room(dst: Path, entries: Sequence[Entry]) -> None:
             where=str(dst),
             remedy="make room, or choose another disk",
         )
+
+
+def _notes_on_marks(source: WeightFile, dst: Path, entries: Sequence[Entry]) -> list[str]:
+    if dst.suffix.lower() not in FILE_SUFFIXES:
+        return []
+    written = {entry.name for entry in entries}
+    said = {
+        "added, by which other programs know what it predicts": written - source.tensors.keys(),
+        "left out, since it predicts something else": (source.tensors.keys() - written),
+    }
+    return [f"{what}: {', '.join(sorted(names))}" for what, names in said.items() if names]
 
 
 def _notes(source: WeightFile, dst: Path, entries: Sequence[Entry]) -> tuple[str, ...]:

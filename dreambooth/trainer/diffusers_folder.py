@@ -11,15 +11,16 @@ from typing import Any
 import torch
 
 from dreambooth.shared.errors import InputError
-from dreambooth.trainer.families import PREDICTION_TYPES, PredictionType, names
+from dreambooth.trainer.families import FAMILIES, PREDICTION_TYPES, Family, PredictionType, TextPart, names
 from dreambooth.trainer.families.folder_configs import (
     is_openclip,
     text_from_config,
     unet_from_config,
     vae_from_config,
 )
+from dreambooth.trainer.families.kinds import CHECKPOINT
 from dreambooth.trainer.families.ldm_yaml import Stated
-from dreambooth.trainer.families.names import Binding
+from dreambooth.trainer.families.names import TEXT_MODEL, Binding
 from dreambooth.trainer.families.topology import UnknownTopology
 from dreambooth.trainer.weights import TensorInfo, WeightFile, open_weights
 from dreambooth.trainer.weights.base import RawBytes, nbytes_of
@@ -27,11 +28,11 @@ from dreambooth.trainer.weights.base import RawBytes, nbytes_of
 INDEX = "model_index.json"
 EXTRAS = "original_extras.safetensors"
 EXTRAS_ABOUT = "dreambooth.original"
-TEXT_MODEL = "text_model."
 FILES = {
     "unet": "diffusion_pytorch_model",
     "vae": "diffusion_pytorch_model",
     "text_encoder": "model",
+    "text_encoder_2": "model",
 }
 VARIANTS = (".safetensors", ".fp16.safetensors", ".non_ema.safetensors", ".bin", ".fp16.bin")
 OLD_VAE_ATTENTION = {"to_q": "query", "to_k": "key", "to_v": "value", "to_out.0": "proj_attn"}
@@ -56,10 +57,16 @@ NO_ORIGINAL = Original((), {}, {}, {})
 
 @dataclass(frozen=True)
 class Part:
-    """Where one tensor of the single file lies: in which files, under which names, in order."""
+    """Where one tensor of the single file lies: in which files, under which names, in order; `transposed` if it lies
+    there with its axes exchanged."""
 
     places: tuple[tuple[WeightFile, str], ...]
     info: TensorInfo
+    transposed: bool = False
+
+    @property
+    def is_one_piece(self) -> bool:
+        return len(self.places) == 1 and not self.transposed
 
 
 class FolderFile:
@@ -87,8 +94,12 @@ class FolderFile:
 
     def read_into(self, name: str, out: torch.Tensor) -> None:
         """Fill `out` with the tensor, cast to `out`'s dtype."""
-        places, start, flat = self._parts[name].places, 0, out.view(-1)
-        for file, own in places:
+        part = self._parts[name]
+        if part.transposed:
+            out.copy_(part.places[0][0].read(part.places[0][1]).T.reshape(out.shape))
+            return
+        start, flat = 0, out.view(-1)
+        for file, own in part.places:
             count = _numel(file.tensors[own])
             file.read_into(own, flat[start : start + count])
             start += count
@@ -97,12 +108,12 @@ class FolderFile:
         """What reads the tensor's bytes, row by row; None if they do not lie in this order, or in several files."""
         part = self._parts[name]
         file, own = part.places[0]
-        return file.raw(own) if len(part.places) == 1 else None
+        return file.raw(own) if part.is_one_piece else None
 
     def mapped(self, name: str) -> torch.Tensor | None:
         """The tensor in its file's own pages, copied where it is written to; None where that cannot be."""
         part = self._parts[name]
-        if len(part.places) != 1:
+        if not part.is_one_piece:
             return None
         file, own = part.places[0]
         found = file.mapped(own)
@@ -110,7 +121,7 @@ class FolderFile:
 
 
 def open_folder(path: Path) -> FolderFile:
-    """Open a diffusers folder of Stable Diffusion 1.x or 2.x.
+    """Open a diffusers folder of Stable Diffusion 1.x, 2.x or XL.
 
     Raises InputError naming the folder and what is wrong with it.
     """
@@ -120,20 +131,16 @@ def open_folder(path: Path) -> FolderFile:
             where=str(path),
             remedy="name a .safetensors or .ckpt file, or a folder that diffusers wrote",
         )
-    if "XL" in str(_json(path / INDEX).get("_class_name", "")):
-        raise InputError(
-            "this is Stable Diffusion XL, which is not supported yet",
-            where=str(path),
-            remedy="take a Stable Diffusion 1.x or 2.x model",
-        )
+    _check_kind(path)
     original, kept = _original(path)
     unet = _json(path / "unet" / "config.json")
-    text = _json(path / "text_encoder" / "config.json")
+    family = _family(path)
+    texts = {part: _json(path / part.component / "config.json") for part in family.text_encoders}
     try:
         topology, heads = unet_from_config(unet)
         bindings = {
             "unet": names.unet_bindings(topology),
-            "text_encoder": _text_bindings(text, original),
+            **{part.component: _text_bindings(part, text, original) for part, text in texts.items()},
             "vae": _vae_bindings(path),
         }
     except UnknownTopology as error:
@@ -142,7 +149,7 @@ def open_folder(path: Path) -> FolderFile:
         ) from error
     parts: dict[str, Part] = {}
     for component, wanted in bindings.items():
-        parts |= _parts(_component(path, component), component, wanted, original)
+        parts |= _parts(_component(path, component), wanted, original)
     if kept is not None:
         parts |= {name: Part(((kept, name),), info) for name, info in kept.tensors.items()}
     prediction_type, zero_snr = _scheduler(path)
@@ -151,7 +158,7 @@ def open_folder(path: Path) -> FolderFile:
         prediction_type=prediction_type,
         heads=heads,
         zero_terminal_snr=zero_snr,
-        last_text_layer=is_openclip(text) and _has_no_more_layers(text, original),
+        last_text_layer=_has_no_more_layers(texts, original),
     )
     return FolderFile(path, parts, original, stated)
 
@@ -164,43 +171,70 @@ def open_vae_folder(path: Path) -> FolderFile:
         bindings = names.vae_bindings(vae_from_config(_json(folder / "config.json")))
     except UnknownTopology as error:
         raise InputError(f"this is no VAE that can be used: {error}", where=str(folder)) from error
-    return FolderFile(path, _parts(file, "vae", bindings, NO_ORIGINAL), NO_ORIGINAL, Stated(""))
+    return FolderFile(path, _parts(file, bindings, NO_ORIGINAL), NO_ORIGINAL, Stated(""))
 
 
-def _text_bindings(config: Mapping[str, Any], original: Original) -> list[Binding]:
+def _check_kind(path: Path) -> None:
+    """Raises InputError for a folder of another kind of model, naming it."""
+    index = _json(path / INDEX)
+    kind = str(index.get("_class_name", "unknown"))
+    if "unet" not in index:
+        raise InputError(
+            f"this folder holds a {kind}, which is not supported", where=str(path), remedy=CHECKPOINT
+        )
+    if index.get("text_encoder_2") and not (index.get("text_encoder") or [None])[0]:
+        raise InputError(
+            "this is the refiner of Stable Diffusion XL, which cannot be trained here",
+            where=str(path),
+            remedy="take the base of Stable Diffusion XL",
+        )
+
+
+def _family(path: Path) -> Family:
+    """A family whose text encoders lie under the names that the folder's have in a single file; whether its UNet has
+    an inpainting model's channels is told later, as of a single file."""
+    index = _json(path / INDEX)
+    two = bool((index.get("text_encoder_2") or [None])[0])
+    openclip = is_openclip(_json(path / "text_encoder" / "config.json"))
+    return FAMILIES["sdxl" if two else "sd2" if openclip else "sd1"]
+
+
+def _text_bindings(part: TextPart, config: Mapping[str, Any], original: Original) -> list[Binding]:
     topology = text_from_config(config)
-    if is_openclip(config):
-        return names.openclip_bindings(topology)
-    old = f"{names.CLIP_PREFIX_OLD}embeddings.token_embedding.weight" in original.order
-    return names.clip_bindings(topology, names.CLIP_PREFIX_OLD if old else names.CLIP_PREFIX)
+    if part.kind == "openclip":
+        return names.openclip_bindings(topology, part.prefix)
+    return names.clip_bindings(topology, names.text_prefix(part, original.order))
 
 
 def _vae_bindings(path: Path) -> list[Binding]:
     return names.vae_bindings(vae_from_config(_json(path / "vae" / "config.json")))
 
 
-def _has_no_more_layers(config: Mapping[str, Any], original: Original) -> bool:
+def _has_no_more_layers(texts: Mapping[TextPart, Mapping[str, Any]], original: Original) -> bool:
     """Whether every layer of an OpenCLIP encoder is in the folder: the layer that SD2 does not use is not."""
-    unused = f"{names.OPENCLIP_PREFIX}transformer.resblocks.{config['num_hidden_layers']}.ln_1.weight"
-    return unused not in original.order
+    unused = [
+        f"{part.prefix}transformer.resblocks.{config['num_hidden_layers']}.ln_1.weight"
+        for part, config in texts.items()
+        if part.kind == "openclip"
+    ]
+    return bool(unused) and not any(name in original.order for name in unused)
 
 
-def _parts(
-    file: WeightFile, component: str, bindings: Iterable[Binding], original: Original
-) -> dict[str, Part]:
-    own = {_canonical(component, name): name for name in file.tensors}
+def _parts(file: WeightFile, bindings: Iterable[Binding], original: Original) -> dict[str, Part]:
+    own = {_canonical(name): name for name in file.tensors}
     parts = {}
     for binding in bindings:
         if all(name in own for name in binding.canonical):
             places = tuple((file, own[name]) for name in binding.canonical)
-            parts[binding.original] = Part(places, _info(binding, places, original))
+            info = _info(binding, places, original)
+            parts[binding.original] = Part(places, info, binding.transposed)
     return parts
 
 
 def _info(binding: Binding, places: tuple[tuple[WeightFile, str], ...], original: Original) -> TensorInfo:
     first = places[0][0].tensors[places[0][1]]
     rows = sum(file.tensors[name].shape[0] for file, name in places)
-    shape = (rows, *first.shape[1:])
+    shape = tuple(reversed(first.shape)) if binding.transposed else (rows, *first.shape[1:])
     if binding.flat and len(shape) == 2:
         shape = (*shape, 1, 1)
     known = original.shapes.get(binding.original, shape)
@@ -209,11 +243,10 @@ def _info(binding: Binding, places: tuple[tuple[WeightFile, str], ...], original
     return TensorInfo(first.dtype, shape, nbytes_of(first.dtype, shape))
 
 
-def _canonical(component: str, name: str) -> str:
+def _canonical(name: str) -> str:
     """The canonical name of a tensor as any version of diffusers or transformers has written it."""
-    if component == "text_encoder":
-        return name.removeprefix(TEXT_MODEL)
-    if component == "vae" and ".attentions.0." in name:
+    name = name.removeprefix(TEXT_MODEL)
+    if ".attentions.0." in name:
         place, _, leaf = name.partition(".attentions.0.")
         for new, old in OLD_VAE_ATTENTION.items():
             if leaf.startswith(f"{old}."):

@@ -12,6 +12,7 @@ import torch
 from dreambooth.shared.errors import DreamboothError, InputError
 from dreambooth.shared.paths import write_whole
 from dreambooth.trainer.families.description import Description
+from dreambooth.trainer.families.detect import is_false_mark, marks_of
 from dreambooth.trainer.families.ldm_yaml import needs_yaml, with_parameterization, yaml_path, yaml_text
 from dreambooth.trainer.families.names import Binding
 from dreambooth.trainer.loading import LoadedModel
@@ -19,7 +20,7 @@ from dreambooth.trainer.modelspec import modelspec
 from dreambooth.trainer.sources import EMA_PREFIX
 from dreambooth.trainer.weights import Entry, WeightFile, Written, write_weights
 
-WEIGHT_PREFIXES = ("model.diffusion_model.", "first_stage_model.", "cond_stage_model.")
+WEIGHT_PREFIXES = ("model.diffusion_model.", "first_stage_model.", "cond_stage_model.", "conditioner.")
 EMA_COUNTERS = ("model_ema.decay", "model_ema.num_updates")
 EMA_LEFT_OUT = "the base's averaged (EMA) weights, which the training did not touch, were left out"
 Trained = Mapping[str, Mapping[str, torch.Tensor]]
@@ -48,7 +49,7 @@ def export_single_file(
     entries = export_entries(source, model.description, trained, output_dtype)
     about = {**modelspec(source, model.identified, title=dst.stem), **_base(model)}
     notes: tuple[str, ...] = ()
-    if len(entries) < len(source.tensors):
+    if any(name.startswith(EMA_PREFIX) for name in source.tensors):
         about["dreambooth.ema"], notes = EMA_LEFT_OUT, (EMA_LEFT_OUT,)
     beside = yaml_beside(dst, source, model.description, overwrite=overwrite)
     written = write_weights(
@@ -72,14 +73,17 @@ def export_entries(
 ) -> list[Entry]:
     """One entry for every tensor of the base that is kept or replaced, in the base's order.
 
-    With an `output_dtype` of None every tensor keeps its own.
+    With an `output_dtype` of None every tensor keeps its own. Where other programs tell what a family's checkpoints
+    predict by marker tensors, those that it needs are added, and those that say something else are left out.
     """
-    replaced = _replacements(description, trained)
-    return [
+    replaced, identified = _replacements(description, trained), description.identified
+    entries = [
         _entry(source, name, written_dtype(name, info.dtype, output_dtype), replaced.get(name))
         for name, info in source.tensors.items()
-        if keep_ema or not name.startswith(EMA_PREFIX)
+        if (keep_ema or not name.startswith(EMA_PREFIX)) and not is_false_mark(name, identified)
     ]
+    marks = [name for name in marks_of(identified) if name not in source.tensors]
+    return entries + [Entry(name, torch.float32, (0,), partial(torch.empty, 0)) for name in marks]
 
 
 def written_dtype(name: str, dtype: torch.dtype, output_dtype: torch.dtype | None) -> torch.dtype:
@@ -135,17 +139,28 @@ def _base(model: LoadedModel) -> dict[str, str]:
     return found | ({"dreambooth.base_sha256": model.base_sha256} if model.base_sha256 else {})
 
 
-def _replacements(description: Description, trained: Trained) -> dict[str, list[torch.Tensor]]:
-    """The trained tensors by the base's names; several where the base has them as one."""
-    found: dict[str, list[torch.Tensor]] = {}
+@dataclass(frozen=True)
+class Replacement:
+    """The trained tensors that one of the base's becomes; several where the base has them as one."""
+
+    binding: Binding
+    parts: list[torch.Tensor]
+
+    def whole(self, shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
+        """What is written, in the file's shape."""
+        return self.binding.join([part.detach().to("cpu", dtype) for part in self.parts], shape)
+
+
+def _replacements(description: Description, trained: Trained) -> dict[str, Replacement]:
+    """The trained tensors by the base's names."""
+    found: dict[str, Replacement] = {}
     for component, tensors in trained.items():
         known: set[str] = set()
         for binding in description.bindings[component]:
             known.update(binding.canonical)
             if any(name in tensors for name in binding.canonical):
-                found[binding.original] = [
-                    _trained_tensor(binding, component, tensors, name) for name in binding.canonical
-                ]
+                parts = [_trained_tensor(binding, component, tensors, name) for name in binding.canonical]
+                found[binding.original] = Replacement(binding, parts)
         unknown = sorted(set(tensors) - known)
         if unknown:
             raise DreamboothError(f"trained tensors of {component} that the base has not: {unknown[:6]}")
@@ -164,12 +179,12 @@ def _entry(
     source: WeightFile,
     name: str,
     dtype: torch.dtype,
-    replacement: list[torch.Tensor] | None,
+    replacement: Replacement | None,
 ) -> Entry:
     if replacement is None:
         return kept(source, name, dtype)
     shape = source.tensors[name].shape
-    return Entry(name, dtype, shape, partial(_replaced, replacement, shape, dtype))
+    return Entry(name, dtype, shape, partial(replacement.whole, shape, dtype))
 
 
 def kept(source: WeightFile, name: str, dtype: torch.dtype) -> Entry:
@@ -183,9 +198,3 @@ def _cast(source: WeightFile, name: str, dtype: torch.dtype) -> torch.Tensor:
     out = torch.empty(source.tensors[name].shape, dtype=dtype)
     source.read_into(name, out)
     return out
-
-
-def _replaced(parts: list[torch.Tensor], shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
-    parts = [part.detach().to("cpu", dtype) for part in parts]
-    whole = parts[0] if len(parts) == 1 else torch.cat(parts)
-    return whole.reshape(shape)

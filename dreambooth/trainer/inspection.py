@@ -12,7 +12,7 @@ from typing import Any
 
 from dreambooth.shared.errors import InputError
 from dreambooth.trainer.families import Identified
-from dreambooth.trainer.families.description import COMPONENTS, Description
+from dreambooth.trainer.families.description import Description
 from dreambooth.trainer.loading import understand
 from dreambooth.trainer.sources import EMA_PREFIX, open_model
 from dreambooth.trainer.weights import WeightFile
@@ -45,7 +45,7 @@ SHOWN, LONG = 8, 120
 
 @dataclass(frozen=True)
 class Part:
-    """One of the three modules: how many weights, in which precisions, and its sizes in words."""
+    """One of the modules: how many weights, in which precisions, and its sizes in words."""
 
     name: str
     weights: int
@@ -140,7 +140,9 @@ def inspect(path: str | Path, *, hashed: bool = True) -> Inspection:
         identified=description.identified if description else None,
         problem=problem,
         precisions=Counter(_name(info.dtype) for info in weights.tensors.values()),
-        parts=tuple(_part(name, weights, description) for name in COMPONENTS) if description else (),
+        parts=tuple(_part(name, weights, description) for name in description.bindings)
+        if description
+        else (),
         has_ema=any(name.startswith(EMA_PREFIX) for name in weights.tensors),
         metadata=weights.metadata,
         odd=tuple(filter(_is_odd, description.others)) if description else (),
@@ -221,7 +223,12 @@ def _vae_sizes(config: Mapping[str, Any]) -> str:
     return f"widths {widths}; {config['latent_channels']} latent channels"
 
 
-SIZES = {"unet": _unet_sizes, "text_encoder": _text_sizes, "vae": _vae_sizes}
+SIZES = {
+    "unet": _unet_sizes,
+    "text_encoder": _text_sizes,
+    "text_encoder_2": _text_sizes,
+    "vae": _vae_sizes,
+}
 
 
 def _name(dtype: Any) -> str:

@@ -13,14 +13,13 @@ import torch
 
 from dreambooth.shared.errors import InputError
 from dreambooth.trainer.families import Identified, PredictionType
-from dreambooth.trainer.families.description import COMPONENTS, Description, describe, describe_vae
+from dreambooth.trainer.families.description import Description, describe, describe_vae
 from dreambooth.trainer.families.detect import family_of, identify
-from dreambooth.trainer.families.names import Binding
+from dreambooth.trainer.families.names import TEXT_MODEL, Binding
 from dreambooth.trainer.sources import Opened, open_model, open_vae
 from dreambooth.trainer.weights import WeightFile
 from dreambooth.trainer.weights.base import file_sha256
 
-TEXT_MODEL = "text_model."
 READERS = 2
 
 
@@ -43,6 +42,11 @@ class LoadedModel:
         return file_sha256(self.source.path) if self.source.path.is_file() else ""
 
     @property
+    def text_encoders(self) -> list[torch.nn.Module]:
+        """Its text encoders, in the order in which the UNet is told their outputs."""
+        return [self.components[part.component] for part in self.identified.family.text_encoders]
+
+    @property
     def configs(self) -> Mapping[str, dict[str, Any]]:
         """The diffusers or transformers config of each component, also of those that were not loaded."""
         return self.description.configs
@@ -52,14 +56,15 @@ def load_model(
     path: str | Path,
     *,
     dtype: torch.dtype = torch.float32,
-    components: Sequence[str] = COMPONENTS,
+    components: Sequence[str] | None = None,
     prediction_type: str = "auto",
     use_ema_weights: bool = False,
     vae: str | Path | None = None,
     mapped: bool = False,
 ) -> LoadedModel:
-    """Load a single file or a diffusers folder into modules of `dtype` on the CPU.
+    """Load a single file or a diffusers folder into modules of `dtype` on the CPU: all, or the `components` named.
 
+    A VAE that overflows in half precision, as SDXL's does, is always float32, unless `vae` names another.
     `prediction_type` other than "auto" overrides what the file says of itself. With `use_ema_weights` the UNet
     gets the file's averaged weights. `vae` names a file whose autoencoder is used in place of the checkpoint's.
     With `mapped`, weights that have `dtype` already stay in the file's pages until they are moved or written to:
@@ -70,11 +75,12 @@ def load_model(
     source, description = understand(opened, prediction_type)
     description.check_complete(source)
     model = LoadedModel(description.identified, source, description)
-    for component in components:
+    for component in description.identified.family.components if components is None else components:
         if component == "vae" and vae:
             model.components[component] = _other_vae(model, vae, dtype)
         else:
-            model.components[component] = _load(component, source, description, dtype, mapped=mapped)
+            needed = torch.float32 if component == "vae" and model.identified.family.vae_overflows else dtype
+            model.components[component] = _load(component, source, description, needed, mapped=mapped)
     return model
 
 
@@ -96,9 +102,8 @@ def understand(opened: Opened, prediction_type: str = "auto") -> tuple[WeightFil
 
 def canonical_state(component: str, module: torch.nn.Module) -> dict[str, torch.Tensor]:
     """The module's weights by their canonical names, which no library's version changes; shares its memory."""
-    prefix = TEXT_MODEL if component == "text_encoder" else ""
     return {
-        name.removeprefix(prefix): tensor.detach()
+        name.removeprefix(TEXT_MODEL): tensor.detach()
         for name, tensor in module.state_dict(keep_vars=True).items()
         if not name.endswith("position_ids")
     }
@@ -161,8 +166,7 @@ def read_canonical(
 
     `shapes` are the modules'. Raises InputError if the file's shape is another.
     """
-    first, count = tuple(shapes[binding.canonical[0]]), len(binding.canonical)
-    wanted = (first[0] * count, *first[1:])
+    wanted = binding.shape_in_file(shapes[binding.canonical[0]])
     info = source.tensors[binding.original]
     if info.shape != wanted and not (binding.flat and info.shape == (*wanted, 1, 1)):
         raise InputError(
@@ -170,14 +174,17 @@ def read_canonical(
             where=str(source.path),
             remedy="take a checkpoint with the original layout of its family",
         )
-    whole = source.mapped(binding.original) if mapped and info.dtype == dtype and count == 1 else None
+    plain = len(binding.canonical) == 1 and not binding.transposed
+    whole = source.mapped(binding.original) if mapped and info.dtype == dtype and plain else None
     if whole is None:
         whole = torch.empty(wanted, dtype=dtype)
         source.read_into(binding.original, whole)
-    if count == 1:
-        return [(binding.canonical[0], whole.reshape(wanted))]
-    parts = torch.split(whole, first[0])
-    return [(name, part.clone()) for name, part in zip(binding.canonical, parts, strict=True)]
+    parts = binding.split(whole)
+    return (
+        parts
+        if plain
+        else [(name, part.clone(memory_format=torch.contiguous_format)) for name, part in parts]
+    )
 
 
 def empty_module(component: str, config: Mapping[str, Any]) -> torch.nn.Module:
@@ -206,4 +213,4 @@ def _text_encoder(config: Mapping[str, Any]) -> torch.nn.Module:
     return CLIPTextEncoder(config)
 
 
-BUILDERS = {"unet": _unet, "text_encoder": _text_encoder, "vae": _vae}
+BUILDERS = {"unet": _unet, "text_encoder": _text_encoder, "text_encoder_2": _text_encoder, "vae": _vae}

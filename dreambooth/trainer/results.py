@@ -61,8 +61,7 @@ def _original(
 ) -> Iterator[tuple[str, torch.Tensor]]:
     """The base's tensors by canonical name, one after the other: never a second model in memory."""
     for binding in in_file_order(base.description.bindings[component], base.source):
-        parts = base.source.read(binding.original).chunk(len(binding.canonical))
-        for name, part in zip(binding.canonical, parts, strict=True):
+        for name, part in binding.split(base.source.read(binding.original)):
             yield name, part.reshape(new[name].shape)
 
 

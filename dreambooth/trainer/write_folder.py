@@ -23,13 +23,12 @@ from dreambooth.trainer.diffusers_folder import (
     EXTRAS_ABOUT,
     FILES,
     INDEX,
-    TEXT_MODEL,
     about_original,
 )
 from dreambooth.trainer.export_file import kept, written_dtype
-from dreambooth.trainer.families import Identified
+from dreambooth.trainer.families import Identified, TextPart
 from dreambooth.trainer.families.description import Description
-from dreambooth.trainer.families.names import Binding
+from dreambooth.trainer.families.names import TEXT_MODEL, Binding
 from dreambooth.trainer.loading import in_file_order
 from dreambooth.trainer.tokenizer import write_tokenizer_folder
 from dreambooth.trainer.weights import Entry, WeightFile
@@ -38,7 +37,17 @@ from dreambooth.trainer.weights.writing import Content, errors_are_said, write_n
 
 DIFFUSERS_VERSION = "0.35.2"
 CLASSES = {"unet": "UNet2DConditionModel", "vae": "AutoencoderKL"}
+TEXT_CLASSES = {False: "CLIPTextModel", True: "CLIPTextModelWithProjection"}
+PIPELINES: dict[str, dict[str, Any]] = {
+    "ldm": {
+        "_class_name": "StableDiffusion",
+        "requires_safety_checker": False,
+        "safety_checker": [None, None],
+    },
+    "sgm": {"_class_name": "StableDiffusionXL", "force_zeros_for_empty_prompt": True},
+}
 LATENT_SCALE = 8
+PROJECTION = "text_projection."
 UNET_DEFAULTS: dict[str, Any] = {
     "act_fn": "silu",
     "center_input_sample": False,
@@ -49,7 +58,7 @@ UNET_DEFAULTS: dict[str, Any] = {
     "norm_eps": 1e-05,
     "norm_num_groups": 32,
 }
-VAE_DEFAULTS: dict[str, Any] = {"act_fn": "silu", "norm_num_groups": 32, "sample_size": 512}
+VAE_DEFAULTS: dict[str, Any] = {"act_fn": "silu", "norm_num_groups": 32}
 TEXT_DEFAULTS: dict[str, Any] = {
     "architectures": ["CLIPTextModel"],
     "attention_dropout": 0.0,
@@ -107,33 +116,39 @@ def _write_parts(
         _write_json(place / "config.json", _config(component, description, entries[0].dtype))
     extras = _extras(source, description, dtype)
     written += write_new(folder / EXTRAS, extras, verify=True, hashed=False).nbytes
-    write_tokenizer_folder(folder / "tokenizer", identified.family.pad_token)
+    for part in identified.family.text_encoders:
+        write_tokenizer_folder(folder / _tokenizer_of(part), part.pad_token)
     (folder / "scheduler").mkdir()
     _write_json(folder / "scheduler" / "scheduler_config.json", _scheduler(identified))
     _write_json(folder / INDEX, _index(identified))
     return written
 
 
+def _tokenizer_of(part: TextPart) -> str:
+    return part.component.replace("text_encoder", "tokenizer")
+
+
 def component_entries(
     source: WeightFile, component: str, bindings: tuple[Binding, ...], dtype: torch.dtype | None
 ) -> list[Entry]:
     """The tensors of a component as its file in the folder holds them."""
-    prefix = TEXT_MODEL if component == "text_encoder" else ""
+    prefix = TEXT_MODEL if component.startswith("text_encoder") else ""
     entries = []
     for binding in in_file_order(bindings, source):
         target = written_dtype(binding.original, source.tensors[binding.original].dtype, dtype)
         whole = kept(source, binding.original, target)
-        shape = whole.shape[:2] if binding.flat else whole.shape
-        shape = (shape[0] // len(binding.canonical), *shape[1:])
+        shape = binding.shape_in_module(whole.shape)
         for index, name in enumerate(binding.canonical):
             size = whole.nbytes // len(binding.canonical)
-            raw = partial(_raw_part, whole.raw, index * size) if whole.raw is not None else None
-            entries.append(Entry(prefix + name, target, shape, partial(_part, whole, shape, index), raw))
+            as_is = whole.raw if not binding.transposed else None
+            raw = partial(_raw_part, as_is, index * size) if as_is is not None else None
+            own = name if name.startswith(PROJECTION) else prefix + name
+            entries.append(Entry(own, target, shape, partial(_part, binding, whole, index), raw))
     return entries
 
 
-def _part(whole: Entry, shape: tuple[int, ...], index: int) -> torch.Tensor:
-    return whole.data().reshape(-1, *shape)[index]
+def _part(binding: Binding, whole: Entry, index: int) -> torch.Tensor:
+    return binding.split(whole.data())[index][1].contiguous()
 
 
 def _raw_part(raw: RawBytes, offset: int, start: int, memory: memoryview) -> None:
@@ -158,12 +173,16 @@ def _extras(source: WeightFile, description: Description, dtype: torch.dtype | N
 
 def _config(component: str, description: Description, dtype: torch.dtype) -> dict[str, Any]:
     own = description.configs[component]
-    if component == "text_encoder":
+    if component.startswith("text_encoder"):
         return {**TEXT_DEFAULTS, **own, "torch_dtype": str(dtype).removeprefix("torch.")}
     identified = description.identified
     is_v = identified.prediction_type == "v_prediction"
     side = identified.family.v_resolution if is_v else identified.family.resolution
-    defaults = {**UNET_DEFAULTS, "sample_size": side // LATENT_SCALE} if component == "unet" else VAE_DEFAULTS
+    if component == "unet":
+        defaults = {**UNET_DEFAULTS, "sample_size": side // LATENT_SCALE}
+    else:
+        upcast = {"force_upcast": True} if identified.family.vae_overflows else {}
+        defaults = {**VAE_DEFAULTS, "sample_size": identified.family.resolution, **upcast}
     return {"_class_name": CLASSES[component], "_diffusers_version": DIFFUSERS_VERSION, **defaults, **own}
 
 
@@ -178,19 +197,21 @@ def _scheduler(identified: Identified) -> dict[str, Any]:
 
 
 def _index(identified: Identified) -> dict[str, Any]:
-    inpainting = identified.family.in_channels == 9
+    family = identified.family
+    texts = {part.component: ["transformers", TEXT_CLASSES[part.pooled]] for part in family.text_encoders}
+    tokenizers = {_tokenizer_of(part): ["transformers", "CLIPTokenizer"] for part in family.text_encoders}
+    kind = "Inpaint" if family.in_channels == 9 else ""
     return {
-        "_class_name": "StableDiffusionInpaintPipeline" if inpainting else "StableDiffusionPipeline",
         "_diffusers_version": DIFFUSERS_VERSION,
         "feature_extractor": [None, None],
         "image_encoder": [None, None],
-        "requires_safety_checker": False,
-        "safety_checker": [None, None],
         "scheduler": ["diffusers", SCHEDULER["_class_name"]],
-        "text_encoder": ["transformers", "CLIPTextModel"],
-        "tokenizer": ["transformers", "CLIPTokenizer"],
+        **texts,
+        **tokenizers,
         "unet": ["diffusers", CLASSES["unet"]],
         "vae": ["diffusers", CLASSES["vae"]],
+        **PIPELINES[family.layout],
+        "_class_name": f"{PIPELINES[family.layout]['_class_name']}{kind}Pipeline",
     }
 
 

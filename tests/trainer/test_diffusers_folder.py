@@ -125,7 +125,16 @@ def refused(folder):
 @pytest.mark.parametrize(
     ("file", "change", "expected"),
     [
-        ("model_index.json", lambda c: c.update(_class_name="StableDiffusionXLPipeline"), "XL, which is not"),
+        (
+            "model_index.json",
+            lambda c: c.update(text_encoder=[None, None], text_encoder_2=["transformers", "a"]),
+            "the refiner of Stable Diffusion XL",
+        ),
+        (
+            "model_index.json",
+            lambda c: [c.pop("unet"), c.update(_class_name="FluxPipeline")],
+            "holds a FluxPipeline, which is not supported",
+        ),
         ("unet/config.json", lambda c: c.update(down_block_types=["AttnDownBlock2D"] * 2), "AttnDownBlock2D"),
         ("unet/config.json", lambda c: c.pop("cross_attention_dim"), "lacks cross_attention_dim"),
         ("vae/config.json", lambda c: c.update(down_block_types=["Odd"]), "Odd"),

@@ -1,4 +1,4 @@
-"""What a checkpoint consists of: the configs of its three modules, and which of its tensors goes where."""
+"""What a checkpoint consists of: the configs of its modules, and which of its tensors goes where."""
 
 from __future__ import annotations
 
@@ -7,10 +7,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from dreambooth.shared.errors import InputError
-from dreambooth.trainer.families import Identified, names
+from dreambooth.trainer.families import Identified, TextPart, names
 from dreambooth.trainer.families.ldm_yaml import Stated
 from dreambooth.trainer.families.names import Binding
 from dreambooth.trainer.families.topology import (
+    TextTopology,
     UnknownTopology,
     clip_topology,
     openclip_topology,
@@ -22,7 +23,6 @@ from dreambooth.trainer.families.topology import (
 )
 from dreambooth.trainer.weights.base import WeightFile
 
-COMPONENTS = ("unet", "text_encoder", "vae")
 SHOWN = 6
 
 
@@ -55,33 +55,43 @@ def describe(weights: WeightFile, identified: Identified, stated: Stated | None 
     """
     family, tensors = identified.family, weights.tensors
     stated = stated or Stated("")
+    configs: dict[str, dict[str, Any]] = {}
+    table: dict[str, list[Binding]] = {}
+    pooled_width = 0
     try:
+        for part in family.text_encoders:
+            topology, table[part.component] = _text(part, weights, stated)
+            configs[part.component] = text_config(topology)
+            pooled_width += topology.projection
         unet = unet_topology(tensors, stated.heads or family.heads)
         vae = vae_topology(tensors)
-        if family.text == "clip":
-            prefix = clip_prefix(weights)
-            text = clip_topology(tensors, prefix)
-            text_names = names.clip_bindings(text, prefix)
-        else:
-            text = openclip_topology(tensors, names.OPENCLIP_PREFIX, last=stated.last_text_layer)
-            text_names = names.openclip_bindings(text)
+        configs["unet"] = {**unet_config(unet, pooled_width), "upcast_attention": family.upcast_attention}
     except UnknownTopology as error:
         raise InputError(
             f"this is no {family.title} checkpoint that can be used: {error}",
             where=str(weights.path),
             remedy="take a checkpoint with the original layout of its family",
         ) from error
-    configs = {
-        "unet": {**unet_config(unet), "upcast_attention": family.upcast_attention},
-        "text_encoder": text_config(text),
-        "vae": vae_config(vae, family.scaling_factor),
-    }
-    table = {
-        "unet": names.unet_bindings(unet),
-        "text_encoder": text_names,
-        "vae": names.vae_bindings(vae),
-    }
-    return _laid_out(weights, identified, configs, table)
+    configs["vae"] = vae_config(vae, family.scaling_factor)
+    table |= {"unet": names.unet_bindings(unet), "vae": names.vae_bindings(vae)}
+    in_order = family.components
+    return _laid_out(
+        weights,
+        identified,
+        {component: configs[component] for component in in_order},
+        {component: table[component] for component in in_order},
+    )
+
+
+def _text(part: TextPart, weights: WeightFile, stated: Stated) -> tuple[TextTopology, list[Binding]]:
+    if part.kind == "clip":
+        prefix = names.text_prefix(part, weights.tensors)
+        topology = clip_topology(weights.tensors, prefix)
+        return topology, names.clip_bindings(topology, prefix)
+    topology = openclip_topology(
+        weights.tensors, part.prefix, last=stated.last_text_layer, pooled=part.pooled
+    )
+    return topology, names.openclip_bindings(topology, part.prefix)
 
 
 def describe_vae(weights: WeightFile, identified: Identified) -> Description:
@@ -109,9 +119,3 @@ def _laid_out(
         missing=tuple(name for name in wanted if name not in weights.tensors),
         others=tuple(name for name in weights.tensors if name not in bound),
     )
-
-
-def clip_prefix(weights: WeightFile) -> str:
-    """SD1's text encoder stands under `transformer.text_model.`, in old files under `transformer.`."""
-    new = names.CLIP_PREFIX + "embeddings.token_embedding.weight" in weights.tensors
-    return names.CLIP_PREFIX if new else names.CLIP_PREFIX_OLD

@@ -1,6 +1,6 @@
 """Which family a checkpoint belongs to, and what its UNet predicts.
 
-The family is told by the text encoder's names and the first convolution's channels. Nothing in the tensors'
+The family is told by its text encoders' names and the first convolution's channels. Nothing in the tensors'
 names tells epsilon from v: that is told, in this order, by the setting, a `.yaml` beside the file, metadata, the
 marker tensors `v_pred` and `ztsnr`, and for SD2 by running the UNet.
 """
@@ -11,17 +11,12 @@ from collections.abc import Callable, Collection
 
 from dreambooth.shared.errors import InputError
 from dreambooth.trainer.families import FAMILIES, PREDICTION_TYPES, Family, Identified, PredictionType
-from dreambooth.trainer.families.kinds import refusal
+from dreambooth.trainer.families.kinds import CHECKPOINT, refusal
 from dreambooth.trainer.families.ldm_yaml import Stated
-from dreambooth.trainer.families.names import CLIP_PREFIX, CLIP_PREFIX_OLD, OPENCLIP_PREFIX, UNET_PREFIX
+from dreambooth.trainer.families.names import UNET_PREFIX, text_mark, text_prefix
 from dreambooth.trainer.weights.base import WeightFile
 
 FIRST_CONVOLUTION = UNET_PREFIX + "input_blocks.0.0.weight"
-TEXT_MARKS = {
-    CLIP_PREFIX + "embeddings.token_embedding.weight": "clip",
-    CLIP_PREFIX_OLD + "embeddings.token_embedding.weight": "clip",
-    OPENCLIP_PREFIX + "token_embedding.weight": "openclip",
-}
 V_MARK, ZERO_SNR_MARK, SCHEDULE = "v_pred", "ztsnr", "alphas_cumprod"
 METADATA_VALUES: dict[str, PredictionType] = {
     "epsilon": "epsilon",
@@ -36,6 +31,8 @@ KOHYA_VERSIONS: dict[str, PredictionType] = {
     "sd_v2_v": "v_prediction",
 }
 
+MARKS = (V_MARK, ZERO_SNR_MARK)
+
 Probe = Callable[[], PredictionType]
 Told = tuple[PredictionType, str]
 
@@ -45,20 +42,23 @@ def family_of(weights: WeightFile) -> Family:
 
     Raises InputError if it is none that can be used; it names what the file is and says what to do.
     """
-    text = next((kind for name, kind in TEXT_MARKS.items() if name in weights.tensors), None)
     first = weights.tensors.get(FIRST_CONVOLUTION)
     channels = first.shape[1] if first and len(first.shape) == 4 else None
     problem = refusal(weights, channels)
     if problem is not None:
         raise problem
     for family in FAMILIES.values():
-        if (family.text, family.in_channels) == (text, channels):
+        if family.in_channels == channels and _has_text_encoders(family, weights.tensors):
             return family
     raise InputError(
         f"its UNet takes {channels} channels, as no known Stable Diffusion does",
         where=str(weights.path),
-        remedy="take a Stable Diffusion 1.x or 2.x checkpoint",
+        remedy=CHECKPOINT,
     )
+
+
+def _has_text_encoders(family: Family, names: Collection[str]) -> bool:
+    return all(text_mark(part, text_prefix(part, names)) in names for part in family.text_encoders)
 
 
 def identify(
@@ -89,6 +89,18 @@ def identify(
         or _from_family(family)
     )
     return Identified(family, found, told_by, _zero_terminal_snr(weights, stated))
+
+
+def marks_of(identified: Identified) -> tuple[str, ...]:
+    """The marker tensors by which other programs know what a checkpoint predicts, where its family has them."""
+    if not identified.family.marked or identified.prediction_type == "epsilon":
+        return ()
+    return MARKS if identified.zero_terminal_snr else (V_MARK,)
+
+
+def is_false_mark(name: str, identified: Identified) -> bool:
+    """Whether a tensor is a marker that says something else of a checkpoint than what it is known to be."""
+    return identified.family.marked and name in MARKS and name not in marks_of(identified)
 
 
 def _from_setting(value: str) -> Told | None:

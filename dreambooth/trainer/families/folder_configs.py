@@ -7,6 +7,7 @@ from typing import Any
 
 from dreambooth.trainer.clip_text import ACTIVATIONS
 from dreambooth.trainer.families.topology import (
+    PROJECTED,
     Heads,
     Level,
     TextTopology,
@@ -41,8 +42,16 @@ def unet_from_config(config: Config) -> tuple[UNetTopology, Heads]:
         out_channels=config.get("out_channels", 4),
         context_width=_get(config, "cross_attention_dim"),
         linear_projection=bool(config.get("use_linear_projection", False)),
+        class_width=_class_width(config),
     )
     return topology, lambda width: by_width[width]
+
+
+def _class_width(config: Config) -> int:
+    kind = config.get("addition_embed_type")
+    if kind not in (None, "text_time"):
+        raise UnknownTopology(f"its UNet is told more in the way {kind!r}")
+    return int(_get(config, "projection_class_embeddings_input_dim")) if kind else 0
 
 
 def vae_from_config(config: Config) -> VAETopology:
@@ -72,6 +81,7 @@ def text_from_config(config: Config) -> TextTopology:
         vocabulary=config.get("vocab_size", 49408),
         positions=config.get("max_position_embeddings", 77),
         activation=activation,
+        projection=_get(config, "projection_dim") if PROJECTED in config.get("architectures", ()) else 0,
     )
 
 

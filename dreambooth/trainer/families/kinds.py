@@ -9,7 +9,8 @@ from dreambooth.shared.errors import InputError
 from dreambooth.trainer.families.names import UNET_PREFIX, VAE_PREFIX
 from dreambooth.trainer.weights.base import WeightFile
 
-CHECKPOINT = "take a Stable Diffusion 1.x or 2.x checkpoint"
+CHECKPOINT = "take a Stable Diffusion 1.x, 2.x or XL checkpoint"
+COMPLETE = "take a complete checkpoint, with text encoder and VAE"
 PART = "name the diffusers folder that it is part of, or a single-file checkpoint"
 LORA_MARKS = (
     ".lora_up.",
@@ -21,6 +22,7 @@ LORA_MARKS = (
     ".oft_",
     ".on_input",
 )
+XL_FIRST, XL_SECOND = "conditioner.embedders.0.transformer.", "conditioner.embedders.1.model."
 LORA_STARTS = ("lora_unet_", "lora_te", "lycoris_")
 
 Names = Collection[str]
@@ -48,7 +50,16 @@ def _is_adapter(names: Names) -> bool:
 
 
 def _lacks_text_encoder(names: Names) -> bool:
-    return _starts(UNET_PREFIX)(names) and not _starts("cond_stage_model.")(names)
+    return _starts(UNET_PREFIX)(names) and not _starts("cond_stage_model.", "conditioner.")(names)
+
+
+def _has_half_of_its_text_encoders(names: Names) -> bool:
+    return _starts(XL_FIRST)(names) != _starts(XL_SECOND)(names)
+
+
+def _is_unclip(names: Names) -> bool:
+    marks = _has(f"{UNET_PREFIX}label_emb.0.0.weight", f"{UNET_PREFIX}label_emb.weight")
+    return marks(names) and _starts("cond_stage_model.")(names)
 
 
 def _lacks_vae(names: Names) -> bool:
@@ -58,14 +69,24 @@ def _lacks_vae(names: Names) -> bool:
 KINDS = (
     Kind("a LoRA (or another adapter)", "name the checkpoint that it was made for as the model", _is_adapter),
     Kind(
-        "Stable Diffusion XL, which is not supported yet",
-        CHECKPOINT,
-        _starts("conditioner.embedders.1."),
+        "the refiner of Stable Diffusion XL, which cannot be trained here",
+        "take the base of Stable Diffusion XL, or a checkpoint that was made from it",
+        _starts("conditioner.embedders.0.model."),
     ),
     Kind(
-        "the refiner of Stable Diffusion XL, which cannot be trained here",
+        "a checkpoint of Stable Diffusion XL with only one of its two text encoders",
+        COMPLETE,
+        _has_half_of_its_text_encoders,
+    ),
+    Kind(
+        "an EDM model in the form of Stable Diffusion XL (Playground 2.5, CosXL), which is not supported",
         CHECKPOINT,
-        _starts("conditioner.embedders.0."),
+        _has("edm_mean", "edm_std", "edm_vpred.sigma_max"),
+    ),
+    Kind(
+        "Stable Cascade, which is not supported",
+        CHECKPOINT,
+        _starts(f"{UNET_PREFIX}clip_txt_mapper.", f"{UNET_PREFIX}clf.", "clip_txt_mapper.", "clf."),
     ),
     Kind(
         "Stable Diffusion 3, which is not supported",
@@ -90,7 +111,7 @@ KINDS = (
     Kind(
         "an unCLIP model of Stable Diffusion 2 (or an upscaler), which is not supported",
         "take Stable Diffusion 2's base, 768 or inpainting checkpoint",
-        _has(f"{UNET_PREFIX}label_emb.0.0.weight", f"{UNET_PREFIX}label_emb.weight"),
+        _is_unclip,
     ),
     Kind("AltDiffusion, which is not supported", CHECKPOINT, _starts("cond_stage_model.roberta.")),
     Kind("a textual inversion embedding", CHECKPOINT, _has("emb_params", "clip_l", "<concept>", "*")),
@@ -108,22 +129,18 @@ KINDS = (
         PART,
         _starts("text_model.", "embeddings.token_embedding."),
     ),
-    Kind(
-        "a UNet alone, in the original layout",
-        "take a complete checkpoint, with text encoder and VAE",
-        _starts("input_blocks."),
-    ),
-    Kind(
-        "a checkpoint without a text encoder",
-        "take a complete checkpoint, with text encoder and VAE",
-        _lacks_text_encoder,
-    ),
-    Kind("a checkpoint without a VAE", "take a complete checkpoint, with text encoder and VAE", _lacks_vae),
+    Kind("a UNet alone, in the original layout", COMPLETE, _starts("input_blocks.")),
+    Kind("a checkpoint without a text encoder", COMPLETE, _lacks_text_encoder),
+    Kind("a checkpoint without a VAE", COMPLETE, _lacks_vae),
 )
 CHANNELS = {
     5: "a depth model, which is not supported",
     7: "an upscaler, which is not supported",
     8: "an InstructPix2Pix model, which is not supported",
+}
+XL_CHANNELS = {
+    8: "the InstructPix2Pix form of Stable Diffusion XL, which is not supported",
+    9: "the inpainting form of Stable Diffusion XL, which cannot be trained here",
 }
 
 
@@ -137,8 +154,9 @@ def refusal(weights: WeightFile, in_channels: int | None) -> InputError | None:
     where = str(weights.path)
     if kind is not None:
         return InputError(f"this is {kind.title}", where=where, remedy=kind.remedy)
-    if in_channels in CHANNELS:
-        return InputError(f"this is {CHANNELS[in_channels]}", where=where, remedy=CHECKPOINT)
+    channels = XL_CHANNELS if _starts(XL_SECOND)(names) else CHANNELS
+    if in_channels in channels:
+        return InputError(f"this is {channels[in_channels]}", where=where, remedy=CHECKPOINT)
     if in_channels is None:
         shown = ", ".join(list(names)[:3])
         return InputError(

@@ -1,7 +1,7 @@
 """The `.yaml` beside a checkpoint, by which the WebUI (and any program built on LDM) knows what it is.
 
 Read for what shapes cannot tell, and written beside results whose family or prediction type such programs would
-otherwise have to guess.
+otherwise have to guess. SDXL's has another structure: `sgm_yaml`.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from dreambooth.shared.errors import InputError
-from dreambooth.trainer.families import Family, Identified, PredictionType
+from dreambooth.trainer.families import Family, Identified, PredictionType, sgm_yaml
 from dreambooth.trainer.families.topology import Heads
 
 PARAMETERIZATIONS: dict[str, PredictionType] = {"eps": "epsilon", "v": "v_prediction"}
@@ -49,6 +49,8 @@ def read_yaml(checkpoint: Path) -> Stated | None:
     if not path.is_file():
         return None
     params = _table(_parse(path), path, "model", "params")
+    if sgm_yaml.is_sgm(params):
+        return _stated_by_sgm(params, path)
     parameterization = params.get("parameterization", "eps")
     if parameterization not in PARAMETERIZATIONS:
         raise InputError(
@@ -62,6 +64,20 @@ def read_yaml(checkpoint: Path) -> Stated | None:
         prediction_type=PARAMETERIZATIONS[parameterization],
         heads=_heads(_table(params, path, "unet_config", "params"), path),
         last_text_layer=isinstance(text, Mapping) and text.get("layer") == "last",
+    )
+
+
+def _stated_by_sgm(params: Mapping[str, Any], path: Path) -> Stated:
+    scaling = sgm_yaml.scaling_of(params)
+    if scaling not in sgm_yaml.SCALINGS:
+        known = " and ".join(sgm_yaml.SCALINGS)
+        raise InputError(
+            f"its scaling_config is {scaling!r}; only {known} are known", where=str(path), remedy=REMEDY
+        )
+    return Stated(
+        told_by=f"the file {path.name} beside it says so",
+        prediction_type=sgm_yaml.SCALINGS[scaling],
+        heads=_heads(_table(params, path, "network_config", "params"), path),
     )
 
 
@@ -96,17 +112,24 @@ def _table(found: Any, path: Path, *keys: str) -> Mapping[str, Any]:
 
 def needs_yaml(identified: Identified) -> bool:
     """Whether the WebUI would have to guess: every SD2 file, and every one that predicts v."""
-    return identified.family.text == "openclip" or identified.prediction_type == "v_prediction"
+    return identified.family.needs_yaml or identified.prediction_type == "v_prediction"
 
 
 def yaml_text(identified: Identified, configs: Mapping[str, Mapping[str, Any]]) -> str:
-    """The config of a checkpoint in LDM's structure, from the configs of its modules.
+    """The config of a checkpoint as its family's code has it, from the configs of its modules.
 
-    Raises InputError if LDM cannot express its sizes (widths that are no multiple of the first).
+    Raises InputError if that cannot express its sizes (widths that are no multiple of the first).
     """
     import yaml
 
+    model = MODELS[identified.family.layout](identified, configs)
+    text: str = yaml.safe_dump({"model": model}, sort_keys=False, default_flow_style=None)
+    return text
+
+
+def _ldm_model(identified: Identified, configs: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
     unet, vae, family = configs["unet"], configs["vae"], identified.family
+    openclip = family.text_encoders[0].kind == "openclip"
     inpainting = family.in_channels == 9
     params: dict[str, Any] = {
         "parameterization": {value: key for key, value in PARAMETERIZATIONS.items()}[
@@ -135,15 +158,18 @@ def yaml_text(identified: Identified, configs: Mapping[str, Mapping[str, Any]]) 
             "target": "ldm.models.autoencoder.AutoencoderKL",
             "params": _vae_params(vae),
         },
-        "cond_stage_config": {"target": TEXT_ENCODERS[family.text]}
-        | ({"params": {"freeze": True, "layer": "penultimate"}} if family.text == "openclip" else {}),
+        "cond_stage_config": {"target": TEXT_ENCODERS[family.text_encoders[0].kind]}
+        | ({"params": {"freeze": True, "layer": "penultimate"}} if openclip else {}),
     }
-    model = {
-        "target": LDM + ("LatentInpaintDiffusion" if inpainting else "LatentDiffusion"),
-        "params": params,
-    }
-    text: str = yaml.safe_dump({"model": model}, sort_keys=False, default_flow_style=None)
-    return text
+    return {"target": LDM + ("LatentInpaintDiffusion" if inpainting else "LatentDiffusion"), "params": params}
+
+
+def _sgm_model(identified: Identified, configs: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    unet, vae = configs["unet"], configs["vae"]
+    return sgm_yaml.model_of(identified, configs, _multiples(unet["block_out_channels"]), _vae_params(vae))
+
+
+MODELS = {"ldm": _ldm_model, "sgm": _sgm_model}
 
 
 def with_parameterization(text: str, prediction_type: PredictionType) -> str:
@@ -152,6 +178,11 @@ def with_parameterization(text: str, prediction_type: PredictionType) -> str:
 
     content = yaml.safe_load(text)
     params = content["model"]["params"]
+    if sgm_yaml.is_sgm(params):
+        if sgm_yaml.SCALINGS.get(sgm_yaml.scaling_of(params)) == prediction_type:
+            return text
+        sgm_yaml.set_prediction_type(params, prediction_type)
+        return str(yaml.safe_dump(content, sort_keys=False, default_flow_style=None))
     if PARAMETERIZATIONS.get(params.get("parameterization", "eps")) == prediction_type:
         return text
     params["parameterization"] = {value: key for key, value in PARAMETERIZATIONS.items()}[prediction_type]

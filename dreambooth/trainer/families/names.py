@@ -8,9 +8,12 @@ other's inverse by construction.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
+import torch
+
+from dreambooth.trainer.families import SD1, TextPart
 from dreambooth.trainer.families.topology import TextTopology, UNetTopology, VAETopology
 
 Pairs = tuple[tuple[str, str], ...]
@@ -21,12 +24,37 @@ class Binding:
     """One tensor of a single file and what it becomes.
 
     `canonical` holds several names where the original is their concatenation along the first axis (OpenCLIP's
-    `in_proj`). With `flat` the file has a 1x1 convolution (out, in, 1, 1) where the module is linear (out, in).
+    `in_proj`). With `flat` the file has a 1x1 convolution (out, in, 1, 1) where the module is linear (out, in); with
+    `transposed` a bare matrix (in, out), which is multiplied from the right.
     """
 
     original: str
     canonical: tuple[str, ...]
     flat: bool = False
+    transposed: bool = False
+
+    def shape_in_file(self, shape: Sequence[int]) -> tuple[int, ...]:
+        """The shape of the file's tensor, of modules' tensors of this `shape`; that of a `flat` one as the modules
+        have it."""
+        return tuple(reversed(shape)) if self.transposed else (shape[0] * len(self.canonical), *shape[1:])
+
+    def shape_in_module(self, shape: Sequence[int]) -> tuple[int, ...]:
+        """The shape of each of the modules' tensors, of a file's tensor of this `shape`."""
+        if self.transposed:
+            return tuple(reversed(shape))
+        return (shape[0] // len(self.canonical), *(shape[1:2] if self.flat else shape[1:]))
+
+    def split(self, whole: torch.Tensor) -> list[tuple[str, torch.Tensor]]:
+        """A file's tensor as the modules have it, by canonical name: views of it."""
+        if self.transposed:
+            return [(self.canonical[0], whole.T)]
+        parts = whole.reshape(len(self.canonical), *self.shape_in_module(whole.shape))
+        return list(zip(self.canonical, parts, strict=True))
+
+    def join(self, parts: Sequence[torch.Tensor], shape: Sequence[int]) -> torch.Tensor:
+        """The modules' tensors, in the order of their names, as a file's tensor of this `shape`."""
+        whole = parts[0] if len(parts) == 1 else torch.cat(tuple(parts))
+        return (whole.T.contiguous() if self.transposed else whole).reshape(tuple(shape))
 
 
 RESNET: Pairs = (
@@ -62,6 +90,10 @@ UNET_ENDS: Pairs = (
     ("input_blocks.0.0", "conv_in"),
     ("out.0", "conv_norm_out"),
     ("out.2", "conv_out"),
+)
+UNET_CLASSES: Pairs = (
+    ("label_emb.0.0", "add_embedding.linear_1"),
+    ("label_emb.0.2", "add_embedding.linear_2"),
 )
 VAE_RESNET: Pairs = (
     ("norm1", "norm1"),
@@ -119,9 +151,8 @@ OPENCLIP_ENDS: Pairs = (
 WITHOUT_BIAS = frozenset({"to_q", "to_k", "to_v", "token_embedding", "position_embedding"})
 UNET_PREFIX = "model.diffusion_model."
 VAE_PREFIX = "first_stage_model."
-CLIP_PREFIX = "cond_stage_model.transformer.text_model."
-CLIP_PREFIX_OLD = "cond_stage_model.transformer."
-OPENCLIP_PREFIX = "cond_stage_model.model."
+CLIP_PREFIX = SD1.text_encoders[0].prefix
+TEXT_MODEL = "text_model."
 
 
 def unet_bindings(topology: UNetTopology) -> list[Binding]:
@@ -137,7 +168,7 @@ def vae_bindings(topology: VAETopology) -> list[Binding]:
 
 
 def clip_bindings(topology: TextTopology, prefix: str = CLIP_PREFIX) -> list[Binding]:
-    """Every tensor of a CLIP text encoder in transformers' own form (SD1)."""
+    """Every tensor of a CLIP text encoder in transformers' own form (SD1, and SDXL's first)."""
     layers = (
         (f"encoder.layers.{layer}.{leaf}", f"encoder.layers.{layer}.{name}")
         for layer in range(topology.layers)
@@ -146,18 +177,32 @@ def clip_bindings(topology: TextTopology, prefix: str = CLIP_PREFIX) -> list[Bin
     return list(_bind([*CLIP_ENDS, *layers], prefix))
 
 
-def openclip_bindings(topology: TextTopology) -> list[Binding]:
+def openclip_bindings(topology: TextTopology, prefix: str) -> list[Binding]:
     """Every tensor of an OpenCLIP text encoder that the model uses (SD2: all layers but the last)."""
-    bindings = [Binding(f"{OPENCLIP_PREFIX}positional_embedding", ("embeddings.position_embedding.weight",))]
-    bindings += _bind(OPENCLIP_ENDS, OPENCLIP_PREFIX)
+    bindings = [Binding(f"{prefix}positional_embedding", ("embeddings.position_embedding.weight",))]
+    bindings += _bind(OPENCLIP_ENDS, prefix)
+    if topology.projection:
+        bindings.append(Binding(f"{prefix}text_projection", ("text_projection.weight",), transposed=True))
     for layer in range(topology.layers):
-        left, right = f"{OPENCLIP_PREFIX}transformer.resblocks.{layer}.", f"encoder.layers.{layer}."
+        left, right = f"{prefix}transformer.resblocks.{layer}.", f"encoder.layers.{layer}."
         bindings += [
             Binding(f"{left}attn.in_proj_{kind}", tuple(f"{right}{name}.{kind}" for name in OPENCLIP_FUSED))
             for kind in ("weight", "bias")
         ]
         bindings += _bind(((leaf, right + name) for leaf, name in OPENCLIP_LAYER), left)
     return bindings
+
+
+def text_mark(part: TextPart, prefix: str = "") -> str:
+    """The name of a text encoder's first table, which every file that holds it has; `prefix` is its own if not ""."""
+    leaf = {"clip": "embeddings.token_embedding.weight", "openclip": "token_embedding.weight"}[part.kind]
+    return (prefix or part.prefix) + leaf
+
+
+def text_prefix(part: TextPart, found: Collection[str]) -> str:
+    """Where a text encoder lies among the tensors `found`: in old files a CLIP has no `text_model.` in its names."""
+    old = part.prefix.removesuffix(TEXT_MODEL)
+    return old if text_mark(part) not in found and text_mark(part, old) in found else part.prefix
 
 
 def ema_name(original: str) -> str:
@@ -192,6 +237,7 @@ def _resnet(pairs: Pairs, skip: Pairs, widths: tuple[int, int]) -> Pairs:
 
 def _unet_modules(topology: UNetTopology) -> Iterator[tuple[str, str]]:
     yield from UNET_ENDS
+    yield from UNET_CLASSES if topology.class_width else ()
     width, skips = topology.levels[0].width, [topology.levels[0].width]
     last = len(topology.levels) - 1
     for index, level in enumerate(topology.levels):

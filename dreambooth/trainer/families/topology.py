@@ -34,7 +34,7 @@ class Level:
 
 @dataclass(frozen=True)
 class UNetTopology:
-    """The UNet's sizes."""
+    """The UNet's sizes; `class_width` is that of what it is told beside the prompt's tokens (0: nothing)."""
 
     levels: tuple[Level, ...]
     mid_depth: int
@@ -42,6 +42,7 @@ class UNetTopology:
     out_channels: int
     context_width: int
     linear_projection: bool
+    class_width: int = 0
 
 
 @dataclass(frozen=True)
@@ -56,7 +57,8 @@ class VAETopology:
 
 @dataclass(frozen=True)
 class TextTopology:
-    """The text encoder's sizes; `layers` are those that the model uses."""
+    """The text encoder's sizes; `layers` are those that the model uses, `projection` is the width of its pooled
+    output (0: it has none)."""
 
     width: int
     hidden: int
@@ -65,6 +67,7 @@ class TextTopology:
     vocabulary: int
     positions: int
     activation: str
+    projection: int = 0
 
 
 UNET = "model.diffusion_model."
@@ -94,6 +97,9 @@ def unet_topology(tensors: Tensors, heads: Heads) -> UNetTopology:
     mid_depth = _count(tensors, rf"{UNET}middle_block\.1\.transformer_blocks\.(\d+)\.")
     if not mid_depth:
         raise UnknownTopology("its middle block has no attention")
+    if levels[-1].depth not in (0, mid_depth):
+        raise UnknownTopology(f"its last level is {levels[-1].depth} deep, its middle block {mid_depth}")
+    classes = f"{UNET}label_emb.0.0.weight"
     return UNetTopology(
         levels=tuple(levels),
         mid_depth=mid_depth,
@@ -101,6 +107,7 @@ def unet_topology(tensors: Tensors, heads: Heads) -> UNetTopology:
         out_channels=shape("out.2.weight", 4)[0],
         context_width=shape("middle_block.1.transformer_blocks.0.attn2.to_k.weight", 2)[1],
         linear_projection=len(shape("middle_block.1.proj_in.weight")) == 2,
+        class_width=shape("label_emb.0.0.weight", 2)[1] if classes in tensors else 0,
     )
 
 
@@ -134,12 +141,14 @@ def clip_topology(tensors: Tensors, prefix: str) -> TextTopology:
     )
 
 
-def openclip_topology(tensors: Tensors, prefix: str, *, last: bool = False) -> TextTopology:
+def openclip_topology(
+    tensors: Tensors, prefix: str, *, last: bool = False, pooled: bool = False
+) -> TextTopology:
     """The topology of an OpenCLIP text encoder, without the layers that Stable Diffusion 2 does not use.
 
     It uses the output of the layer before the last, so that the last is only kept. A file that was made from a
     diffusers folder never had that layer, nor the text projection. `last` says that the last layer is used
-    nevertheless. Raises UnknownTopology.
+    nevertheless, `pooled` that its projection is used too. Raises UnknownTopology.
     """
     shape = _shapes(tensors, prefix)
     vocabulary, width = shape("token_embedding.weight", 2)
@@ -149,11 +158,12 @@ def openclip_topology(tensors: Tensors, prefix: str, *, last: bool = False) -> T
     return TextTopology(
         width=width,
         hidden=shape("transformer.resblocks.0.mlp.c_fc.weight", 2)[0],
-        layers=found if stripped or last else found - 1,
+        layers=found if stripped or last or pooled else found - 1,
         heads=max(1, width // 64),
         vocabulary=vocabulary,
         positions=shape("positional_embedding", 2)[0],
         activation="gelu",
+        projection=shape("text_projection", 2)[1] if pooled else 0,
     )
 
 
@@ -161,12 +171,22 @@ OPENCLIP_H = (1024, 24)
 """Width and layers of the OpenCLIP ViT-H/14 text encoder that every published SD2 file holds."""
 
 
-def unet_config(topology: UNetTopology) -> dict[str, Any]:
-    """diffusers' config of UNet2DConditionModel for this topology."""
+SIZES_TOLD = 6
+"""Numbers that SDXL's UNet is told beside the pooled prompt, each as sines and cosines of one width."""
+PROJECTED = "CLIPTextModelWithProjection"
+
+
+def unet_config(topology: UNetTopology, pooled_width: int = 0) -> dict[str, Any]:
+    """diffusers' config of UNet2DConditionModel for this topology; `pooled_width` is the pooled prompt's.
+
+    Raises UnknownTopology if what the UNet is told is not the pooled prompt and six sizes.
+    """
     levels = topology.levels
     names = ["CrossAttnDownBlock2D" if level.depth else "DownBlock2D" for level in levels]
     heads = [level.heads for level in levels]
     depths = [level.depth or 1 for level in levels]
+    if not levels[-1].depth:
+        depths[-1] = topology.mid_depth  # diffusers' middle block is as deep as its last level
     layers = [level.layers for level in levels]
     config: dict[str, Any] = {
         "in_channels": topology.in_channels,
@@ -181,7 +201,23 @@ def unet_config(topology: UNetTopology) -> dict[str, Any]:
     }
     if set(depths) != {1}:
         config["transformer_layers_per_block"] = tuple(depths)
-    return config
+    return config | _class_config(topology.class_width, pooled_width)
+
+
+def _class_config(class_width: int, pooled_width: int) -> dict[str, Any]:
+    if not class_width:
+        return {}
+    width, rest = divmod(class_width - pooled_width, SIZES_TOLD)
+    if not pooled_width or rest or width < 2 or width % 2:
+        raise UnknownTopology(
+            f"its UNet is told {class_width} numbers beside the prompt, which are not {pooled_width} of the "
+            f"prompt and {SIZES_TOLD} sizes"
+        )
+    return {
+        "addition_embed_type": "text_time",
+        "addition_time_embed_dim": width,
+        "projection_class_embeddings_input_dim": class_width,
+    }
 
 
 def vae_config(topology: VAETopology, scaling_factor: float) -> dict[str, Any]:
@@ -200,12 +236,13 @@ def vae_config(topology: VAETopology, scaling_factor: float) -> dict[str, Any]:
 
 
 def text_config(topology: TextTopology) -> dict[str, Any]:
-    """transformers' config of CLIPTextModel for this topology."""
+    """transformers' config of CLIPTextModel, with a projection CLIPTextModelWithProjection, for this topology."""
     return {
+        **({"architectures": [PROJECTED]} if topology.projection else {}),
         "vocab_size": topology.vocabulary,
         "hidden_size": topology.width,
         "intermediate_size": topology.hidden,
-        "projection_dim": topology.width,
+        "projection_dim": topology.projection or topology.width,
         "num_hidden_layers": topology.layers,
         "num_attention_heads": topology.heads,
         "max_position_embeddings": topology.positions,

@@ -3,13 +3,14 @@ from dataclasses import replace
 import pytest
 import torch
 from checkpoints import described
-from ldm_layout import SMALL_SD1, SMALL_SD2, shapes
+from ldm_layout import SMALL_SD1, SMALL_SD2, SMALL_SDXL, shapes
 
 from dreambooth.shared.errors import InputError
-from dreambooth.trainer.families.detect import identify
+from dreambooth.trainer.families import FAMILIES, Identified
+from dreambooth.trainer.families.detect import identify, is_false_mark, marks_of
 from dreambooth.trainer.families.ldm_yaml import Stated
 
-SD1, SD2 = shapes(SMALL_SD1), shapes(SMALL_SD2)
+SD1, SD2, SDXL = shapes(SMALL_SD1), shapes(SMALL_SD2), shapes(SMALL_SDXL)
 MARK = {"v_pred": torch.ones(1)}
 SAYS_V = Stated("the file a.yaml beside it says so", prediction_type="v_prediction")
 SAYS_EPSILON = replace(SAYS_V, prediction_type="epsilon")
@@ -26,6 +27,7 @@ def never():
         (replace(SMALL_SD1, in_channels=9), "sd1-inpaint"),
         (SMALL_SD2, "sd2"),
         (replace(SMALL_SD2, in_channels=9), "sd2-inpaint"),
+        (SMALL_SDXL, "sdxl"),
     ],
 )
 def test_the_family_is_told_by_text_encoder_and_channels(layout, family):
@@ -33,8 +35,11 @@ def test_the_family_is_told_by_text_encoder_and_channels(layout, family):
 
 
 def test_the_old_names_of_the_text_encoder_are_known():
-    old = {name.replace("transformer.text_model.", "transformer."): shape for name, shape in SD1.items()}
-    assert identify(described(old)).family.name == "sd1"
+    for wanted, family in ((SD1, "sd1"), (SDXL, "sdxl")):
+        old = {
+            name.replace("transformer.text_model.", "transformer."): shape for name, shape in wanted.items()
+        }
+        assert identify(described(old)).family.name == family
 
 
 def test_each_source_of_the_prediction_type_wins_over_the_next():
@@ -109,7 +114,17 @@ WHOLE = {
         (["lora_te_text_model_encoder_layers_0_mlp_fc1.hada_w1_a"], "a LoRA"),
         (
             ["conditioner.embedders.1.model.ln_final.weight", UNET + "input_blocks.0.0.weight"],
-            "XL, which is not",
+            "only one of its two text encoders",
+        ),
+        (
+            ["conditioner.embedders.0.transformer.text_model.a", UNET + "input_blocks.0.0.weight"],
+            "only one of its two text encoders",
+        ),
+        (["edm_mean", "edm_std", UNET + "input_blocks.0.0.weight"], "EDM model"),
+        ([UNET + "clf.1.weight"], "Stable Cascade"),
+        (
+            [UNET + "input_blocks.0.0.weight", UNET + "label_emb.0.0.weight", "first_stage_model.a"],
+            "without a text encoder",
         ),
         (["conditioner.embedders.0.model.ln_final.weight", UNET + "input_blocks.0.0.weight"], "refiner"),
         ([UNET + "x_embedder.proj.weight"], "Stable Diffusion 3"),
@@ -137,6 +152,35 @@ def test_what_cannot_be_trained_is_named_with_what_to_do(names, expected):
     with pytest.raises(InputError) as caught:
         identify(weights)
     assert expected in caught.value.what and caught.value.where == "model.safetensors" and caught.value.remedy
+
+
+@pytest.mark.parametrize(("channels", "expected"), [(9, "inpainting form"), (8, "InstructPix2Pix form")])
+def test_sdxls_other_forms_are_named(channels, expected):
+    wanted = SDXL | {UNET + "input_blocks.0.0.weight": (64, channels, 3, 3)}
+    with pytest.raises(InputError, match=f"{expected} of Stable Diffusion XL"):
+        identify(described(wanted))
+
+
+def test_sdxl_is_told_to_predict_v_by_its_marks():
+    found = identify(described(SDXL, v_pred=torch.ones(1), ztsnr=torch.ones(1)))
+    assert found.prediction_type == "v_prediction" and found.zero_terminal_snr
+    assert identify(described(SDXL), probe=never).prediction_type == "epsilon"
+
+
+def test_the_marks_are_those_that_a_checkpoint_needs_to_be_known():
+    v = Identified(FAMILIES["sdxl"], "v_prediction", "")
+    assert marks_of(v) == ("v_pred",)
+    assert marks_of(replace(v, zero_terminal_snr=True)) == ("v_pred", "ztsnr")
+    assert marks_of(replace(v, prediction_type="epsilon")) == ()
+    assert marks_of(replace(v, family=FAMILIES["sd2"])) == ()
+
+
+def test_a_mark_is_false_where_it_says_something_else():
+    epsilon = Identified(FAMILIES["sdxl"], "epsilon", "")
+    v = replace(epsilon, prediction_type="v_prediction")
+    assert is_false_mark("v_pred", epsilon) and is_false_mark("ztsnr", v)
+    assert not is_false_mark("v_pred", v) and not is_false_mark("betas", epsilon)
+    assert not is_false_mark("v_pred", replace(epsilon, family=FAMILIES["sd1"]))
 
 
 @pytest.mark.parametrize(
