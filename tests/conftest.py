@@ -18,7 +18,7 @@ os.environ["DREAMBOOTH_PYTHON"] = (
 for name in ("DREAMBOOTH_TORCH", "DREAMBOOTH_ENTERED", "ACCELERATE_MIXED_PRECISION"):
     os.environ.pop(name, None)
 
-WEBUI_VARIABLE = "DREAMBOOTH_TEST_WEBUI"
+WEBUI_VARIABLE = "DREAMBOOTH_WEBUI"
 
 
 def _has_card() -> bool:
