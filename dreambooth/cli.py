@@ -159,11 +159,11 @@ def _plan(arguments: argparse.Namespace) -> int:
     try:
         from dreambooth.trainer.plan import make_plan
 
-        plan = make_plan(load_settings(arguments.config, arguments.overrides))
+        plan = make_plan(load_settings(arguments.config, arguments.overrides), measure=True)
     except InputError as error:
         if not arguments.json:
             raise
-        print(json.dumps({"error": {"text": error.what, "where": error.where, "remedy": error.remedy}}))
+        print(json.dumps({"error": error.as_json(form=str(arguments.config))}, ensure_ascii=False))
         return WRONG_INPUT
     print(json.dumps(plan.as_event(), ensure_ascii=False, indent=1) if arguments.json else plan.text())
     return DONE

@@ -371,6 +371,37 @@ def test_a_plan_in_json_says_what_is_wrong_as_json(tmp_path, capsys) -> None:
     assert "nowhere.ckpt" in error["where"] + error["text"] and error["remedy"]
 
 
+@pytest.mark.parametrize(
+    ("make", "settings"),
+    [
+        (no_such_model, "model"), (a_lora_as_model, "model"), (a_truncated_model, "model"),
+        (lambda folder: {"use_ema_weights": True}, "use_ema_weights"),
+        (lambda folder: {"resolution": "big"}, "resolution"),
+        (lambda folder: {"resolution": 7}, "resolution"),
+        (lambda folder: {"optimizer_args": ["x"]}, "optimizer_args"),
+        (lambda folder: {"background": "no colour"}, "background"),
+        (lambda folder: {"output_name": "../x"}, "output_name"),
+        (lambda folder: {"concepts": []}, "concepts"),
+        (lambda folder: {"concepts": str(folder / "nowhere.json")}, "concepts"),
+        (broken_json, "concepts"),
+        (lambda folder: {"concepts": [concept(), concept(instance_data_dir="/no/where")]}, "concepts[1].instance_data_dir"),
+        (lambda folder: {"concepts": [concept(repeats="often")]}, "concepts[0].repeats"),
+        (lambda folder: {"concepts": [concept(class_prompt="")]}, "concepts[0].class_prompt"),
+        (lambda folder: {"concepts": [concept(class_data_dir=str(tiny.photos()))]}, "concepts[0].class_data_dir"),
+        (lambda folder: {"concepts": [concept(class_data_dir=str(tiny.base()))]}, "concepts[0].class_data_dir"),
+        (an_unreadable_image, "concepts[0].instance_data_dir"),
+    ],
+)  # fmt: skip
+def test_an_error_of_the_plan_names_the_setting_that_a_form_shows_it_beside(
+    make, settings, tmp_path, capsys
+) -> None:
+    path = config(tmp_path, **make(tmp_path))
+    assert dreambooth("plan", path, "--json") == 2
+    error = json.loads(capsys.readouterr().out)["error"]
+    assert error["where"] == settings and error["remedy"]
+    assert str(path) not in error["text"], "the form goes without saying"
+
+
 def test_a_plan_writes_nothing(tmp_path, capsys) -> None:
     settings = config(tmp_path)
     before = tree(tmp_path)

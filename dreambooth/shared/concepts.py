@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from .errors import InputError
+from .errors import InputError, concerning
 from .text_files import read_text
 from .tolerant_json import BrokenJSON, loads
 
@@ -104,6 +104,10 @@ _KINDS: dict[str, type] = {
     "class_guidance_scale": float,
 }
 _LOWEST = {"repeats": 1, "class_infer_steps": 1}
+_AN_EXAMPLE = (
+    "A concept has an instance_prompt (photo of sks dog), a class_prompt (photo of dog) and an instance_data_dir "
+    "(the folder of the photos)."
+)
 _FIELDS = tuple(field.name for field in dataclasses.fields(Concept))
 
 
@@ -137,20 +141,24 @@ def concepts_from(value: object, *, where: str, folder: Path | None = None) -> C
     """
     entries = [value] if isinstance(value, Mapping) else value
     if not isinstance(entries, list) or not entries:
-        raise InputError("there are no concepts: expected a list with at least one", where=where)
+        raise InputError(
+            "there are no concepts: expected a list with at least one", where=where, remedy=_AN_EXAMPLE
+        )
     concepts, not_taken = [], dict[str, None]()
     for number, entry in enumerate(entries, 1):
         place = f"{where}, concept {number}"
         if not isinstance(entry, Mapping):
-            raise InputError(f"expected an object with names and values, found {entry!r}", where=place)
+            raise InputError(
+                f"expected an object with names and values, found {entry!r}", where=place, remedy=_AN_EXAMPLE
+            )
         not_taken.update(dict.fromkeys(key for key in entry if key in NOT_TAKEN))
-        concept = _concept(entry, place, folder)
+        concept = _concept(entry, place, folder, number - 1)
         if concept.instance_data_dir or concept.instance_prompt or concept.class_prompt:
             concepts.append(concept)
         else:
             not_taken[f"concept {number}, which is empty"] = None
     if not concepts:
-        raise InputError("there are no concepts: all entries are empty", where=where)
+        raise InputError("there are no concepts: all entries are empty", where=where, remedy=_AN_EXAMPLE)
     return ConceptsFile(concepts, list(not_taken))
 
 
@@ -166,7 +174,7 @@ def class_image_count(concept: Concept, instance_images: int, default: int) -> i
     return default
 
 
-def _concept(entry: Mapping[str, object], place: str, folder: Path | None) -> Concept:
+def _concept(entry: Mapping[str, object], place: str, folder: Path | None, index: int) -> Concept:
     values: dict[str, object] = {}
     for key, given in entry.items():
         if key in NOT_TAKEN:
@@ -176,7 +184,8 @@ def _concept(entry: Mapping[str, object], place: str, folder: Path | None) -> Co
             remedy = f"Did you mean {nearest[0]}?" if nearest else f"A concept has {', '.join(_FIELDS)}."
             raise InputError(f"unknown name {key!r}", where=place, remedy=remedy)
         if given is not None:
-            values[key] = _checked(key, given, place)
+            with concerning(f"concepts[{index}].{key}"):
+                values[key] = _checked(key, given, place)
     if folder is not None:
         values.update({key: _against(folder, str(values[key])) for key in PATH_KEYS if values.get(key)})
     return Concept(**values)  # type: ignore[arg-type]
@@ -184,7 +193,11 @@ def _concept(entry: Mapping[str, object], place: str, folder: Path | None) -> Co
 
 def _checked(key: str, given: object, place: str) -> object:
     kind = _KINDS.get(key, str)
-    wrong = InputError(f"{given!r} is not {_A[kind]}", where=f"{place}, {key}")
+    wrong = InputError(
+        f"{given!r} is not {_A[kind]}",
+        where=f"{place}, {key}",
+        remedy=f"Write {_A[kind]}, or leave {key} out.",
+    )
     if kind is str:
         if not isinstance(given, str):
             raise wrong
@@ -197,7 +210,11 @@ def _checked(key: str, given: object, place: str) -> object:
         raise wrong from None
     lowest = _LOWEST.get(key, 0)
     if not lowest <= number < 1e9 or (kind is int and number != int(number)):
-        raise InputError(f"{given!r} is not {_A[kind]} of at least {lowest}", where=f"{place}, {key}")
+        raise InputError(
+            f"{given!r} is not {_A[kind]} of at least {lowest}",
+            where=f"{place}, {key}",
+            remedy=f"Write {_A[kind]} of at least {lowest}, or leave {key} out.",
+        )
     return kind(number)
 
 

@@ -20,7 +20,9 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from .concepts import ConceptsFile, concepts_from, read_concepts
-from .errors import InputError
+from .db_config import PATH_KEYS as DB_PATHS
+from .db_config import from_db_config, is_db_config
+from .errors import InputError, concerning
 from .settings import GROUPS, Settings
 from .settings_file import parse_yaml, read_file
 
@@ -51,25 +53,32 @@ def setting_fields() -> dict[str, tuple[str, dataclasses.Field[Any]]]:
 
 
 def load_settings(path: Path | None, overrides: Iterable[str] = (), *, where: str = "") -> Settings:
-    """The settings of a file with overrides (`key=value`) on top; the rest are defaults.
+    """The settings of a file with overrides (`key=value`) on top; the rest are defaults. The old extension's
+    `db_config.json` is taken over as far as it has a meaning here (`Settings.not_taken` names the rest).
 
     Relative paths are relative to the file's folder, in overrides to the working folder. Raises InputError
     that names the key for an unknown or mistyped setting and for a value out of range; what is wrong in an
     override is said of the command line, all else of the file (or of `where`).
     """
     values: dict[str, Any] = {}
+    left: list[str] = []
     if path is not None:
-        values = _make_paths_absolute(read_mapping(path), path.absolute().parent)
+        values = read_mapping(path)
+        if is_db_config(values):
+            old = from_db_config(values)
+            values, left = old.values, old.not_taken
+        values = _make_paths_absolute(values, path.absolute().parent)
     given = _make_paths_absolute(dict(_split_override(text) for text in overrides), Path.cwd())
     if given:
         settings_from(given, where=COMMAND_LINE)
-    return settings_from({**values, **given}, where=where or (str(path) if path else COMMAND_LINE))
+    settings = settings_from({**values, **given}, where=where or (str(path) if path else COMMAND_LINE))
+    return dataclasses.replace(settings, not_taken=(*left, *settings.not_taken))
 
 
 def read_mapping(path: Path) -> dict[str, Any]:
     """A YAML or JSON file as nested dicts and lists whose scalars are all text, None where it says nothing.
     Raises InputError."""
-    return read_file(path, path_keys=PATHS | CONCEPT_PATHS | {"concepts"})
+    return read_file(path, path_keys=PATHS | CONCEPT_PATHS | DB_PATHS | {"concepts"})
 
 
 def _split_override(text: str) -> tuple[str, Any]:
@@ -123,7 +132,8 @@ def settings_from(values: Mapping[str, Any], *, where: str) -> Settings:
     for group, cls in groups().items():
         own = {item.name: values[item.name] for item in dataclasses.fields(cls) if item.name in values}
         if group == "concepts":
-            read = _concepts(own.get("concepts"), where)
+            with concerning("concepts"):
+                read = _concepts(own.get("concepts"), where)
             made[group], made["not_taken"] = cls(concepts=read.concepts), tuple(read.not_taken)
         else:
             made[group] = build(cls, own, where)
@@ -154,17 +164,19 @@ def build(cls: type, values: Mapping[str, Any], where: str, prefix: str = "") ->
         value, name = values.get(item.name), f"{prefix}{item.name}"
         if value is None:
             continue
-        if _kind(item) == "dict":
-            texts[item.name] = _names(value, name, where)
-        elif isinstance(value, (dict, list)):
-            raise InputError(f"`{name}` takes one value, not a list", where=where, remedy=_expected(item))
-        elif _kind(item) == "str":
-            texts[item.name] = _text(_choice(str(value), item.metadata.get("choices") or ()), name, where)
-        else:
-            numbers[item.name] = value
+        with concerning(name):
+            if _kind(item) == "dict":
+                texts[item.name] = _names(value, name, where)
+            elif isinstance(value, (dict, list)):
+                raise InputError(f"`{name}` takes one value, not a list", where=where, remedy=_expected(item))
+            elif _kind(item) == "str":
+                texts[item.name] = _text(_choice(str(value), item.metadata.get("choices") or ()), name, where)
+            else:
+                numbers[item.name] = value
     made = cls(**texts, **_typed(cls, numbers, where, prefix))
     for item in dataclasses.fields(cls):
-        check_value(item, getattr(made, item.name), where, prefix)
+        with concerning(f"{prefix}{item.name}"):
+            check_value(item, getattr(made, item.name), where, prefix)
     return made
 
 
@@ -175,7 +187,8 @@ def _typed(cls: type, numbers: dict[str, Any], where: str, prefix: str) -> dict[
     node = OmegaConf.structured(cls)
     for item in dataclasses.fields(cls):
         if item.name in numbers:
-            _assign(node, item, numbers[item.name], where, f"{prefix}{item.name}")
+            with concerning(f"{prefix}{item.name}"):
+                _assign(node, item, numbers[item.name], where, f"{prefix}{item.name}")
     return {name: node[name] for name in numbers}
 
 
@@ -286,7 +299,8 @@ def _without_empty(concept: dict[str, Any]) -> dict[str, Any]:
 def _checked_texts(read: ConceptsFile, where: str) -> ConceptsFile:
     for number, concept in enumerate(read.concepts, 1):
         for name, value in dataclasses.asdict(concept).items():
-            _text(str(value), name, f"{where}, concept {number}")
+            with concerning(f"concepts[{number - 1}].{name}"):
+                _text(str(value), name, f"{where}, concept {number}")
     return read
 
 

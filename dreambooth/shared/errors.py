@@ -8,22 +8,40 @@ DreamboothError      something went wrong that is not the input's fault (exit co
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
+
 
 class DreamboothError(Exception):
-    """What happened (`what`), where (`where`: a file, a setting's name) and what to do about it (`remedy`)."""
+    """What happened (`what`), where (`where`: a file, a setting's name) and what to do about it (`remedy`).
+
+    `setting` is the name of the setting that it is about, where `where` says something else: a form puts the reason
+    beside that field. A concept's is `concepts[0].class_prompt`, the first concept's number being 0.
+    """
 
     exit_code = 1
 
-    def __init__(self, what: str, *, where: str = "", remedy: str = "") -> None:
+    def __init__(self, what: str, *, where: str = "", remedy: str = "", setting: str = "") -> None:
         super().__init__(what)
         self.what = what
         self.where = where
         self.remedy = remedy
+        self.setting = setting
 
     def __str__(self) -> str:
         place = f"{self.where}: " if self.where else ""
         advice = f"\n  What to do: {self.remedy}" if self.remedy else ""
         return f"{place}{self.what}{advice}"
+
+    def as_json(self, *, form: str = "") -> dict[str, str]:
+        """`text`, `where` (the setting, if there is one) and `remedy`, for who shows it beside a field.
+
+        `form` is the file that the settings came from, which goes without saying where a setting is named.
+        """
+        obvious = not self.where or (form != "" and self.where.startswith(form))
+        named = obvious or not self.setting or self.where == self.setting
+        text = self.what if named else f"{self.where}: {self.what}"
+        return {"text": text, "where": self.setting or self.where, "remedy": self.remedy}
 
 
 class InputError(DreamboothError):
@@ -40,3 +58,13 @@ class StoppedByUser(DreamboothError):
     """The user stopped the run; its state was saved and `resume` goes on from it."""
 
     exit_code = 130
+
+
+@contextlib.contextmanager
+def concerning(setting: str) -> Iterator[None]:
+    """What goes wrong in the block is about this setting, unless it says so of another one."""
+    try:
+        yield
+    except DreamboothError as error:
+        error.setting = error.setting or setting
+        raise

@@ -38,7 +38,7 @@ Colour = tuple[int, int, int]
 
 _READERS = (BmpImagePlugin, JpegImagePlugin, PngImagePlugin, WebPImagePlugin)  # importing them registers them
 SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp"})
-_FORMATS = ("PNG", "JPEG", "WEBP", "BMP")  # JPEG's reader also knows MPO, what some phones write
+FORMATS = ("PNG", "JPEG", "WEBP", "BMP")  # JPEG's reader also knows MPO, what some phones write
 # PIL's own border between a warning and an error; an RGB picture of this size takes half a gigabyte
 MAX_PIXELS = 178_956_970
 _ORIENTATION = 0x0112
@@ -52,7 +52,7 @@ _TURNS = {
     8: Image.Transpose.ROTATE_90,
 }
 # what PIL's decoders raise on broken files
-_BROKEN = (
+BROKEN = (
     OSError,
     SyntaxError,
     ValueError,
@@ -130,7 +130,7 @@ def probe(path: Path) -> Probe:
             _check_whole(image)
     except BadImage:
         raise
-    except _BROKEN as error:
+    except BROKEN as error:
         raise BadImage(_reason(error)) from error
     return Probe(path, hashlib.sha256(data).hexdigest(), (width, height))
 
@@ -169,8 +169,8 @@ def open_image(source: Probe, background: Colour) -> Image.Image:
             raise BadImage("it was changed after the run's plan was made")
         with warnings_about_size_off(), _open(data) as image:
             orientation = orientation_of(image)
-            picture = _as_rgb(image, background)
-    except _BROKEN as error:
+            picture = as_rgb(image, background)
+    except BROKEN as error:
         reason = str(error) if isinstance(error, BadImage) else _reason(error)
         raise InputError(
             reason, where=str(source.path), remedy="Start again, or remove the image."
@@ -232,7 +232,7 @@ def orientation_of(image: Image.Image) -> int:
         return 1  # PIL would unpack the whole picture to look for it behind the pixels
     try:
         value = image.getexif().get(_ORIENTATION, 1)
-    except _BROKEN:
+    except BROKEN:
         return 1
     return value if value in _TURNS else 1
 
@@ -249,7 +249,7 @@ def _open(data: bytes) -> Image.Image:
     if not data:
         raise BadImage("the file is empty")
     try:
-        image = Image.open(io.BytesIO(data), formats=_FORMATS)
+        image = Image.open(io.BytesIO(data), formats=FORMATS)
     except Image.DecompressionBombError:
         raise BadImage(f"it has more than {MAX_PIXELS // 10**6} million pixels") from None
     if image.width * image.height > MAX_PIXELS:
@@ -275,7 +275,8 @@ def _reason(error: BaseException) -> str:
     return f"it is damaged ({error})" if str(error) else "it is damaged"
 
 
-def _as_rgb(image: Image.Image, background: Colour) -> Image.Image:
+def as_rgb(image: Image.Image, background: Colour) -> Image.Image:
+    """RGB with 8 bits, whatever it was; what is transparent shows the background."""
     if image.mode.startswith("I") or image.mode == "F":
         # PIL would cut 16 bits off at 255
         values = numpy.asarray(image).astype(numpy.float64)

@@ -7,7 +7,7 @@ import importlib.metadata
 import importlib.util
 import math
 import platform
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,32 +15,37 @@ from typing import Any
 import torch
 
 from dreambooth import __version__
-from dreambooth.shared.errors import InputError
+from dreambooth.shared.errors import InputError, concerning
 from dreambooth.shared.paths import check_writable, default_runs_dir
 from dreambooth.shared.settings import Settings
 from dreambooth.trainer import machine as machines
+from dreambooth.trainer.advice import Surroundings, concept_facts
 from dreambooth.trainer.buckets import Size, bucket_sizes
 from dreambooth.trainer.captions import Variation
 from dreambooth.trainer.convert import LoadedModel, load_model
 from dreambooth.trainer.dataset import Augmentation, DataPlan, plan_data
+from dreambooth.trainer.expected import Expected, expect, likeness, time_text
 from dreambooth.trainer.export_file import yaml_beside
 from dreambooth.trainer.images import parse_colour
+from dreambooth.trainer.looks import look_at
 from dreambooth.trainer.machine import Machine
 from dreambooth.trainer.optimizers import ParameterGroup, build_optimizer
 from dreambooth.trainer.outputs import Outputs, PlannedFile, Volume, check_room, outputs_of, size_text
 from dreambooth.trainer.sizes import OPTIMIZER_BYTES, parameters, planned_files
 from dreambooth.trainer.sources import EMA_PREFIX
 from dreambooth.trainer.survey import Survey, survey
+from dreambooth.trainer.tokenizer import default_tokenizer
 
 TRACKERS = ("tensorboard", "wandb")
-TITLES = {"unet": "UNet", "text_encoder": "text encoder"}
+TITLES = {"unet": "UNet", "text_encoder": "text encoder", "text_encoder_2": "second text encoder"}
 
 
 @dataclass(frozen=True)
 class Plan:
     """What a run will do. `settings` are resolved: names, folders and the number of steps are filled in.
 
-    `trained` are parameters by component; `notes` say what `auto` became, and what was left out.
+    `trained` are parameters by component; `notes` say what `auto` became, and what was left out; `concepts` are each
+    concept's facts with what a careful friend would say (advice.py).
     """
 
     settings: Settings
@@ -54,6 +59,8 @@ class Plan:
     trained: Mapping[str, int]
     notes: tuple[str, ...]
     processes: int = 1
+    concepts: tuple[Mapping[str, Any], ...] = ()
+    expected: Expected = Expected(None, "")
 
     @property
     def steps(self) -> int:
@@ -62,6 +69,11 @@ class Plan:
     @property
     def prior(self) -> bool:
         return self.settings.prior.prior_loss_weight > 0
+
+    @property
+    def trains_text(self) -> bool:
+        """Whether the text encoders are trained: all that the model has, or none."""
+        return self.base.identified.family.text_encoders[0].component in self.trained
 
     @property
     def batch(self) -> int:
@@ -119,6 +131,10 @@ class Plan:
             "mixed_precision": self.machine.mixed_precision,
             "output": str(self.outputs.final),
             "notes": list(self.notes),
+            "concepts": [dict(concept) for concept in self.concepts],
+            "expected_seconds": self.expected.seconds,
+            "expected_by": self.expected.by,
+            "like": likeness(self),
         }
 
     def _bucket_counts(self) -> dict[str, int]:
@@ -152,20 +168,43 @@ class Plan:
                 f"Disk       {size_text(volume.needed)} needed, {size_text(volume.free)} free at {volume.path}"
                 for volume in self.volumes
             ),
+            *self._expected_lines(),
             *(f"Note       {note}" for note in self.notes),
+            *self._advice_lines(),
         ]
         return "\n".join(lines)
 
+    def _expected_lines(self) -> list[str]:
+        seconds = self.expected.seconds
+        return [] if seconds is None else [f"Time       about {time_text(seconds)} ({self.expected.by})"]
 
-def make_plan(settings: Settings, *, run: Path | None = None, processes: int = 1) -> Plan:
+    def _advice_lines(self) -> list[str]:
+        return [
+            f"Advice     concept {number}: {advice['text']}{_some(advice['files'])}"
+            for number, concept in enumerate(self.concepts, 1)
+            for advice in concept["advice"]
+        ]
+
+
+def _some(files: Sequence[str]) -> str:
+    """` (a.png, b.png, …)`"""
+    return f" ({', '.join(files[:5])}{', …' if len(files) > 5 else ''})" if files else ""
+
+
+def make_plan(
+    settings: Settings, *, run: Path | None = None, processes: int = 1, measure: bool = False
+) -> Plan:
     """Plans a run. Writes nothing. Raises InputError for whatever is wrong with the input.
 
     `run` is the folder of a run that is resumed: its names are its own already, and a part of it is written.
+    `measure`: the device's rate is measured if no earlier run tells how long this one will take.
     """
     check_together(settings)
     base = open_base(settings)
     buckets = bucket_sizes(
-        settings.images.resolution, aspect_ratio_buckets=settings.images.aspect_ratio_buckets
+        settings.images.resolution,
+        aspect_ratio_buckets=settings.images.aspect_ratio_buckets,
+        multiple=base.identified.family.side_step,
     )
     parse_colour(settings.images.background)
     _check_vae(settings)
@@ -176,12 +215,13 @@ def make_plan(settings: Settings, *, run: Path | None = None, processes: int = 1
     machine = machines.examine(settings)
     outputs = outputs_of(settings, run=run)
     if settings.result.output_kind == "checkpoint":  # whether a .yaml that is there is in its way
-        yaml_beside(outputs.final, base.source, base.description, overwrite=settings.result.overwrite)
+        with concerning("output_name"):
+            yaml_beside(outputs.final, base.source, base.description, overwrite=settings.result.overwrite)
     settings = dataclasses.replace(
         settings,
         result=dataclasses.replace(settings.result, output_name=outputs.name, output_dir=str(outputs.folder)),
     )
-    trained = {name: parameters(base, name) for name in _trained_components(settings)}
+    trained = {name: parameters(base, name) for name in _trained_components(settings, base)}
     plan = Plan(
         settings=settings,
         machine=machine,
@@ -195,8 +235,32 @@ def make_plan(settings: Settings, *, run: Path | None = None, processes: int = 1
         notes=(*machine.notes, *_notes(settings, base), *found.warnings),
         processes=processes,
     )
-    files = tuple(planned_files(plan, data_plan(plan, found), run))
-    return dataclasses.replace(plan, files=files, volumes=tuple(check_room(files)))
+    data = data_plan(plan, found)
+    files = tuple(planned_files(plan, data, run))
+    return dataclasses.replace(
+        plan,
+        files=files,
+        volumes=tuple(_room(files)),
+        concepts=tuple(_concept_facts(settings, found, data)),
+        expected=expect(plan, measure=measure),
+    )
+
+
+def _room(files: Sequence[PlannedFile]) -> list[Volume]:
+    with concerning("output_dir"):
+        return check_room(files)
+
+
+def _concept_facts(settings: Settings, found: Survey, data: DataPlan) -> Iterator[Mapping[str, Any]]:
+    images = [image for entry in found.concepts for image in entry.instance]
+    around = Surroundings(
+        targets={item.image.content_id: item.bucket for item in data.items},
+        looks=look_at(images),
+        tokenizer=default_tokenizer(),
+        max_chunks=settings.captions.max_prompt_chunks,
+    )
+    for entry in found.concepts:
+        yield concept_facts(entry, around)
 
 
 def check_together(settings: Settings) -> None:
@@ -264,12 +328,13 @@ def open_base(settings: Settings) -> LoadedModel:
         raise InputError("no model is named", where="model", remedy="name a .safetensors or .ckpt file")
     if settings.model.vae and not Path(settings.model.vae).exists():
         raise InputError(f"there is no such file: {settings.model.vae}", where="vae", remedy="check the path")
-    base = load_model(
-        settings.model.model,
-        components=(),
-        prediction_type=settings.model.prediction_type,
-        use_ema_weights=settings.model.use_ema_weights,
-    )
+    with concerning("model"):
+        base = load_model(
+            settings.model.model,
+            components=(),
+            prediction_type=settings.model.prediction_type,
+            use_ema_weights=settings.model.use_ema_weights,
+        )
     layers = int(base.configs["text_encoder"]["num_hidden_layers"])
     if base.identified.family.clip_skip and settings.model.clip_skip > layers:
         raise InputError(
@@ -348,16 +413,17 @@ def data_plan(plan: Plan, found: Survey) -> DataPlan:
     )
 
 
-def _trained_components(settings: Settings) -> list[str]:
+def _trained_components(settings: Settings, base: LoadedModel) -> list[str]:
     training = settings.training
-    text_encoder = training.train_text_encoder and training.text_encoder_stop > 0
-    return ["unet"] * training.train_unet + ["text_encoder"] * text_encoder
+    trains_text = training.train_text_encoder and training.text_encoder_stop > 0
+    texts = [part.component for part in base.identified.family.text_encoders]
+    return ["unet"] * training.train_unet + texts * trains_text
 
 
 def _notes(settings: Settings, base: LoadedModel) -> list[str]:
     notes = []
     if settings.not_taken:
-        notes.append(f"not used from the concepts file: {', '.join(settings.not_taken)}")
+        notes.append(f"not taken over, since it means nothing here: {', '.join(settings.not_taken)}")
     if settings.images.aspect_ratio_buckets and settings.prior.prior_loss_weight > 0:
         notes.append(
             "aspect_ratio_buckets with prior preservation: class images are square, photos are not, "
@@ -367,6 +433,23 @@ def _notes(settings: Settings, base: LoadedModel) -> list[str]:
         notes.append("the model's own averaged (EMA) weights are left out of the result")
     if settings.model.clip_skip > 1 and not base.identified.family.clip_skip:
         notes.append(f"clip_skip is ignored by {base.identified.family.title}, as the WebUI does")
+    return notes + _notes_on_family(settings, base)
+
+
+def _notes_on_family(settings: Settings, base: LoadedModel) -> list[str]:
+    identified, notes = base.identified, []
+    family, side = identified.family, settings.images.resolution
+    if family.vae_overflows and not settings.model.vae:
+        notes.append(f"the VAE works in float32: that of {family.title} overflows in half precision")
+    if family.sized and side < family.resolution * 3 // 4:
+        notes.append(f"{family.title} was made for {family.resolution} pixels, and resolution is {side}")
+    if identified.zero_terminal_snr:
+        last = (
+            "; with snr_gamma the last timestep, whose SNR is zero, has no weight"
+            if settings.training.snr_gamma and identified.prediction_type == "v_prediction"
+            else ""
+        )
+        notes.append(f"the noise schedule is rescaled to zero terminal SNR, as the model's{last}")
     return notes
 
 

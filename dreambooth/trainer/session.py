@@ -32,7 +32,7 @@ from dreambooth.trainer.processes import ALONE, Processes, SharedInbox, SharedKe
 from dreambooth.trainer.results import Trained
 from dreambooth.trainer.steplog import MemoryProbe, StepLog
 from dreambooth.trainer.store import TensorStore
-from dreambooth.trainer.tokenizer import Tokenizer
+from dreambooth.trainer.tokenizer import default_tokenizer
 from dreambooth.trainer.weights import Written
 
 
@@ -56,7 +56,7 @@ class Session:
         self.inbox = inbox
         self.processes = processes
         self.device = plan.machine.device
-        self.tokenizer = Tokenizer()
+        self.tokenizer = default_tokenizer()
         self.previews = Previews(
             folder.samples,
             preview_requests(plan.settings, plan.survey),
@@ -203,7 +203,7 @@ class Session:
     ) -> tuple[RunKeeper, TrainingEngine]:
         training = self.settings.training
         latents = encoding.latents()
-        trains_text = "text_encoder" in self.plan.trained
+        trains_text = self.plan.trains_text
         batches = StepBatches(
             data,
             training.seed,
@@ -214,6 +214,7 @@ class Session:
             offset_noise=training.offset_noise,
             device=self.device,
             process=(self.processes.index, self.processes.count),
+            sized=model.identified.family.sized,
         )
         assembly.rest(self.plan, model)
         accelerator = self._accelerator
@@ -221,7 +222,7 @@ class Session:
         stepper = assembly.stepper(self.plan, weights, accelerator.scaler)
         denoiser = Denoiser(
             model.components["unet"],
-            model.components["text_encoder"] if trains_text else None,
+            model.text_encoders if trains_text else [],
             model.identified.family,
             self.settings.model.clip_skip,
         )

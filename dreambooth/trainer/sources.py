@@ -83,7 +83,10 @@ def averaged(file: WeightFile) -> WeightFile:
         none = not any(name.startswith(EMA_PREFIX) for name in file.tensors)
         what = "it holds no averaged (EMA) weights" if none else f"its averaged weights lack {missing[0]}"
         raise InputError(
-            what, where=str(file.path), remedy="turn use_ema_weights off, or take the file that has them"
+            what,
+            where=str(file.path),
+            setting="use_ema_weights",
+            remedy="turn use_ema_weights off, or take the file that has them",
         )
     return RenamedFile(
         file,

@@ -10,7 +10,7 @@ from hashlib import sha256
 from pathlib import Path
 
 from dreambooth.shared.concepts import Concept, class_image_count
-from dreambooth.shared.errors import InputError
+from dreambooth.shared.errors import InputError, concerning
 from dreambooth.trainer.captions import Tokens, caption_file, caption_of, needs_caption, prompt_for
 from dreambooth.trainer.images import SUFFIXES, Probe, bad_images_error, find_images, probe_all
 
@@ -103,7 +103,10 @@ def survey(
         raise InputError(
             "there is nothing to learn", where="concepts", remedy="Give at least one concept with images."
         )
-    wanted = [_instance_paths(number, concept) for number, concept in enumerate(concepts, 1)]
+    wanted = []
+    for number, concept in enumerate(concepts, 1):
+        with concerning(setting_name(number, "instance_data_dir")):
+            wanted.append(_instance_paths(number, concept))
     counts = [
         class_image_count(concept, len(paths), num_class_images) if prior else 0
         for concept, paths in zip(concepts, wanted, strict=True)
@@ -119,20 +122,30 @@ def survey(
         for number, (concept, count) in enumerate(zip(concepts, counts, strict=True), 1)
     ]
     _check_folders(concepts, folders)
-    found, bad = [], dict[str, None]()
+    found, bad = [], dict[str, str]()
     for number, (concept, paths, folder, count) in enumerate(
         zip(concepts, wanted, folders, counts, strict=True), 1
     ):
         instance, bad_instance = probe_all(paths)
-        class_images, bad_class = probe_all(_class_paths(number, folder) if folder else [], limit=count)
+        with concerning(setting_name(number, "class_data_dir")):
+            class_paths = _class_paths(number, folder) if folder else []
+        class_images, bad_class = probe_all(class_paths, limit=count)
         found.append(ConceptImages(number, concept, tuple(instance), folder, tuple(class_images), count))
-        bad.update(dict.fromkeys([*bad_instance, *bad_class]))
+        bad.update(dict.fromkeys(bad_instance, setting_name(number, "instance_data_dir")))
+        bad.update(dict.fromkeys(bad_class, setting_name(number, "class_data_dir")))
     if bad and not allow_bad_images:
-        raise bad_images_error(list(bad))
+        with concerning(next(iter(bad.values()))):
+            raise bad_images_error(list(bad))
     warnings = [f"image left out: {reason}" for reason in bad]
     for entry in found:
-        warnings += _check_captions(entry)
+        with concerning(setting_name(entry.number, "instance_data_dir")):
+            warnings += _check_captions(entry)
     return Survey(tuple(found), tuple(warnings))
+
+
+def setting_name(number: int, key: str) -> str:
+    """A concept's setting as a form knows it: `number` is counted from 1, the name from 0."""
+    return f"concepts[{number - 1}].{key}"
 
 
 def class_dir_name(concept: Concept) -> str:
@@ -180,6 +193,7 @@ def _class_dir(number: int, concept: Concept, class_root: Path | None) -> Path:
         raise InputError(
             "is empty, but prior preservation is on",
             where=f"concept {number}, class_prompt",
+            setting=setting_name(number, "class_prompt"),
             remedy="Describe the class (such as: photo of a dog), or set prior_loss_weight: 0.",
         )
     if concept.class_data_dir:
@@ -188,6 +202,7 @@ def _class_dir(number: int, concept: Concept, class_root: Path | None) -> Path:
         raise InputError(
             "is empty, but prior preservation is on",
             where=f"concept {number}, class_data_dir",
+            setting=setting_name(number, "class_data_dir"),
             remedy="Name a folder for the class images.",
         )
     return class_root / class_dir_name(concept)
@@ -218,6 +233,7 @@ def _check_folders(concepts: Sequence[Concept], class_dirs: Sequence[Path | None
             raise InputError(
                 f"concept {first} has the same folder with another class prompt: {folder}",
                 where=where,
+                setting=setting_name(number, "class_data_dir"),
                 remedy=_ANOTHER_FOLDER,
             )
         for photos_number, photos in enumerate(concepts, 1):
@@ -227,6 +243,7 @@ def _check_folders(concepts: Sequence[Concept], class_dirs: Sequence[Path | None
                     f"the class images' folder {folder} and concept {photos_number}'s folder of photos "
                     f"{photos.instance_data_dir} lie one in the other, and subfolders are read too",
                     where=where,
+                    setting=setting_name(number, "class_data_dir"),
                     remedy=_ANOTHER_FOLDER,
                 )
 
@@ -258,6 +275,7 @@ def _check_words(number: int, kind: str, silent: Sequence[Probe]) -> None:
         raise InputError(
             f"there is no caption for {some}",
             where=f"concept {number}, {kind}_prompt",
+            setting=setting_name(number, f"{kind}_prompt"),
             remedy=f"Put a .txt with the caption beside each image, or words into {kind}_prompt.",
         )
 
