@@ -1,0 +1,341 @@
+"use strict";
+/* Concepts: photos, what a friend would say of them, prompts. Any number of them. */
+(function (db) {
+    const BATCH = 8;  // photos in one request
+    let list = null, cards = [], number = 0;
+
+    const concepts = () => db.form.value.concepts;
+    const defaultOf = (name) => (db.page.concept_fields.find((entry) => entry.name === name) || {}).default;
+
+    function setConcept(index, values) {
+        const all = db.form.copy().concepts;
+        Object.assign(all[index], values);
+        for (const name of Object.keys(all[index])) {
+            if (all[index][name] === null || JSON.stringify(all[index][name]) === JSON.stringify(defaultOf(name))) {
+                delete all[index][name];
+            }
+        }
+        db.form.set("concepts", all);
+    }
+
+    function bindingOf(index, entry) {
+        return {
+            where: "concepts[" + index + "]." + entry.name,
+            id: "dbt_c" + index + "_" + entry.name,
+            get: () => { const value = (concepts()[index] || {})[entry.name]; return value === undefined ? entry.default : value; },
+            set: (value) => setConcept(index, {[entry.name]: value}),
+            plain: true,
+        };
+    }
+
+    function words(card) {
+        number += 1;
+        const listId = "dbt_kinds_" + number;
+        const word = db.h("input", {type: "text", id: "dbt_c" + card.index + "_word", spellcheck: "false", autocapitalize: "off"});
+        const kind = db.h("input", {type: "text", id: "dbt_c" + card.index + "_kind", list: listId, autocapitalize: "off"});
+        const tokens = db.h("div", {class: "dbt-tokens", "aria-live": "polite"});
+        const change = (values) => { setConcept(card.index, values); };
+        word.addEventListener("input", () => {
+            const text = word.value.trim().replace(/\s+/g, "-");
+            if (text && db.words.parse(concepts()[card.index])) {
+                change(db.words.setWord(concepts()[card.index], text));
+            }
+        });
+        kind.addEventListener("input", () => {
+            if (kind.value.trim() && db.words.parse(concepts()[card.index])) {
+                change(db.words.setKind(concepts()[card.index], kind.value.trim().replace(/\s+/g, " ")));
+            }
+        });
+        const another = db.button("↻", () => change(db.words.setWord(concepts()[card.index], db.words.unused(word.value))),
+            {class: "dbt-square", title: db.t("Another rare word"), "aria-label": db.t("Another rare word")});
+        const root = db.h("div", {class: "dbt-words"},
+            db.h("div", {class: "dbt-field"}, db.h("label", {for: kind.id}, db.t("The photos show a")), db.h("div", {class: "dbt-control"}, kind),
+                db.h("datalist", {id: listId}, db.words.kinds().map((name) => db.h("option", {value: name}))),
+                db.h("div", {class: "dbt-help"}, db.t("In English: person, dog, backpack, style …"))),
+            db.h("div", {class: "dbt-field"}, db.h("label", {for: word.id}, db.t("Its own word")), db.h("div", {class: "dbt-control"}, word, another),
+                db.h("div", {class: "dbt-help"}, db.t("A rare word that will mean exactly yours.")), tokens));
+        return {root, word, kind, tokens};
+    }
+
+    function refreshWords(card) {
+        const parts = db.words.parse(concepts()[card.index] || {});
+        card.words.root.hidden = !parts;
+        if (!parts) {
+            return;
+        }
+        for (const [input, text] of [[card.words.word, parts.word], [card.words.kind, parts.kind]]) {
+            if (document.activeElement !== input && input.value !== text) {
+                input.value = text;
+            }
+        }
+    }
+
+    function dropZone(card) {
+        const input = db.h("input", {type: "file", multiple: true, accept: "image/*,.txt,.caption", class: "dbt-file", id: "dbt_c" + card.index + "_files",
+            "aria-label": db.t("Choose photos")});
+        input.addEventListener("change", () => { upload(card, [...input.files]); input.value = ""; });
+        const zone = db.h("div", {class: "dbt-drop", id: "dbt_c" + card.index + "_drop"},
+            db.h("div", {class: "dbt-drop-text"}, db.h("strong", {}, db.t("Drop photos here")), db.h("span", {}, db.t("or")),
+                db.button(db.t("Choose photos"), () => input.click(), {class: "dbt-small"})), input);
+        let depth = 0;
+        const over = (inside) => zone.classList.toggle("dbt-over", inside);
+        const take = (event) => { event.preventDefault(); event.stopPropagation(); };
+        zone.addEventListener("dragenter", (event) => { take(event); depth += 1; over(true); });
+        zone.addEventListener("dragover", (event) => { take(event); event.dataTransfer.dropEffect = "copy"; });
+        zone.addEventListener("dragleave", (event) => { take(event); depth -= 1; over(depth > 0); });
+        zone.addEventListener("drop", async (event) => {
+            take(event);
+            depth = 0;
+            over(false);
+            upload(card, await droppedFiles(event.dataTransfer));
+        });
+        return zone;
+    }
+
+    /** All files of a drop, those inside dropped folders too. */
+    async function droppedFiles(transfer) {
+        const entries = [...transfer.items].map((item) => item.webkitGetAsEntry && item.webkitGetAsEntry()).filter(Boolean);
+        if (!entries.some((entry) => entry.isDirectory)) {
+            return [...transfer.files];
+        }
+        const files = [];
+        async function walk(entry) {
+            if (entry.isFile) {
+                files.push(await new Promise((resolve, reject) => entry.file(resolve, reject)));
+                return;
+            }
+            const reader = entry.createReader();
+            for (;;) {
+                const some = await new Promise((resolve, reject) => reader.readEntries(resolve, reject));
+                if (!some.length) {
+                    return;
+                }
+                for (const one of some) {
+                    await walk(one);
+                }
+            }
+        }
+        for (const entry of entries) {
+            await walk(entry);
+        }
+        return files;
+    }
+
+    const setName = (path) => (db.page.photos_dir && path.startsWith(db.page.photos_dir)) || /[\\/]dreambooth[\\/]photos[\\/][^\\/]+[\\/]?$/.test(path)
+        ? db.baseName(path) : "";
+
+    /** Sends photos in small requests, so that progress can be seen and one bad file costs no other. */
+    async function upload(card, files) {
+        if (!files.length || card.busy) {
+            return;
+        }
+        card.busy = true;
+        card.root.setAttribute("aria-busy", "true");
+        const refused = [];
+        let folder = setName((concepts()[card.index] || {}).instance_data_dir || ""), path = "";
+        try {
+            // a caption travels in the request of its picture
+            const ordered = [...files].sort((a, b) => (a.name < b.name ? -1 : a.name > b.name ? 1 : 0));
+            for (let start = 0; start < ordered.length; start += BATCH) {
+                say(card, db.t("Sending photos: {n} of {all}", {n: Math.min(start + BATCH, ordered.length), all: ordered.length}));
+                const form = new FormData();
+                form.append("folder", folder);
+                ordered.slice(start, start + BATCH).forEach((file) => form.append("files", file, file.name));
+                const answer = await db.api.upload("photos", form);
+                folder = answer.folder;
+                path = answer.path;
+                refused.push(...(answer.refused || []));
+            }
+            setConcept(card.index, {instance_data_dir: path});
+        } catch (error) {
+            refused.push({name: "", why: [error.text, error.remedy].filter(Boolean).join(" ")});
+            if (path) {
+                setConcept(card.index, {instance_data_dir: path});
+            }
+        }
+        card.busy = false;
+        card.root.removeAttribute("aria-busy");
+        card.refused = refused;
+        say(card, "");
+        card.looked = null;
+        await look(card);
+        db.fields.refresh();
+        db.plan.soon();
+    }
+
+    function say(card, text) {
+        db.setText(card.status, text);
+    }
+
+    /** Asks the server what is in the concept's folder. */
+    async function look(card) {
+        const path = (concepts()[card.index] || {}).instance_data_dir || "";
+        if (card.looked === path) {
+            drawPhotos(card);
+            return;
+        }
+        card.looked = path;
+        card.look = null;
+        if (path) {
+            try {
+                const found = await db.api.post("photos/look", {path});
+                card.look = card.looked === path ? found : card.look;
+            } catch (error) {
+                card.looked = error.status > 0 ? path : null;
+                card.look = {path, count: 0, files: [], problems: error.status > 0 ? [{text: error.text, remedy: error.remedy}] : []};
+            }
+        }
+        drawPhotos(card);
+    }
+
+    function thumbnail(card, file, marked) {
+        const url = String(file.thumbnail || "").includes("/") ? file.thumbnail : "photos/thumbnail?id=" + encodeURIComponent(file.thumbnail);
+        const about = [file.name, file.width ? file.width + " × " + file.height : "", file.caption].filter(Boolean).join("\n");
+        const own = card.look && (card.look.own === undefined ? setName(card.look.path) : card.look.own);
+        return db.h("figure", {class: "dbt-thumb" + (marked ? " dbt-marked" : ""), title: about, "data-name": file.name},
+            db.h("img", {src: db.api.url(url), alt: file.caption || file.name, loading: "lazy", decoding: "async", width: 96, height: 96}),
+            file.caption ? db.h("figcaption", {}, file.caption) : null,
+            own ? db.button("✕", () => removePhoto(card, file.name), {class: "dbt-thumb-remove", title: db.t("Remove this photo"),
+                "aria-label": db.t("Remove {name}", {name: file.name})}) : null);
+    }
+
+    async function removePhoto(card, name) {
+        try {
+            await db.api.post("photos/remove", {path: card.look.path, name});
+            card.looked = null;
+            await look(card);
+            db.plan.soon();
+        } catch (error) {
+            db.failed(error);
+        }
+    }
+
+    /** What there is to say of the photos: from looking at them, and from the plan. */
+    function adviceOf(card) {
+        const planned = (((db.plan.found || {}).concepts || [])[card.index] || {}).advice || [];
+        const looked = ((card.look || {}).problems || []).map((problem) => (typeof problem === "string" ? {text: problem} : problem));
+        const refused = (card.refused || []).map((item) => ({level: "error", text: (item.name ? item.name + ": " : "") + db.said(item.why)}));
+        return [...refused, ...looked, ...planned];
+    }
+
+    function drawPhotos(card) {
+        const files = (card.look || {}).files || [];
+        const advice = adviceOf(card);
+        const marked = new Set(advice.flatMap((item) => (item.files || []).map(db.baseName)));
+        const key = JSON.stringify([files, [...marked], card.refused, advice]);
+        if (key === card.drawn) {
+            return;
+        }
+        card.drawn = key;
+        const count = (card.look || {}).count || files.length;
+        db.setText(card.count, count ? db.count(count, "{n} photo", "{n} photos") : "");
+        card.zone.classList.toggle("dbt-drop-small", files.length > 0);
+        db.fill(card.thumbs, files.map((file) => thumbnail(card, file, marked.has(file.name))),
+            count > files.length ? db.h("span", {class: "dbt-more"}, db.t("and {n} more", {n: count - files.length})) : null);
+        db.fill(card.advice, advice.map((item) => db.h("li", {class: "dbt-note dbt-" + (item.level || "warning")},
+            db.h("span", {}, db.said(item.text)),
+            (item.files || []).length ? db.h("span", {class: "dbt-files"}, item.files.slice(0, 6).map(db.baseName).join(", ")
+                + (item.files.length > 6 ? " …" : "")) : null,
+            item.remedy ? db.h("span", {class: "dbt-remedy"}, db.said(item.remedy)) : null)));
+    }
+
+    function drawTokens(card) {
+        const planned = ((db.plan.found || {}).concepts || [])[card.index] || {};
+        const tokens = card.words.tokens;
+        if (!planned.rare_token_count || planned.rare_token !== card.words.word.value) {
+            db.setText(tokens, "");
+            return;
+        }
+        db.setText(tokens, db.count(planned.rare_token_count, "{n} token", "{n} tokens"));
+    }
+
+    function makeCard(index) {
+        const card = {index, looked: null, look: null, refused: [], drawn: "", busy: false};
+        const entries = new Map(db.page.concept_fields.map((entry) => [entry.name, entry]));
+        const field = (name) => db.fields.make(entries.get(name), bindingOf(index, entries.get(name))).root;
+        card.words = words(card);
+        card.zone = dropZone(card);
+        card.count = db.h("span", {class: "dbt-photo-count"});
+        card.status = db.h("div", {class: "dbt-status", "aria-live": "polite"});
+        card.thumbs = db.h("div", {class: "dbt-thumbs"});
+        card.advice = db.h("ul", {class: "dbt-advice", "aria-live": "polite"});
+        card.title = db.h("h3", {}, db.t("Concept {n}", {n: index + 1}));
+        const remove = db.button(db.t("Remove"), () => db.confirm(remove, db.t("Remove this concept? Its photos stay where they are."), db.t("Remove"),
+            () => removeConcept(index)), {class: "dbt-small dbt-quiet"});
+        card.remove = remove;
+        const folder = field("instance_data_dir");
+        folder.classList.toggle("dbt-error-only", Boolean((db.page.flags || {}).hide_ui_dir_config));
+        const inSight = ["instance_prompt", "class_prompt"];
+        const others = db.page.concept_fields.map((entry) => entry.name).filter((name) => !inSight.includes(name) && name !== "instance_data_dir");
+        card.more = db.accordion(db.t("More about this concept"), {}, db.h("div", {class: "dbt-grid"}, others.map(field)));
+        card.others = others;
+        card.root = db.h("section", {class: "dbt-concept", "data-concept": index},
+            db.h("div", {class: "dbt-concept-head"}, card.title, card.count, db.h("span", {class: "dbt-space"}), remove),
+            card.zone, card.status, card.thumbs, card.advice, folder, card.words.root, db.h("div", {class: "dbt-grid dbt-two"}, inSight.map(field)), card.more);
+        return card;
+    }
+
+    function removeConcept(index) {
+        const all = db.form.copy().concepts;
+        all.splice(index, 1);
+        db.form.set("concepts", all);
+        draw();
+    }
+
+    function draw() {
+        const kept = new Map(cards.filter((card) => card.look).map((card) => [card.look.path, card.look]));
+        db.fields.forget("concepts[");
+        cards = concepts().map((_, index) => makeCard(index));
+        for (const card of cards) {
+            const path = concepts()[card.index].instance_data_dir;
+            if (kept.has(path)) {
+                card.look = kept.get(path);
+                card.looked = path;
+            }
+        }
+        db.fill(list, cards.map((card) => card.root));
+        refresh();
+    }
+
+    let lookTimer = 0;
+
+    function refresh() {
+        for (const card of cards) {
+            refreshWords(card);
+            drawTokens(card);
+            drawPhotos(card);
+            const one = cards.length === 1;
+            card.title.hidden = one;
+            card.remove.hidden = one;
+            const changed = card.others.filter((name) => name in concepts()[card.index]).length;
+            card.more.setCount(changed ? db.t("{n} changed", {n: changed}) : "");
+        }
+        clearTimeout(lookTimer);  // a path is being typed
+        lookTimer = setTimeout(() => cards.filter((card) => !card.busy).forEach(look), 500);
+    }
+
+    db.concepts = {
+        section() {
+            list = db.h("div", {class: "dbt-concept-list"});
+            const more = db.button(db.t("Add another concept"), () => {
+                db.form.set("concepts", [...db.form.copy().concepts, db.presets.concept()]);
+                draw();
+                cards[cards.length - 1].root.scrollIntoView({block: "start", behavior: "smooth"});
+            }, {class: "dbt-small", id: "dbt_add_concept"});
+            return [list, more];
+        },
+        draw,
+        refresh() {
+            if (cards.length !== concepts().length) {
+                draw();
+            } else {
+                refresh();
+            }
+        },
+        /** After a plan: its advice belongs beside the photos. */
+        planned() {
+            cards.forEach((card) => { drawTokens(card); drawPhotos(card); });
+        },
+        busy: () => cards.some((card) => card.busy),
+    };
+})(window.dreamboothTrainer = window.dreamboothTrainer || {});

@@ -1,0 +1,69 @@
+"use strict";
+/* The form: one object with the names of a config file, in which only what differs from the default stands. */
+(function (db) {
+    const listeners = [];
+    const clone = (value) => JSON.parse(JSON.stringify(value));
+    const same = (a, b) => JSON.stringify(a) === JSON.stringify(b);
+
+    db.form = {
+        value: {concepts: []},
+        entries: new Map(),
+        wrong: new Map(),  // what was typed and cannot be a value: where → text
+
+        define(groups) {
+            groups.forEach((group) => group.fields.forEach((entry) => this.entries.set(entry.name, entry)));
+        },
+
+        load(form) {
+            this.value = clone(form || {});
+            this.value.concepts = Array.isArray(this.value.concepts) ? this.value.concepts : [];
+            this.wrong.clear();
+            Object.keys(this.value).forEach((name) => this.tidy(name));
+            this.changed(true);
+        },
+
+        default(name) {
+            const entry = this.entries.get(name);
+            return entry ? entry.default : undefined;
+        },
+
+        get(name) {
+            return name in this.value ? this.value[name] : this.default(name);
+        },
+
+        tidy(name) {
+            const entry = this.entries.get(name);
+            if (entry && (this.value[name] === null || same(this.value[name], entry.default))) {
+                delete this.value[name];
+            }
+        },
+
+        set(name, value) {
+            this.setAll({[name]: value});
+        },
+
+        setAll(values) {
+            const before = JSON.stringify(this.value);
+            for (const [name, value] of Object.entries(values)) {
+                this.value[name] = value;
+                this.tidy(name);
+            }
+            if (JSON.stringify(this.value) !== before) {
+                this.changed(false);
+            }
+        },
+
+        isDefault(name) {
+            return !(name in this.value);
+        },
+
+        copy: () => clone(db.form.value),
+
+        /** `whole`: another form was opened, so that everything is drawn anew. */
+        changed(whole) {
+            listeners.forEach((listener) => listener(Boolean(whole)));
+        },
+
+        onChange: (listener) => listeners.push(listener),
+    };
+})(window.dreamboothTrainer = window.dreamboothTrainer || {});

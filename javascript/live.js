@@ -1,0 +1,240 @@
+"use strict";
+/* One run as it goes: polled while the tab can be seen, slowly when nothing happens. All of it comes from the run's
+   own folder, so a reloaded page, a second one and a restarted WebUI show the same. */
+(function (db) {
+    const COMMANDS = [
+        {do: "stop", title: "Stop", help: "Stops after saving, so that it can go on later."},
+        {do: "stop_now", title: "Stop now", help: "Stops at once. What came after the last save is lost.", ask: "Stop without saving?"},
+        {do: "save", title: "Save", help: "Saves the state to go on from."},
+        {do: "export", title: "Export now", help: "Writes a checkpoint that can be used at once, and goes on."},
+        {do: "sample", title: "Sample now", help: "Makes the sample pictures, and goes on."},
+    ];
+    const PHASES = {
+        caching: "Reading the photos", "class images": "Making class images", training: "Training", samples: "Making sample pictures",
+        export: "Writing the checkpoint", stopped: "Stopped", images: "Reading the photos", captions: "Reading the captions",
+        starting: "Starting", loading: "Loading the checkpoint", checkpoint: "Saving", planning: "Planning",
+    };
+    const STATES = {running: "Running", finished: "Finished", stopped: "Stopped", failed: "Failed", interrupted: "Interrupted", starting: "Starting"};
+    const KEPT = ["chart", "samples", "exports", "warnings"];  // what an answer may leave out when nothing is new
+
+    let view = null, shown = "", offset = 0, last = {}, empty = null, root = null, timer = 0, polling = false;
+
+    const tile = (name, id) => {
+        const value = db.h("span", {class: "dbt-tile-value", id}, "–");
+        return {root: db.h("div", {class: "dbt-tile"}, db.h("span", {class: "dbt-tile-name"}, name), value), show(text) {
+            db.setText(value, text);
+            this.root.hidden = text === "";
+        }};
+    };
+
+    function build(name) {
+        const tiles = {
+            step: tile(db.t("Step"), "dbt_step"), eta: tile(db.t("Time left"), "dbt_eta"), rate: tile(db.t("Steps a second"), "dbt_rate"),
+            loss: tile(db.t("Loss"), "dbt_loss"), memory: tile(db.t("Memory"), "dbt_memory"), lr: tile(db.t("Learning rate"), "dbt_lr"),
+        };
+        const made = {
+            name, tiles, chart: db.chart(), samples: db.samples.view(), result: db.result.view(name),
+            badge: db.h("span", {class: "dbt-badge", id: "dbt_state"}), phase: db.h("span", {class: "dbt-phase", id: "dbt_phase", "aria-live": "polite"}),
+            bar: db.h("div", {class: "dbt-bar", role: "progressbar", "aria-valuemin": 0, "aria-valuemax": 100, "aria-label": db.t("Progress")}, db.h("i", {})),
+            problem: db.h("div", {class: "dbt-run-problem", role: "alert"}), warnings: db.h("ul", {class: "dbt-advice"}),
+            log: db.h("pre", {class: "dbt-log", tabindex: 0, "aria-label": db.t("The last lines of the log")}), commands: [], drawn: {},
+        };
+        made.buttons = db.h("div", {class: "dbt-buttons"}, COMMANDS.map((command) => {
+            const button = db.button(db.t(command.title), () => (command.ask
+                ? db.confirm(button, db.t(command.ask), db.t(command.title), () => order(name, command)) : order(name, command)),
+            {id: "dbt_do_" + command.do, title: db.t(command.help)});
+            made.commands.push(button);
+            return button;
+        }));
+        made.after = db.h("div", {class: "dbt-buttons"});
+        made.samplesCard = card(db.t("Samples"), made.samples.root);
+        made.chartCard = card(db.t("Loss"), made.chart.root);
+        made.root = db.h("div", {class: "dbt-live"},
+            db.h("section", {class: "dbt-card"},
+                db.h("div", {class: "dbt-card-head"}, db.h("h2", {}, name), made.badge, db.h("span", {class: "dbt-space"}), made.phase),
+                made.bar, db.h("div", {class: "dbt-tiles"}, Object.values(tiles).map((one) => one.root)), made.problem, made.buttons, made.after, made.warnings),
+            made.result.root, made.chartCard, made.samplesCard, card(db.t("Log"), made.log));
+        return made;
+    }
+
+    const card = (title, ...children) => db.h("section", {class: "dbt-card"}, db.h("h2", {}, title), ...children);
+
+    async function order(name, command) {
+        try {
+            await db.api.post(db.api.run(name, "commands"), {do: command.do});
+            db.toast(db.t("{name}: asked. The trainer answers between two steps.", {name: db.t(command.title)}));
+            db.live.now();
+        } catch (error) {
+            db.failed(error);
+        }
+    }
+
+    function phaseText(state) {
+        const phase = state.phase || {};
+        if (state.state !== "running" || !phase.name) {
+            return "";
+        }
+        const title = db.t(PHASES[phase.name] || phase.name);
+        return phase.of > 1 && phase.name !== "training" && typeof phase.done === "number"
+            ? db.t("{phase}: {done} of {of}", {phase: title, done: phase.done.toLocaleString(), of: phase.of.toLocaleString()}) : title;
+    }
+
+    function progress(state) {
+        const phase = state.phase || {};
+        if (state.state === "finished") {
+            return 1;
+        }
+        if (state.state === "running" && phase.of && !["training", "samples", "export"].includes(phase.name) && typeof phase.done === "number") {
+            return phase.done / phase.of;
+        }
+        return state.of ? (state.step || 0) / state.of : 0;
+    }
+
+    const number = (value, digits) => (typeof value === "number" && isFinite(value) ? value.toFixed(digits) : "–");
+
+    function rate(value) {
+        if (typeof value !== "number" || !(value > 0)) {
+            return "–";
+        }
+        return value >= 1 ? value.toFixed(2) : value.toPrecision(2);
+    }
+
+    function draw(state) {
+        const running = state.state === "running" || state.state === "starting";
+        const smooth = ((state.chart || {}).smooth || []).filter((value) => typeof value === "number");
+        view.badge.className = "dbt-badge dbt-state-" + state.state;
+        db.setText(view.badge, db.t(STATES[state.state] || state.state || ""));
+        db.setText(view.phase, phaseText(state));
+        const share = Math.max(0, Math.min(1, progress(state)));
+        view.bar.firstChild.style.width = (share * 100).toFixed(1) + "%";
+        view.bar.setAttribute("aria-valuenow", Math.round(share * 100));
+        view.bar.className = "dbt-bar dbt-state-" + state.state;
+        view.tiles.step.show(state.of ? (state.step || 0).toLocaleString() + " / " + state.of.toLocaleString() : "–");
+        view.tiles.eta.show(!running ? "" : state.eta_s === null ? "–" : db.duration(state.eta_s));
+        view.tiles.rate.show(running ? rate(state.it_s) : "");
+        view.tiles.loss.show(smooth.length ? smooth[smooth.length - 1].toPrecision(3) : "–");
+        view.tiles.memory.show(typeof state.memory_gb === "number" && state.memory_gb > 0 ? number(state.memory_gb, 1) + " GB" : "–");
+        view.tiles.lr.show(typeof state.lr === "number" ? db.plainNumber(Number(state.lr.toPrecision(3))) : "–");
+        view.buttons.hidden = !running;
+        if (view.chartCard.hidden !== !((state.chart || {}).steps || []).length && !running) {
+            view.chartCard.hidden = !((state.chart || {}).steps || []).length;
+        }
+        view.chart.show(state.chart, state.of);
+        view.samplesCard.hidden = !(state.samples || []).length;
+        view.samples.show(state.samples || []);
+        drawOnce("problem", [state.error, state.state], () => drawProblem(state));
+        drawOnce("warnings", state.warnings, () => db.fill(view.warnings, (state.warnings || []).map((text) =>
+            db.h("li", {class: "dbt-note dbt-warning"}, db.said(text.text || text)))));
+        drawOnce("log", state.log, () => drawLog(state.log || []));
+        view.result.show(state);
+        const wasActive = db.run.active === shown;
+        if (wasActive && !running) {
+            db.run.active = "";
+            db.plan.refreshButton();
+            db.runs.soon();
+        }
+    }
+
+    function drawOnce(name, content, act) {
+        const key = JSON.stringify(content === undefined ? null : content);
+        if (view.drawn[name] !== key) {
+            view.drawn[name] = key;
+            act();
+        }
+    }
+
+    function drawProblem(state) {
+        const canResume = ["stopped", "failed", "interrupted"].includes(state.state);
+        const texts = {
+            stopped: db.t("Stopped by you. It can go on from where it was."),
+            interrupted: db.t("The trainer ended without a word: it was killed, or the machine went down. It can go on from the last saved state."),
+            failed: db.t("The trainer failed."),
+        };
+        const error = state.error && state.error.text ? state.error : canResume ? {text: texts[state.state]} : null;
+        db.fill(view.problem, error && state.state !== "finished" ? db.problem(error, state.state === "stopped" ? "note" : "error") : null);
+        db.fill(view.after, canResume ? [
+            db.button(db.t("Resume"), () => db.runs.resume(shown), {class: "dbt-primary", id: "dbt_resume"}),
+            db.button(db.t("Use these settings again"), () => db.runs.reuse(shown))] : state.state === "finished"
+            ? [db.button(db.t("Use these settings again"), () => db.runs.reuse(shown))] : null);
+    }
+
+    function drawLog(lines) {
+        const log = view.log, atEnd = log.scrollTop + log.clientHeight >= log.scrollHeight - 8;
+        db.setText(log, (Array.isArray(lines) ? lines.join("\n") : lines) || "");
+        if (atEnd) {
+            log.scrollTop = log.scrollHeight;
+        }
+    }
+
+    async function poll() {
+        if (!shown || polling) {
+            return;
+        }
+        polling = true;
+        const name = shown;
+        try {
+            const state = await db.api.get(db.api.run(name, "live?since=" + offset), {timeout: 15000});
+            if (name === shown) {
+                take(state);
+            }
+        } catch (error) {
+            if (name === shown && error.status === 404) {
+                db.live.show("");
+                db.runs.soon();
+            } else if (error.status > 0) {
+                db.failed(error);
+            }
+        }
+        polling = false;
+        db.live.later();
+    }
+
+    function take(state) {
+        for (const key of KEPT) {
+            if (state[key] === undefined || state[key] === null) {
+                state[key] = last[key];
+            }
+        }
+        offset = state.offset || 0;
+        last = state;
+        draw(state);
+    }
+
+    db.live = {
+        section() {
+            empty = db.h("p", {class: "dbt-empty"}, db.t("Nothing is being trained. A training that you start is shown here."));
+            root = db.h("div", {}, empty);
+            return root;
+        },
+
+        /** Shows a run; "" for none. */
+        show(name) {
+            if (name === shown && view) {
+                return;
+            }
+            shown = name;
+            offset = 0;
+            last = {};
+            view = name ? build(name) : null;
+            db.fill(root, view ? view.root : empty);
+            db.live.now();
+        },
+
+        get name() { return shown; },
+
+        later() {
+            clearTimeout(timer);
+            if (!shown || !db.isVisible() || db.view !== "live") {
+                return;
+            }
+            timer = setTimeout(poll, last.state === "running" || last.state === "starting" || last.state === undefined ? 1000 : 8000);
+        },
+
+        now() {
+            clearTimeout(timer);
+            if (shown && db.isVisible() && db.view === "live") {
+                poll();
+            }
+        },
+    };
+})(window.dreamboothTrainer = window.dreamboothTrainer || {});

@@ -1,0 +1,222 @@
+"use strict";
+/* The plan: asked from the trainer in the background as the form changes; Train is off while something is wrong. */
+(function (db) {
+    const WAIT = 700;
+    let box = null, facts = null, notes = null, reason = null, train = null, status = null;
+    let timer = 0, asked = null, error = null, askedFor = "", starting = false;
+
+    function fact(name, value, more) {
+        return value === "" || value === null || value === undefined ? null
+            : [db.h("dt", {}, name), db.h("dd", {}, value, more ? db.h("span", {class: "dbt-help"}, more) : null)];
+    }
+
+    function classImages(found) {
+        const all = (found.class_images || 0) + (found.class_images_to_make || 0);
+        if (!all) {
+            return db.t("none");
+        }
+        return found.class_images_to_make
+            ? db.t("{all}, of which {n} are made first", {all: all.toLocaleString(), n: found.class_images_to_make.toLocaleString()})
+            : db.t("{all}, all of them there", {all: all.toLocaleString()});
+    }
+
+    function memoryText(memory) {
+        const sum = ["weights_gb", "gradients_gb", "optimizer_gb"].reduce((total, name) => total + (memory[name] || 0), 0);
+        return sum ? db.t("{gb} GB, and what the photos need", {gb: sum.toFixed(1)}) : "";
+    }
+
+    function draw() {
+        const found = db.plan.found;
+        box.classList.toggle("dbt-stale", Boolean(asked));
+        if (!found) {
+            db.fill(facts);
+            db.fill(notes);
+            return;
+        }
+        const epochs = typeof found.epochs === "number" ? db.t("each photo {n} times", {n: Math.round(found.epochs).toLocaleString()}) : "";
+        const expected = typeof found.expected_seconds === "number"
+            ? db.t("about {time}", {time: db.duration(found.expected_seconds)}) : db.t("not known before it has begun");
+        db.fill(facts,
+            fact(db.t("Photos"), String(found.images)),
+            fact(db.t("Class images"), classImages(found)),
+            fact(db.t("Steps"), (found.steps || 0).toLocaleString(), epochs),
+            fact(db.t("Trained"), (found.trained || []).map((name) => db.said(name)).join(", ")),
+            fact(db.t("Time"), expected, found.expected_by ? db.said(found.expected_by) : ""),
+            fact(db.t("Device"), found.device, found.mixed_precision),
+            fact(db.t("Memory"), memoryText(found.memory || {})),
+            fact(db.t("Disk"), db.t("{needed} needed, {free} free", {needed: db.size(found.disk_needed), free: db.size(found.disk_free)})));
+        const files = (found.files || []).filter((file) => file.path);
+        db.fill(notes,
+            (found.notes || []).map((note) => db.h("li", {class: "dbt-note dbt-" + noteLevel(note)}, db.said(note))),
+            files.length ? db.h("li", {class: "dbt-plain"}, db.accordion(db.t("Files that will be written"), {},
+                db.h("ul", {class: "dbt-file-list"}, files.map((file) => db.h("li", {}, db.h("code", {}, file.path),
+                    db.h("span", {class: "dbt-help"}, [db.said(file.what), file.size ? db.size(file.size) : ""].filter(Boolean).join(", "))))))) : null);
+    }
+
+    const noteLevel = (note) => (/^(image left out|concept \d+:)/.test(note) ? "warning" : "note");
+
+    /** Why Train is off: {text, where} or null. */
+    function obstacle() {
+        if (db.installation.state !== "ready") {
+            return {text: db.t("The trainer's environment is not ready.")};
+        }
+        if (db.run.active) {
+            return {text: db.t("A training is running: {name}.", {name: db.run.active}), show: () => db.show("live", db.run.active)};
+        }
+        for (const [where, text] of db.form.wrong) {
+            return {text, where};
+        }
+        if (db.concepts.busy()) {
+            return {text: db.t("The photos are on their way.")};
+        }
+        const empty = db.form.value.concepts.findIndex((concept) => !concept.instance_data_dir);
+        if (empty >= 0) {
+            return {text: db.t("Drop some photos first, or name their folder."), beginning: true};
+        }
+        if (error) {
+            return {text: [db.said(error.text), db.said(error.remedy)].filter(Boolean).join(" "), where: error.where};
+        }
+        if (asked || !db.plan.found) {
+            return {text: db.t("Planning …"), quiet: true};
+        }
+        return null;
+    }
+
+    function titleOf(where) {
+        const place = db.fields.find(where);
+        const label = place && place.root.querySelector("label");
+        return label ? label.textContent : "";
+    }
+
+    function drawButton() {
+        const found = obstacle();
+        train.disabled = Boolean(found) || starting;
+        db.setText(train, starting ? db.t("Starting …") : db.t("Train"));
+        db.setText(status, asked ? db.t("Planning …") : "");
+        if (!found || (found.quiet && asked)) {
+            db.fill(reason);
+            return;
+        }
+        const title = found.where ? titleOf(found.where) : "";
+        db.fill(reason, db.h("div", {class: "dbt-note " + (found.show || found.beginning ? "" : "dbt-error")},
+            title ? db.h("strong", {}, title + ": ") : null, db.h("span", {}, found.text), " ",
+            title ? db.button(db.t("Show"), () => db.fields.reveal(found.where), {class: "dbt-link"}) : null,
+            found.show ? db.button(db.t("Show"), found.show, {class: "dbt-link"}) : null));
+    }
+
+    async function ask() {
+        const waits = db.form.value.concepts.some((concept) => !concept.instance_data_dir);  // nothing is wrong yet
+        if (db.installation.state !== "ready" || db.form.wrong.size || waits) {
+            stopAsking();
+            settleNothing(waits);
+            return;
+        }
+        const form = db.form.copy(), text = JSON.stringify(form);
+        stopAsking();
+        asked = new AbortController();
+        const own = asked;
+        drawAll();
+        try {
+            const found = await db.api.post("plan", {form}, {signal: own.signal, timeout: 180000});
+            if (own === asked) {
+                settle(found, null, text);
+            }
+        } catch (problem) {
+            if (own !== asked) {
+                return;
+            }
+            if (problem.status === 0 || problem.status === 503) {
+                settle(db.plan.found, problem, "");
+                db.plan.soon(4000);
+            } else {
+                settle(null, problem, text);
+            }
+        }
+    }
+
+    function settleNothing(waits) {
+        if (waits) {
+            error = null;
+            askedFor = "";
+            db.plan.found = null;
+        }
+        drawAll();
+    }
+
+    function settle(found, problem, text) {
+        asked = null;
+        error = problem;
+        askedFor = text;
+        if (found || problem.status !== 0) {
+            db.plan.found = found;
+        }
+        drawAll();
+        db.concepts.planned();
+    }
+
+    function stopAsking() {
+        if (asked) {
+            asked.abort();
+            asked = null;
+        }
+    }
+
+    function drawAll() {
+        draw();
+        db.fields.showError(asked ? null : error);
+        drawButton();
+    }
+
+    async function start() {
+        if (obstacle() || starting) {
+            return;
+        }
+        starting = true;
+        drawButton();
+        try {
+            const {run} = await db.api.post("runs", {form: db.form.copy()}, {timeout: 300000});
+            db.run.active = run;
+            db.show("live", run);
+        } catch (problem) {
+            error = problem;
+            db.fields.showError(problem);
+            db.failed(problem);
+        }
+        starting = false;
+        drawButton();
+    }
+
+    db.plan = {
+        found: null,
+
+        section() {
+            facts = db.h("dl", {class: "dbt-facts-list"});
+            notes = db.h("ul", {class: "dbt-advice"});
+            reason = db.h("div", {class: "dbt-reason", id: "dbt_reason", role: "status"});
+            status = db.h("span", {class: "dbt-status"});
+            train = db.button(db.t("Train"), start, {class: "dbt-primary dbt-train", id: "dbt_train", "aria-describedby": "dbt_reason"});
+            const again = db.button("↻", () => { askedFor = ""; db.plan.soon(0); }, {class: "dbt-square", title: db.t("Plan again"), "aria-label": db.t("Plan again")});
+            box = db.h("section", {class: "dbt-card dbt-plan", "aria-label": db.t("Plan")},
+                db.h("div", {class: "dbt-card-head"}, db.h("h2", {}, db.t("Plan")), status, db.h("span", {class: "dbt-space"}), again),
+                facts, notes, db.h("div", {class: "dbt-go"}, reason, train));
+            return box;
+        },
+
+        /** Plans once the form has been left alone for a moment. */
+        soon(wait) {
+            clearTimeout(timer);
+            timer = setTimeout(ask, wait === undefined ? WAIT : wait);
+        },
+
+        /** After any change: plans if the form is another than that of the last plan. */
+        changed() {
+            if (JSON.stringify(db.form.value) !== askedFor || db.form.wrong.size) {
+                db.plan.soon();
+            }
+            drawButton();
+        },
+
+        refresh: drawAll,
+        refreshButton: drawButton,
+    };
+})(window.dreamboothTrainer = window.dreamboothTrainer || {});

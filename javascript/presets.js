@@ -1,0 +1,155 @@
+"use strict";
+/* Presets, and the two words of a prompt: the rare word and what the subject is. */
+(function (db) {
+    let chosen = "", cards = null, detail = null;
+
+    const presets = () => db.page.presets || [];
+    const fillIn = (template, word, kind) => template.replace("{word}", word).replace("{kind}", kind);
+    const wordsOf = (text) => String(text || "").split(/\s+/).filter(Boolean);
+    const bare = (word) => word.toLowerCase().replace(/^[^\p{L}\p{N}]+|[^\p{L}\p{N}]+$/gu, "");
+
+    /** {word, kind, at} of a concept's prompts: the word that only the instance prompt has, and what follows it. */
+    function parse(concept) {
+        const words = wordsOf(concept.instance_prompt);
+        const others = wordsOf(concept.class_prompt).map(bare);
+        const rare = presets().flatMap((preset) => preset.words || []);
+        let found = words.filter((word) => rare.includes(bare(word)));
+        if (found.length !== 1 && others.length) {
+            found = words.filter((word) => !others.includes(bare(word)) && !["a", "an", "the"].includes(bare(word)));
+        }
+        if (found.length !== 1) {
+            const styled = /\bin (\S+) style\b/.exec(concept.instance_prompt || "");
+            found = styled ? [styled[1]] : templateWord(concept);
+        }
+        if (found.length !== 1) {
+            return null;
+        }
+        const at = words.indexOf(found[0]);
+        return {word: found[0], at, words, kind: words.slice(at + 1).join(" ")};
+    }
+
+    function templateWord(concept) {
+        const words = wordsOf(concept.instance_prompt);
+        return words.length >= 4 && words[0] === "photo" && words[1] === "of" && !concept.class_prompt ? [words[2]] : [];
+    }
+
+    function compose(preset, word, kind) {
+        return {instance_prompt: fillIn(preset.instance_prompt, word, kind), class_prompt: fillIn(preset.class_prompt, word, kind)};
+    }
+
+    /** Whether the prompts are a preset's own, so that another preset may put its own in their place. */
+    function isComposed(concept) {
+        const parts = parse(concept);
+        return Boolean(parts) && presets().some((preset) => {
+            const made = compose(preset, parts.word, parts.kind);
+            return made.instance_prompt === concept.instance_prompt && made.class_prompt === (concept.class_prompt || "");
+        });
+    }
+
+    function recompose(concept, preset) {
+        const empty = !concept.instance_prompt && !concept.class_prompt;
+        if (!empty && !isComposed(concept)) {
+            return concept;
+        }
+        const parts = parse(concept) || {word: db.words.unused(), kind: ""};
+        const offered = presets().some((other) => other.kinds.includes(parts.kind));
+        const kind = parts.kind && (!offered || preset.kinds.includes(parts.kind)) ? parts.kind : preset.kinds[0];
+        return {...concept, ...compose(preset, parts.word, kind)};
+    }
+
+    const names = () => [...new Set(presets().flatMap((preset) => Object.keys(preset.settings)))].filter((name) => db.form.entries.has(name));
+    const valueIn = (preset, name) => (name in preset.settings ? preset.settings[name] : db.form.default(name));
+    const fits = (preset) => names().every((name) => JSON.stringify(db.form.get(name)) === JSON.stringify(valueIn(preset, name)));
+    const byName = (name) => presets().find((preset) => preset.name === name);
+
+    function choose(preset) {
+        chosen = preset.name;
+        const values = {};
+        names().forEach((name) => { values[name] = valueIn(preset, name); });
+        values.concepts = db.form.copy().concepts.map((concept) => recompose(concept, preset));
+        names().forEach((name) => db.form.wrong.delete(name));
+        db.form.setAll(values);
+        db.form.changed(true);
+    }
+
+    /** The chosen preset, changed or not; else the one that the form fits. */
+    function current() {
+        const own = byName(chosen);
+        return own || presets().find(fits) || null;
+    }
+
+    function changedText(preset) {
+        const changed = names().filter((name) => JSON.stringify(db.form.get(name)) !== JSON.stringify(valueIn(preset, name)));
+        return changed.length ? db.t("Changed since: {names}.", {names: changed.map((name) => db.t(db.form.entries.get(name).label)).join(", ")}) : "";
+    }
+
+    function drawDetail(preset) {
+        if (!preset) {
+            db.fill(detail, db.h("span", {}, db.t("Settings of your own. A preset fills in steps, rates, text encoder and class images.")));
+            return;
+        }
+        const changed = changedText(preset);
+        db.fill(detail,
+            db.h("span", {class: "dbt-grade", title: db.t(preset.grade_meaning || "")}, db.t("Evidence {grade}", {grade: preset.grade})), " ",
+            db.h("span", {}, db.t(preset.evidence)), " ",
+            preset.source ? db.h("a", {href: preset.source.url, target: "_blank", rel: "noopener noreferrer"}, preset.source.title) : null,
+            changed ? db.h("span", {class: "dbt-changed-text"}, " " + changed + " ",
+                db.button(db.t("Back to the preset"), () => choose(preset), {class: "dbt-link"})) : null);
+    }
+
+    db.words = {
+        parse,
+        setWord(concept, word) {
+            const parts = parse(concept);
+            parts.words[parts.at] = word;
+            return {instance_prompt: parts.words.join(" ")};
+        },
+        setKind(concept, kind) {
+            const parts = parse(concept);
+            const changed = {instance_prompt: [...parts.words.slice(0, parts.at + 1), kind].join(" ").trim()};
+            const class_ = concept.class_prompt || "";
+            if (class_ && class_.endsWith(parts.kind)) {
+                changed.class_prompt = (class_.slice(0, class_.length - parts.kind.length) + kind).trim();
+            }
+            return changed;
+        },
+        /** A rare word that no concept of the form has yet. */
+        unused(not) {
+            const used = db.form.value.concepts.map((concept) => (parse(concept) || {}).word).concat(not || []);
+            const words = (current() || presets()[0] || {}).words || [];
+            return words.find((word) => !used.includes(word)) || words[(words.indexOf(not) + 1) % words.length] || "";
+        },
+        kinds: () => [...new Set(((current() || {}).kinds || []).concat(presets().flatMap((preset) => preset.kinds)))],
+    };
+
+    db.presets = {
+        current,
+        choose: (name) => byName(name) && choose(byName(name)),
+        fresh: (name) => { chosen = name || ""; },
+
+        /** A concept to begin with, as the preset has it. */
+        concept() {
+            const preset = current() || presets()[0];
+            return preset ? compose(preset, db.words.unused(), preset.kinds[0]) : {};
+        },
+
+        section() {
+            cards = db.h("div", {class: "dbt-presets", role: "radiogroup", "aria-label": db.t("Preset")});
+            detail = db.h("div", {class: "dbt-evidence", "aria-live": "polite"});
+            db.fill(cards, presets().map((preset) => db.h("label", {class: "dbt-preset", "data-preset": preset.name},
+                db.h("input", {type: "radio", name: "dbt_preset", value: preset.name, onchange: () => choose(preset)}),
+                db.h("span", {class: "dbt-preset-title"}, db.t(preset.title)),
+                db.h("span", {class: "dbt-help"}, db.t(preset.help)))));
+            return [cards, detail];
+        },
+
+        refresh() {
+            const preset = current();
+            cards.querySelectorAll("input").forEach((input) => {
+                input.checked = Boolean(preset) && input.value === preset.name;
+                input.parentElement.classList.toggle("dbt-chosen", input.checked);
+            });
+            drawDetail(preset);
+        },
+    };
+})(window.dreamboothTrainer = window.dreamboothTrainer || {});

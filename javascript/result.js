@@ -1,0 +1,165 @@
+"use strict";
+/* The result: the file, its hash, before and after; and its way into the WebUI. */
+(function (db) {
+    /** Every checkpoint of the run, the final one first. */
+    function filesOf(state) {
+        const result = state.result || {};
+        const exports = (state.exports || []).slice().sort((a, b) => b.step - a.step);
+        const finalPath = result.path || ((result.files || [])[0] || {}).path || "";
+        const final = finalPath && {...(exports.find((one) => one.path === finalPath) || {}), path: finalPath, final: true,
+            sha256: result.sha256 || ((result.files || []).find((file) => file.path === finalPath) || {}).sha256 || ""};
+        const others = exports.filter((one) => one.path !== finalPath);
+        return (final ? [final] : []).concat(others).map((one) => ({...one, name: one.name || db.baseName(one.path)}));
+    }
+
+    const PARTS = {unet: "UNet", text_encoder: "text encoder", text_encoder_2: "second text encoder"};
+    const isSingleFile = (file) => /\.(safetensors|ckpt)$/i.test(file.path);
+
+    function promptBox() {
+        const root = window.gradioApp ? window.gradioApp() : document;
+        return root.querySelector("#txt2img_prompt textarea");
+    }
+
+    function putPrompt(prompt, notice) {
+        const box = promptBox();
+        if (!box || !prompt) {
+            return;
+        }
+        const before = box.value;
+        write(box, prompt);
+        if (before.trim() && before !== prompt) {
+            db.fill(notice, db.h("div", {class: "dbt-note dbt-note"}, db.h("span", {}, db.t("The prompt in txt2img was replaced. It was:")), " ", db.h("q", {}, before), " ",
+                db.button(db.t("Put it back"), () => { write(box, before); db.fill(notice); }, {class: "dbt-link"})));
+        }
+    }
+
+    function write(box, text) {
+        box.value = text;
+        box.dispatchEvent(new Event("input", {bubbles: true}));
+        if (window.updateInput) {
+            window.updateInput(box);
+        }
+    }
+
+    function goToTxt2img() {
+        const root = window.gradioApp ? window.gradioApp() : document;
+        if (window.switch_to_txt2img) {
+            window.switch_to_txt2img();
+        } else {
+            const first = root.querySelector("#tabs > .tab-nav button, #tabs button[role=tab]");
+            if (first) {
+                first.click();
+            }
+        }
+    }
+
+    /** Waits until the WebUI has the file as its checkpoint. True if it came to that. */
+    async function whenLoaded(path, title) {
+        for (let tries = 0; tries < 90; tries += 1) {
+            await new Promise((resolve) => setTimeout(resolve, 1000));
+            try {
+                const {checkpoints} = await db.api.get("models");
+                db.page.checkpoints = checkpoints || db.page.checkpoints;
+                if (checkpoints.some((model) => model.selected && (model.path === path || model.title === title || model.name === title))) {
+                    return true;
+                }
+            } catch (error) {
+                if (error.status > 0) {
+                    throw error;
+                }
+            }
+        }
+        return false;
+    }
+
+    async function use(run, file, button, notice) {
+        const text = button.textContent;
+        button.disabled = true;
+        db.setText(button, db.t("Checking the file …"));
+        try {
+            const found = await db.api.post(db.api.run(run, "use"), {path: file.path}, {timeout: 180000});
+            db.setText(button, db.t("Loading …"));
+            if (window.selectCheckpoint) {
+                window.selectCheckpoint(found.title);
+            } else {
+                await db.api.post(db.api.run(run, "use"), {path: file.path, load: true}, {timeout: 180000});
+            }
+            putPrompt(found.prompt, notice);
+            const loaded = await whenLoaded(file.path, found.title);
+            db.toast(loaded ? db.t("{name} is the WebUI's checkpoint now.", {name: found.name || file.name})
+                : db.t("{name} was chosen, but the WebUI is still loading it.", {name: found.name || file.name}));
+            db.model.forget();
+            goToTxt2img();
+        } catch (error) {
+            db.fill(notice, db.problem(error));
+            db.failed(error);
+        }
+        button.disabled = false;
+        db.setText(button, text);
+    }
+
+    async function copy(text) {
+        try {
+            await navigator.clipboard.writeText(text);
+            db.toast(db.t("Copied."));
+        } catch (error) {
+            db.toast(db.t("The browser does not allow copying here."), "error");
+        }
+    }
+
+    function fileRow(run, file, notice) {
+        const button = db.button(file.final ? db.t("Use it now") : db.t("Use this one"), () => use(run, file, button, notice),
+            {class: file.final ? "dbt-primary" : "dbt-small", id: file.final ? "dbt_use" : null, "data-path": file.path});
+        return db.h("li", {class: "dbt-result-file" + (file.final ? " dbt-final" : "")},
+            db.h("div", {class: "dbt-result-name"}, db.h("strong", {}, file.name),
+                file.final || typeof file.step !== "number" ? null : db.h("span", {class: "dbt-help"}, db.t("Step {n}", {n: file.step.toLocaleString()}))),
+            db.h("code", {class: "dbt-path"}, file.path),
+            file.sha256 ? db.h("div", {class: "dbt-hash"}, db.h("span", {class: "dbt-help"}, "SHA-256 "), db.h("code", {title: file.sha256}, file.sha256.slice(0, 10)),
+                db.button(db.t("Copy"), () => copy(file.sha256), {class: "dbt-link"})) : null,
+            isSingleFile(file) ? button : db.h("span", {class: "dbt-help"}, db.t("A folder in diffusers' form: not for the WebUI.")));
+    }
+
+    function changeText(change) {
+        const value = typeof change === "object" && change ? Object.entries(change).filter(([, item]) => typeof item === "number")
+            .map(([name, item]) => db.t(PARTS[name] || name) + " " + percent(item)).join(", ") : percent(change);
+        return value ? db.t("Weights changed by {value}.", {value}) : "";
+    }
+
+    const percent = (value) => (typeof value === "number" ? (value * 100).toPrecision(2) + " %" : "");
+
+    function pairs(state) {
+        return db.samples.pairs(state.samples || []).slice(0, 4).map((pair) => db.h("div", {class: "dbt-pair-small"},
+            db.samples.picture(pair.before, pair.group, () => db.samples.enlarge(pair.group, pair.before)),
+            db.samples.picture(pair.after, pair.group, () => db.samples.enlarge(pair.group, pair.after)),
+            db.h("p", {}, "“" + pair.prompt + "”")));
+    }
+
+    db.result = {
+        filesOf,
+        view(run) {
+            const notice = db.h("div", {"aria-live": "polite"}), body = db.h("div", {});
+            const title = db.h("h2", {});
+            const root = db.h("section", {class: "dbt-card dbt-result", id: "dbt_result", hidden: true}, title, body, notice);
+            let key = "";
+            return {
+                root,
+                show(state) {
+                    const files = filesOf(state);
+                    const done = state.state === "finished";
+                    const now = JSON.stringify([files, done, state.result, done ? state.samples : null]);
+                    if (now === key) {
+                        return;
+                    }
+                    key = now;
+                    root.hidden = !files.length;
+                    db.setText(title, done ? db.t("Result") : db.t("Checkpoints so far"));
+                    root.classList.toggle("dbt-done", done);
+                    const change = changeText((state.result || {}).weight_change);
+                    db.fill(body, db.h("ul", {class: "dbt-result-files"}, files.map((file) => fileRow(run, file, notice))),
+                        change && done ? db.h("p", {class: "dbt-help"}, change) : null,
+                        done ? db.h("div", {class: "dbt-pairs"}, pairs(state)) : null);
+                },
+            };
+        },
+    };
+})(window.dreamboothTrainer = window.dreamboothTrainer || {});

@@ -1,0 +1,123 @@
+"use strict";
+/* Texts in the WebUI's language, and numbers as people read them. Texts stay whole sentences with {names} in them,
+   so that localizations/*.json can turn their order round. */
+(function (db) {
+    function known(text) {
+        const table = window.localization;
+        return table && Object.prototype.hasOwnProperty.call(table, text) ? table[text] : undefined;
+    }
+
+    function fill(text, values) {
+        return text.replace(/\{(\w+)\}/g, (whole, name) => (name in values ? String(values[name]) : whole));
+    }
+
+    /** A text of the page, translated, with {name} filled in from `values`. */
+    db.t = function (text, values) {
+        return fill(known(text) || text, values || {});
+    };
+
+    /** One or many: `db.count(3, "{n} photo", "{n} photos")`. */
+    db.count = (n, one, many) => db.t(n === 1 ? one : many, {n: n.toLocaleString()});
+
+    let patterns = null;
+
+    /** Texts with {names} in the localization, as patterns: the trainer's sentences have numbers and names in them. */
+    function makePatterns() {
+        patterns = [];
+        for (const key of Object.keys(window.localization || {})) {
+            if (!/\{\w+\}/.test(key) || /^[\s\W]*\{\w+\}[\s\W]*$/.test(key)) {
+                continue;
+            }
+            const names = [];
+            const source = key.split(/\{(\w+)\}/).map((part, index) => {
+                if (index % 2) {
+                    names.push(part);
+                    return "(.+?)";
+                }
+                return part.replace(/[.*+?^${}()|[\]\\]/g, "\\$&");
+            });
+            patterns.push({key, names, test: new RegExp("^" + source.join("") + "$", "s")});
+        }
+        // the most said in words first, so that "{n} of {m}" does not take a whole sentence
+        patterns.sort((a, b) => b.key.length - a.key.length);
+    }
+
+    /** A text that came from the trainer or the server, translated where the localization knows it. */
+    db.said = function (text) {
+        text = String(text || "");
+        const whole = known(text);
+        if (whole || !text || !window.localization) {
+            return whole || text;
+        }
+        if (!patterns) {
+            makePatterns();
+        }
+        for (const {key, names, test} of patterns) {
+            const found = test.exec(text);
+            if (found) {
+                const values = {};
+                names.forEach((name, index) => { values[name] = known(found[index + 1]) || found[index + 1]; });
+                return fill(known(key), values);
+            }
+        }
+        return text;
+    };
+
+    /** A number as it is typed: 0.000002 is 2e-6. */
+    db.plainNumber = function (value) {
+        if (typeof value !== "number" || !isFinite(value)) {
+            return value === null || value === undefined ? "" : String(value);
+        }
+        if (value !== 0 && Math.abs(value) < 1e-3) {
+            return value.toExponential().replace(/^(-?[\d.]+)e([+-]\d+)$/, (_, digits, power) =>
+                String(parseFloat(Number(digits).toPrecision(7))) + "e" + Number(power));
+        }
+        return String(value);
+    };
+
+    db.size = function (bytes) {
+        if (typeof bytes !== "number" || !isFinite(bytes)) {
+            return "–";
+        }
+        const units = ["B", "kB", "MB", "GB", "TB"];
+        let index = 0;
+        while (bytes >= 1000 && index < units.length - 1) {
+            bytes /= 1000;
+            index += 1;
+        }
+        return (bytes >= 100 || index === 0 ? Math.round(bytes) : bytes.toFixed(1)) + " " + units[index];
+    };
+
+    db.duration = function (seconds) {
+        if (typeof seconds !== "number" || !isFinite(seconds) || seconds < 0) {
+            return "–";
+        }
+        seconds = Math.round(seconds);
+        const hours = Math.floor(seconds / 3600), minutes = Math.floor(seconds / 60) % 60;
+        if (hours) {
+            return db.t("{h} h {m} min", {h: hours, m: minutes});
+        }
+        if (seconds >= 600) {
+            return db.t("{m} min", {m: minutes});
+        }
+        return minutes ? db.t("{m} min {s} s", {m: minutes, s: seconds % 60}) : db.t("{s} s", {s: seconds});
+    };
+
+    /** How long ago, from seconds since the epoch. */
+    db.ago = function (time) {
+        const seconds = Date.now() / 1000 - time;
+        if (!(time > 0)) {
+            return "–";
+        }
+        if (seconds < 60) {
+            return db.t("just now");
+        }
+        if (seconds < 86400) {
+            return db.t("{time} ago", {time: db.duration(seconds < 600 ? Math.floor(seconds / 60) * 60 : seconds)});
+        }
+        return new Date(time * 1000).toLocaleString([], {dateStyle: "medium", timeStyle: "short"});
+    };
+
+    /** The last part of a path of any system. */
+    db.baseName = (path) => String(path || "").split(/[\\/]/).filter(Boolean).pop() || "";
+})(window.dreamboothTrainer = window.dreamboothTrainer || {});
