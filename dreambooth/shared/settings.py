@@ -13,7 +13,12 @@ from .concepts import Concept
 
 SAMPLERS = ("dpmpp_2m", "dpmpp_2m_karras", "unipc", "euler", "euler_a", "ddim", "ddpm")
 SCHEDULERS = ("constant", "constant_with_warmup", "linear", "cosine", "cosine_with_restarts", "polynomial")
-OPTIMIZERS = ("adamw", "adamw8bit")
+OPTIMIZERS = (
+    "adamw", "adamw8bit", "pagedadamw8bit", "lion", "lion8bit", "adafactor", "prodigy", "dadaptadam",
+    "adamwschedulefree", "came",
+)  # fmt: skip
+# A class anywhere, as `torch.optim.SGD`
+IMPORT_PATH = r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)+"
 
 
 def setting(
@@ -26,8 +31,10 @@ def setting(
     maximum: float | None = None,
     unit: str = "",
     common: bool = False,
+    other: tuple[str, str] = ("", ""),
 ) -> Any:
-    """One setting: its default and all that is known of it. `common` ones stand in sight on the page."""
+    """One setting: its default and all that is known of it. `common` ones stand in sight on the page; `other` is a
+    pattern of text that is taken beside the choices, and what it is called."""
     about = {
         "help": help,
         "label": label,
@@ -36,6 +43,7 @@ def setting(
         "maximum": maximum,
         "unit": unit,
         "common": common,
+        "other": other,
     }
     if isinstance(default, (list, dict)):
         return field(default_factory=lambda: type(default)(default), metadata=about)
@@ -254,11 +262,11 @@ class TrainingSettings:
     """The training itself."""
 
     max_train_steps: int = setting(
-        0, "Steps to train. 0: steps_per_image decides.", label="Steps", minimum=0, common=True
+        0, "Steps to train. 0: so many for each photo.", label="Steps", minimum=0, common=True
     )
     steps_per_image: int = setting(
         100,
-        "Steps per instance image, when max_train_steps is 0.",
+        "Steps for each photo, where the number of steps is 0.",
         label="Steps per photo",
         minimum=1,
         common=True,
@@ -306,7 +314,12 @@ class TrainingSettings:
     lr_power: float = setting(
         1.0, "Power of the polynomial scheduler.", label="Power", minimum=0.01, maximum=10
     )
-    optimizer: str = setting("adamw", "The optimizer.", choices=OPTIMIZERS)
+    optimizer: str = setting(
+        "adamw",
+        "The optimizer.",
+        choices=OPTIMIZERS,
+        other=(IMPORT_PATH, "a class's import path"),
+    )
     optimizer_args: dict[str, str] = setting(
         {}, "More arguments of the optimizer, by name.", label="Optimizer arguments"
     )
