@@ -52,28 +52,30 @@ def make_deterministic(plan: Plan) -> None:
 
 
 def rest(plan: Plan, model: LoadedModel) -> None:
-    """Takes off the card what the steps do not need: the VAE once latents are kept, a text encoder once its
+    """Takes off the card what the steps do not need: the VAE once latents are kept, text encoders once their
     output is."""
     if plan.settings.images.cache_latents:
         model.components["vae"].to("cpu")
-    if "text_encoder" not in plan.trained and not plan.settings.captions.shuffle_tags:
-        model.components["text_encoder"].to("cpu")
+    if not plan.trains_text and not plan.settings.captions.shuffle_tags:
+        for encoder in text.encoders_of(model.components, model.identified.family):
+            encoder.to("cpu")
 
 
 def trained_weights(plan: Plan, model: LoadedModel) -> TrainedWeights:
     """Makes what is trained want gradients, as the settings have it, and averages if they are asked for."""
-    training = plan.settings.training
+    training, family = plan.settings.training, model.identified.family
+    encoders = text.encoders_of(model.components, family)
     for name in plan.trained:
         model.components[name].requires_grad_(True).train()
-    if "text_encoder" in plan.trained:
-        encoder = model.components["text_encoder"]
-        for layer in text.skipped_layers(encoder, model.identified.family, plan.settings.model.clip_skip):
-            layer.requires_grad_(False)
+    if plan.trains_text:
+        for unused in text.unused_modules(encoders, family, plan.settings.model.clip_skip):
+            unused.requires_grad_(False)
     if training.gradient_checkpointing:
         model.components["unet"].train()  # diffusers checkpoints in training mode only
         model.components["unet"].enable_gradient_checkpointing()  # type: ignore[operator]
-        if "text_encoder" in plan.trained:
-            model.components["text_encoder"].gradient_checkpointing_enable()  # type: ignore[operator]
+        if plan.trains_text:
+            for encoder in encoders:
+                encoder.gradient_checkpointing_enable()  # type: ignore[operator]
     if plan.machine.attention == "xformers":
         model.components["unet"].enable_xformers_memory_efficient_attention()  # type: ignore[operator]
     weights = TrainedWeights(model, tuple(plan.trained))
@@ -85,14 +87,13 @@ def trained_weights(plan: Plan, model: LoadedModel) -> TrainedWeights:
 def stepper(plan: Plan, weights: TrainedWeights, scaler: GradScaler | None) -> Stepper:
     """The optimizer over all that is trained, a group for each component with a rate of its own."""
     training = plan.settings.training
-    rates = {
-        "unet": training.learning_rate,
-        "text_encoder": training.text_encoder_learning_rate or training.learning_rate,
-    }
+    text_rate = training.text_encoder_learning_rate or training.learning_rate
     trained = weights.parameters()
     groups = [
         ParameterGroup(
-            name, [parameter for component, _, parameter in trained if component == name], rates[name]
+            name,
+            [parameter for component, _, parameter in trained if component == name],
+            training.learning_rate if name == "unet" else text_rate,
         )
         for name in weights.components
     ]

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 import torch
 
 from dreambooth.trainer.cache import Latents
-from dreambooth.trainer.dataset import DataPlan, Sample, samples_of_step, share, timestep_of
+from dreambooth.trainer.dataset import DataPlan, Sample, samples_of_step, share, sizes_of, timestep_of
 from dreambooth.trainer.draws import words
 from dreambooth.trainer.engine import Half, MicroBatch
 from dreambooth.trainer.noise import seeded_normal, to_device
@@ -18,7 +18,7 @@ from dreambooth.trainer.text_cache import TextSource
 class StepBatches:
     """One process's micro-batches of every step; the samples themselves do not depend on how many there are.
 
-    `tokens` serves while the text encoder is trained, `embeddings` otherwise.
+    `tokens` serves while the text encoders are trained, `embeddings` otherwise; `sized` models are told sizes.
     """
 
     def __init__(
@@ -33,6 +33,7 @@ class StepBatches:
         offset_noise: float,
         device: torch.device,
         process: tuple[int, int] = (0, 1),
+        sized: bool = False,
     ) -> None:
         self._plan = plan
         self._seed = seed
@@ -43,6 +44,7 @@ class StepBatches:
         self._offset_noise = offset_noise
         self._device = device
         self._process = process
+        self._sized = sized
 
     def of_step(self, step: int, *, encoded: bool) -> Iterator[MicroBatch]:
         """The step's micro-batches; `encoded`: conditions are embeddings, else token ids."""
@@ -61,7 +63,12 @@ class StepBatches:
             timesteps=to_device(timesteps, self._device),
             condition=texts.batch([sample.caption for sample in samples]),
             extra=self._latents.inpainting(samples) if self._plan.masks else None,
+            sizes=self._sizes(samples) if self._sized else None,
         )
+
+    def _sizes(self, samples: Sequence[Sample]) -> torch.Tensor:
+        told = [sizes_of(self._plan, sample) for sample in samples]
+        return to_device(torch.tensor(told, dtype=torch.float32), self._device)
 
     def _noise(self, samples: Sequence[Sample], shape: Sequence[int]) -> torch.Tensor:
         """Unit noise (B, C, h, w) on the CPU, shifted per image and channel by `offset_noise`.

@@ -39,17 +39,21 @@ SIZES_AT_512: tuple[Size, ...] = (
 )
 
 
-def bucket_sizes(resolution: int, *, aspect_ratio_buckets: bool) -> tuple[Size, ...]:
-    """The sizes that a run uses. Raises `InputError` if the resolution is not a multiple of 8."""
-    if resolution % 8 or resolution < 8:
+def bucket_sizes(resolution: int, *, aspect_ratio_buckets: bool, multiple: int = 8) -> tuple[Size, ...]:
+    """The sizes that a run uses, whose sides are multiples of `multiple`.
+
+    Raises `InputError` if the resolution is not one.
+    """
+    if resolution % multiple or resolution < multiple:
+        why = {8: ": the VAE makes one latent of 8 by 8 pixels"}.get(multiple, ", as this model needs it")
         raise InputError(
-            f"{resolution} is not a multiple of 8",
+            f"{resolution} is not a multiple of {multiple}",
             where="resolution",
-            remedy=f"Take {max(8, round(resolution / 8) * 8)}: the VAE makes one latent of 8 by 8 pixels.",
+            remedy=f"Take {max(multiple, round(resolution / multiple) * multiple)}{why}.",
         )
     if not aspect_ratio_buckets:
         return ((resolution, resolution),)
-    step = bucket_step(resolution)
+    step = max(bucket_step(resolution), multiple)
     scaled = [
         tuple(max(step, side * resolution // 512 // step * step) for side in size) for size in SIZES_AT_512
     ]

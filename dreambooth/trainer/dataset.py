@@ -22,7 +22,7 @@ from functools import lru_cache
 from dreambooth.trainer.buckets import Size, bucket_counts, nearest_bucket
 from dreambooth.trainer.captions import Variation, varied
 from dreambooth.trainer.draws import below, shuffled, unit, words
-from dreambooth.trainer.images import Probe, View, is_cropped
+from dreambooth.trainer.images import Probe, View, crop_box, is_cropped
 from dreambooth.trainer.survey import Survey
 
 # Random crops, turns and changes of brightness of an image, each encoded once where latents are cached
@@ -223,6 +223,19 @@ def item_view(plan: DataPlan, index: int, variant: int, *, flip: bool) -> View:
         angle=(2 * unit(angle) - 1) * rules.rotation,
         brightness=1 + (2 * unit(light) - 1) * rules.brightness,
     )
+
+
+def sizes_of(plan: DataPlan, sample: Sample) -> tuple[int, ...]:
+    """What SDXL is told of an image's sizes (Podell et al. 2023, arXiv 2307.01952, section 2.2), in pixels.
+
+    Height and width of the original image; top and left of the crop in the image as it was scaled (and mirrored);
+    height and width of the crop.
+    """
+    size, view = plan.items[sample.item].image.size, view_of(plan, sample)
+    left, top, right, _ = crop_box(size, view.size, view.position)
+    scale = max(view.size[0] / size[0], view.size[1] / size[1])
+    cut = size[0] - right if view.flip else left
+    return size[1], size[0], round(top * scale), round(cut * scale), view.size[1], view.size[0]
 
 
 def views_used(plan: DataPlan, seed: int, steps: int) -> list[tuple[int, int, bool, int]]:

@@ -22,6 +22,7 @@ from dreambooth.trainer.cache import (
 )
 from dreambooth.trainer.convert import LoadedModel
 from dreambooth.trainer.dataset import DataPlan, views_used
+from dreambooth.trainer.embeddings import Embeddings
 from dreambooth.trainer.images import parse_colour
 from dreambooth.trainer.processes import ALONE, Processes
 from dreambooth.trainer.store import TensorStore, module_id
@@ -39,7 +40,7 @@ class LaterText:
     def _source(self) -> TextSource:
         return self._make()
 
-    def batch(self, captions: Sequence[str]) -> torch.Tensor:
+    def batch(self, captions: Sequence[str]) -> Embeddings | torch.Tensor:
         return self._source.batch(captions)
 
 
@@ -119,12 +120,16 @@ class Encoding:
         return text.tokenize(self.tokenizer, rules, [prompt], chunks=self._chunks, max_chunks=limit)[0]
 
     def _encoder(self) -> TextEncoder:
-        encoder, rules = self.model.components["text_encoder"], self.model.identified.family
+        rules = self.model.identified.family
+        encoders = text.encoders_of(self.model.components, rules)
         clip_skip = self.settings.model.clip_skip
 
         @torch.no_grad()
-        def encode(prompt: str) -> torch.Tensor:
+        def encode(prompt: str) -> Embeddings:
             ids = self._tokenize(prompt)[None].to(self.device)
-            return text.encode(encoder, rules, ids, clip_skip=clip_skip)[0].float().cpu()
+            told = text.encode(encoders, rules, ids, clip_skip=clip_skip, unconditional=True)
+            return told.each(lambda tensor: tensor[0].float().cpu())
 
-        return TextEncoder(f"{module_id(encoder)} clip_skip {clip_skip} chunks {self._chunks}", encode)
+        weights = " ".join(module_id(encoder) for encoder in encoders)
+        pooled = any(part.pooled for part in rules.text_encoders)
+        return TextEncoder(f"{weights} clip_skip {clip_skip} chunks {self._chunks}", encode, pooled)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
@@ -12,6 +12,7 @@ import torch
 from dreambooth.shared.errors import RunFailed
 from dreambooth.trainer import text
 from dreambooth.trainer.ema import EMA
+from dreambooth.trainer.embeddings import Embeddings, combined, unet_arguments
 from dreambooth.trainer.objectives import Losses, Objective
 from dreambooth.trainer.optimizers import Stepper
 from dreambooth.trainer.schedules import Schedule
@@ -25,15 +26,16 @@ class Half:
     """The instance or the class half of a micro-batch, on the device.
 
     latents and noise (B, 4, h, w); timesteps (B,) int64; condition: token ids (B, chunks, 77) while the text
-    encoder is needed, else its output (B, chunks·77, width); extra: the inpainting model's further input
-    channels (B, 5, h, w), or None.
+    encoders are needed, else their output; extra: the inpainting model's further input channels (B, 5, h, w), or
+    None; sizes: what SDXL is told of them (B, 6), or None.
     """
 
     latents: torch.Tensor
     noise: torch.Tensor
     timesteps: torch.Tensor
-    condition: torch.Tensor
+    condition: Embeddings | torch.Tensor
     extra: torch.Tensor | None = None
+    sizes: torch.Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -45,39 +47,52 @@ class MicroBatch:
 
 
 class Batches(Protocol):
-    """Gives this process's micro-batches of a step; `encoded`: conditions are the text encoder's output."""
+    """Gives this process's micro-batches of a step; `encoded`: conditions are the text encoders' output."""
 
     def of_step(self, step: int, *, encoded: bool) -> Iterable[MicroBatch]: ...
 
 
 class Denoiser(torch.nn.Module):
-    """UNet and text encoder as one module, so that wrappers (DDP, autocast) see one forward."""
+    """UNet and text encoders (none if their output is given) as one module, so that wrappers (DDP, autocast) see one
+    forward."""
 
     def __init__(
         self,
         unet: torch.nn.Module,
-        text_encoder: torch.nn.Module | None,
+        text_encoders: Sequence[torch.nn.Module],
         rules: text.TextRules,
         clip_skip: int,
     ) -> None:
         super().__init__()
         self.unet = unet
-        self.text_encoder = text_encoder
+        self.text_encoders = torch.nn.ModuleList(text_encoders)
         self._rules = rules
         self._clip_skip = clip_skip
 
-    def forward(self, noisy: torch.Tensor, timesteps: torch.Tensor, condition: torch.Tensor) -> torch.Tensor:
+    def forward(
+        self,
+        noisy: torch.Tensor,
+        timesteps: torch.Tensor,
+        condition: Embeddings | torch.Tensor,
+        sizes: torch.Tensor | None = None,
+    ) -> torch.Tensor:
         """The UNet's prediction (B, 4, h, w) for its input (B, 4 or 9, h, w)."""
-        if not condition.is_floating_point():
-            assert self.text_encoder is not None
-            condition = text.encode(self.text_encoder, self._rules, condition, clip_skip=self._clip_skip)
-        prediction: torch.Tensor = self.unet(noisy, timesteps, condition, return_dict=False)[0]
+        if isinstance(condition, torch.Tensor):
+            condition = text.encode(
+                list(self.text_encoders),
+                self._rules,
+                condition,
+                clip_skip=self._clip_skip,
+                unconditional=True,
+            )
+        told = unet_arguments(condition, sizes)
+        prediction: torch.Tensor = self.unet(noisy, timesteps, **told, return_dict=False)[0]
         return prediction
 
 
 @dataclass(frozen=True)
 class TextEncoderSpan:
-    """Whether the text encoder is trained, and the step from which it is left as it is."""
+    """Whether the text encoders are trained, and the step from which they are left as they are."""
 
     trained: bool
     stop: int
@@ -173,12 +188,13 @@ class TrainingEngine:
         noisy, target = self._objective.noised(half.latents, half.noise, half.timesteps)
         if half.extra is not None:
             noisy = torch.cat([noisy, half.extra], dim=1)
-        return self._objective.per_sample(self._model(noisy, half.timesteps, half.condition), target)
+        return self._objective.per_sample(
+            self._model(noisy, half.timesteps, half.condition, half.sizes), target
+        )
 
     def _leave_text_encoder(self) -> None:
-        """Stops training the text encoder: from here its output for a caption never changes."""
-        assert self.denoiser.text_encoder is not None
-        for parameter in self.denoiser.text_encoder.parameters():
+        """Stops training the text encoders: from here their output for a caption never changes."""
+        for parameter in self.denoiser.text_encoders.parameters():
             parameter.requires_grad_(False)
         if self._accelerator.num_processes > 1:  # DDP would wait for gradients that never come
             self._model = self._accelerator.prepare_model(self.denoiser)
@@ -212,18 +228,32 @@ def _not_finite() -> RunFailed:
 
 def _alike(one: Half, other: Half) -> bool:
     shapes = one.latents.shape[1:] == other.latents.shape[1:]
-    return shapes and one.condition.shape[1:] == other.condition.shape[1:]
+    return shapes and _length(one.condition) == _length(other.condition)
+
+
+def _length(condition: Embeddings | torch.Tensor) -> torch.Size:
+    tensor = condition.context if isinstance(condition, Embeddings) else condition
+    return tensor.shape[1:]
 
 
 def _joined(one: Half, other: Half) -> Half:
-    extra = None if one.extra is None or other.extra is None else torch.cat([one.extra, other.extra])
+    if isinstance(one.condition, Embeddings) and isinstance(other.condition, Embeddings):
+        condition: Embeddings | torch.Tensor = combined([one.condition, other.condition])
+    else:
+        assert isinstance(one.condition, torch.Tensor) and isinstance(other.condition, torch.Tensor)
+        condition = torch.cat([one.condition, other.condition])
     return Half(
         latents=torch.cat([one.latents, other.latents]),
         noise=torch.cat([one.noise, other.noise]),
         timesteps=torch.cat([one.timesteps, other.timesteps]),
-        condition=torch.cat([one.condition, other.condition]),
-        extra=extra,
+        condition=condition,
+        extra=_both(one.extra, other.extra),
+        sizes=_both(one.sizes, other.sizes),
     )
+
+
+def _both(one: torch.Tensor | None, other: torch.Tensor | None) -> torch.Tensor | None:
+    return None if one is None or other is None else torch.cat([one, other])
 
 
 def _stacked(losses: Losses) -> torch.Tensor:

@@ -42,11 +42,6 @@ class LoadedModel:
         return file_sha256(self.source.path) if self.source.path.is_file() else ""
 
     @property
-    def text_encoders(self) -> list[torch.nn.Module]:
-        """Its text encoders, in the order in which the UNet is told their outputs."""
-        return [self.components[part.component] for part in self.identified.family.text_encoders]
-
-    @property
     def configs(self) -> Mapping[str, dict[str, Any]]:
         """The diffusers or transformers config of each component, also of those that were not loaded."""
         return self.description.configs

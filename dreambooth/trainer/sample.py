@@ -18,7 +18,8 @@ import torch
 from PIL import Image
 
 from dreambooth.shared.errors import InputError, RunFailed
-from dreambooth.trainer.text import count_chunks, encode, tokenize
+from dreambooth.trainer.embeddings import Embeddings, combined, unet_arguments
+from dreambooth.trainer.text import count_chunks, encode, encoders_of, tokenize
 
 if TYPE_CHECKING:
     from dreambooth.trainer.convert import LoadedModel
@@ -100,14 +101,16 @@ class SampleRequest:
 class Conditioning:
     """What the UNet is told beside latents and timestep.
 
-    `positive` and `negative` (batch, tokens, width) may differ in tokens; `negative` None: no guidance.
-    `extra_channels` (1, channels, height / 8, width / 8) is what an inpainting model sees behind the latents.
+    `positive` and `negative` may differ in their numbers of tokens; `negative` None: no guidance.
+    `extra_channels` (1, channels, height / 8, width / 8) is what an inpainting model sees behind the latents,
+    `sizes` (1, 6) is what SDXL is told of the picture's.
     """
 
-    positive: torch.Tensor
-    negative: torch.Tensor | None = None
+    positive: Embeddings
+    negative: Embeddings | None = None
     guidance_scale: float = 1.0
     extra_channels: torch.Tensor | None = None
+    sizes: torch.Tensor | None = None
 
 
 def check_size(width: int, height: int, where: str = "size") -> None:
@@ -189,25 +192,29 @@ def _guided_prediction(
     """Classifier-free guidance, Ho and Salimans 2022, arXiv 2207.12598, equation 6 with scale w + 1."""
     if conditioning.extra_channels is not None:
         seen = torch.cat([seen, conditioning.extra_channels.expand(len(seen), -1, -1, -1)], dim=1)
-    positive, negative = conditioning.positive, conditioning.negative
+    positive, negative, sizes = conditioning.positive, conditioning.negative, conditioning.sizes
     if negative is None:
-        return _predict(unet, seen, timestep, positive)
-    if negative.shape == positive.shape:
-        both = _predict(unet, torch.cat([seen, seen]), timestep, torch.cat([negative, positive]))
+        return _predict(unet, seen, timestep, positive, sizes)
+    if negative.context.shape == positive.context.shape:
+        both = _predict(unet, torch.cat([seen, seen]), timestep, combined([negative, positive]), sizes)
         without, with_prompt = both.chunk(2)
     else:  # of different length: as the WebUI, each by itself, so that neither is diluted by padding
-        without = _predict(unet, seen, timestep, negative)
-        with_prompt = _predict(unet, seen, timestep, positive)
+        without = _predict(unet, seen, timestep, negative, sizes)
+        with_prompt = _predict(unet, seen, timestep, positive, sizes)
     return without + conditioning.guidance_scale * (with_prompt - without)
 
 
 def _predict(
-    unet: torch.nn.Module, seen: torch.Tensor, timestep: torch.Tensor, context: torch.Tensor
+    unet: torch.nn.Module,
+    seen: torch.Tensor,
+    timestep: torch.Tensor,
+    told: Embeddings,
+    sizes: torch.Tensor | None,
 ) -> torch.Tensor:
     dtype = _dtype(unet)
-    predicted: torch.Tensor = unet(
-        seen.to(dtype), timestep, encoder_hidden_states=context.to(dtype), return_dict=False
-    )[0]
+    of_each = None if sizes is None else sizes.expand(len(seen), -1)
+    arguments = unet_arguments(told.each(lambda tensor: tensor.to(dtype)), of_each)
+    predicted: torch.Tensor = unet(seen.to(dtype), timestep, **arguments, return_dict=False)[0]
     return predicted.float()
 
 
@@ -308,7 +315,7 @@ def _group_latents(
             unet,
             scheduler,
             noise,
-            Conditioning(positive, negative, first.guidance_scale, extra_channels),
+            Conditioning(positive, negative, first.guidance_scale, extra_channels, _sizes(model, first)),
             generators=generators if SAMPLERS[first.sampler].draws_noise else None,
             should_stop=should_stop,
         )
@@ -323,19 +330,30 @@ def _group_latents(
 
 def _prompts(
     model: LoadedModel, tokenizer: Tokenizer, group: Sequence[SampleRequest], clip_skip: int
-) -> tuple[torch.Tensor, torch.Tensor | None]:
+) -> tuple[Embeddings, Embeddings | None]:
     """The prompts' and the negative prompts' encodings; equal prompts are encoded once."""
-    family, text_encoder = model.identified.family, model.components["text_encoder"]
+    family = model.identified.family
+    encoders = encoders_of(model.components, family)
 
-    def encoded(prompts: list[str]) -> torch.Tensor:
+    def encoded(prompts: list[str], *, unconditional: bool) -> Embeddings:
         different = list(dict.fromkeys(prompts))
-        ids = tokenize(tokenizer, family, different).to(_device(text_encoder))
-        rows = encode(text_encoder, family, ids, clip_skip=clip_skip)
-        return rows[[different.index(prompt) for prompt in prompts]]
+        ids = tokenize(tokenizer, family, different).to(_device(encoders[0]))
+        told = encode(encoders, family, ids, clip_skip=clip_skip, unconditional=unconditional)
+        rows = [different.index(prompt) for prompt in prompts]
+        return told.each(lambda tensor: tensor[rows])
 
-    guided = group[0].guidance_scale > 1
-    positive = encoded([request.prompt for request in group])
-    return positive, encoded([request.negative_prompt for request in group]) if guided else None
+    positive = encoded([request.prompt for request in group], unconditional=False)
+    if group[0].guidance_scale <= 1:
+        return positive, None
+    return positive, encoded([request.negative_prompt for request in group], unconditional=True)
+
+
+def _sizes(model: LoadedModel, request: SampleRequest) -> torch.Tensor | None:
+    """As the WebUI: a picture of this size that nothing was cut off."""
+    if not model.identified.family.sized:
+        return None
+    size = (request.height, request.width)
+    return torch.tensor([[*size, 0.0, 0.0, *size]], device=_device(model.components["unet"]))
 
 
 def _extra_channels(model: LoadedModel, request: SampleRequest) -> torch.Tensor | None:

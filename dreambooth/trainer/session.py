@@ -13,7 +13,7 @@ from dreambooth.shared.errors import RunFailed, StoppedByUser
 from dreambooth.shared.events import Emit
 from dreambooth.shared.paths import write_json
 from dreambooth.shared.runfolder import RunFolder
-from dreambooth.trainer import assembly, results
+from dreambooth.trainer import assembly, results, text
 from dreambooth.trainer import outputs as naming
 from dreambooth.trainer.batches import StepBatches
 from dreambooth.trainer.checkpoint import latest_step
@@ -222,7 +222,7 @@ class Session:
         stepper = assembly.stepper(self.plan, weights, accelerator.scaler)
         denoiser = Denoiser(
             model.components["unet"],
-            model.text_encoders if trains_text else [],
+            text.encoders_of(model.components, model.identified.family) if trains_text else [],
             model.identified.family,
             self.settings.model.clip_skip,
         )

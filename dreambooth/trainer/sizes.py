@@ -77,8 +77,9 @@ def cache_bytes(settings: Settings, base: LoadedModel, data: DataPlan, missing: 
         total += ways * sum(variants * _latent_bytes(size) for size, variants in looks)
     captions = None if settings.training.train_text_encoder else data.captions()
     if captions is not None:
-        width = int(base.configs["text_encoder"]["hidden_size"])
-        total += len(captions) * (_TOKENS * width * 4 + _HEADER_BYTES)
+        texts = [base.configs[part.component] for part in base.identified.family.text_encoders]
+        widths = [int(config["hidden_size"]) for config in texts]
+        total += len(captions) * ((_TOKENS + 1) * sum(widths) * 4 + 2 * _HEADER_BYTES)
     return total
 
 

@@ -9,12 +9,15 @@ from __future__ import annotations
 
 import contextlib
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 
+from dreambooth.trainer.embeddings import Embeddings
+
 if TYPE_CHECKING:
+    from dreambooth.trainer.families import TextPart
     from dreambooth.trainer.tokenizer import Tokenizer
 
 CONTENT = 75
@@ -34,7 +37,15 @@ class TextRules(Protocol):
 
     @property
     def clip_skip(self) -> bool:
-        """Whether clip skip has a meaning. The WebUI ignores it for SD2, which never has its last layer."""
+        """Whether clip skip has a meaning. The WebUI ignores it for SD2 and SDXL, which never have the last layer."""
+
+    @property
+    def text_encoders(self) -> tuple[TextPart, ...]:
+        """What is used of each encoder."""
+
+    @property
+    def blank_is_zero(self) -> bool:
+        """Whether no prompt at all is zeros, as for SDXL, and not the encoding of an empty one."""
 
 
 def split_prompt(tokenizer: Tokenizer, prompt: str) -> list[list[int]]:
@@ -82,31 +93,87 @@ def tokenize(
     return torch.tensor(rows, dtype=torch.int64)
 
 
-def encode(
-    text_encoder: torch.nn.Module, rules: TextRules, token_chunks: torch.Tensor, *, clip_skip: int = 1
-) -> torch.Tensor:
-    """The conditioning (prompt, chunk * 77, width) of token ids (prompt, chunk, 77); differentiable.
+def encoders_of(components: Mapping[str, torch.nn.Module], rules: TextRules) -> list[torch.nn.Module]:
+    """A model's text encoders, in the order in which `encode` wants them."""
+    return [components[part.component] for part in rules.text_encoders]
 
-    `clip_skip` counts as the WebUI does: 1 takes the last layer's output, 2 the one before it; the final layer
-    norm follows in every case. It says nothing where the family has no clip skip. Under autocast the encoder
-    works in the narrower dtype, except on a CPU, where it stays in its own.
+
+def encode(
+    text_encoders: Sequence[torch.nn.Module],
+    rules: TextRules,
+    token_chunks: torch.Tensor,
+    *,
+    clip_skip: int = 1,
+    unconditional: bool = False,
+) -> Embeddings:
+    """The conditioning of token ids (prompt, chunk, 77); differentiable.
+
+    `context` is (prompt, chunk * 77, width), the encoders' outputs side by side; `pooled`, (prompt, width), is the
+    first chunk's, as in the WebUI. `clip_skip` counts as the WebUI does: 1 takes the usual layer's output, 2 that of
+    the one before it; it says nothing where the family has no clip skip. With `unconditional` a blank prompt stands
+    for none at all. Under autocast the encoders work in the narrower dtype, except on a CPU, where they stay in their
+    own.
     """
     prompts, chunks, length = token_chunks.shape
-    skip = clip_skip if rules.clip_skip else 1
     ids = token_chunks.reshape(prompts * chunks, length)
+    contexts, pooled = [], None
     with _attention_that_works(ids.device):
-        if skip == 1:
-            encoded: torch.Tensor = text_encoder(input_ids=ids, return_dict=True).last_hidden_state
-        else:
-            states = text_encoder(input_ids=ids, output_hidden_states=True, return_dict=True).hidden_states
-            encoded = _text_model(text_encoder).final_layer_norm(states[-skip])
-    return encoded.reshape(prompts, chunks * length, encoded.shape[-1])
+        for encoder, part in zip(text_encoders, rules.text_encoders, strict=True):
+            own = ids if part.pad_token == rules.pad_token else _padded_with_zeros(ids)
+            states, end = _encode(encoder, part, own, part.layer + (clip_skip - 1 if rules.clip_skip else 0))
+            contexts.append(states.reshape(prompts, chunks * length, states.shape[-1]))
+            pooled = end.reshape(prompts, chunks, -1)[:, 0] if end is not None else pooled
+    context = contexts[0] if len(contexts) == 1 else torch.cat(contexts, dim=-1)
+    told = Embeddings(context, pooled)
+    return _without_blanks(told, token_chunks) if unconditional and rules.blank_is_zero else told
 
 
-def skipped_layers(text_encoder: torch.nn.Module, rules: TextRules, clip_skip: int) -> list[torch.nn.Module]:
-    """The layers whose output `encode` does not use, and which therefore can learn nothing."""
-    layers = list(_text_model(text_encoder).encoder.layers)
-    return layers[len(layers) - (clip_skip - 1 if rules.clip_skip else 0) :]
+def _encode(
+    text_encoder: torch.nn.Module, part: TextPart, ids: torch.Tensor, layer: int
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """The states that are used of an encoder, (batch, length, width), and its pooled output, None if that is not."""
+    if layer == 1 and part.norm:
+        last: torch.Tensor = text_encoder(input_ids=ids, return_dict=True).last_hidden_state
+        return last, None
+    found = text_encoder(input_ids=ids, output_hidden_states=True, return_dict=True)
+    states = found.hidden_states[-layer]
+    if part.norm:
+        states = _text_model(text_encoder).final_layer_norm(states)
+    return states, found.text_embeds if part.pooled else None
+
+
+def _ends(ids: torch.Tensor) -> torch.Tensor:
+    """The place of the first end token, which has the highest id: (..., 77) → (...)."""
+    return ids.argmax(dim=-1)
+
+
+def _padded_with_zeros(ids: torch.Tensor) -> torch.Tensor:
+    places = torch.arange(ids.shape[-1], device=ids.device)
+    return ids.masked_fill(places > _ends(ids)[..., None], 0)
+
+
+def _without_blanks(told: Embeddings, token_chunks: torch.Tensor) -> Embeddings:
+    """Zeros where a prompt has no token between start and end in any chunk."""
+    blank = (_ends(token_chunks) == 1).all(dim=1)
+
+    def emptied(tensor: torch.Tensor) -> torch.Tensor:
+        return tensor.masked_fill(blank.view(-1, *[1] * (tensor.dim() - 1)), 0)
+
+    return told.each(emptied)
+
+
+def unused_modules(
+    text_encoders: Sequence[torch.nn.Module], rules: TextRules, clip_skip: int
+) -> list[torch.nn.Module]:
+    """What of the encoders `encode` does not use, and which therefore can learn nothing: layers, and a norm."""
+    unused: list[torch.nn.Module] = []
+    for encoder, part in zip(text_encoders, rules.text_encoders, strict=True):
+        if part.pooled:  # goes through all of it
+            continue
+        layers = list(_text_model(encoder).encoder.layers)
+        unused += layers[len(layers) + 1 - part.layer - (clip_skip - 1 if rules.clip_skip else 0) :]
+        unused += [] if part.norm else [_text_model(encoder).final_layer_norm]
+    return unused
 
 
 def _attention_that_works(device: torch.device) -> contextlib.AbstractContextManager[object]:

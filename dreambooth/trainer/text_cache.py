@@ -14,6 +14,7 @@ from typing import Protocol
 import torch
 
 from dreambooth.trainer.cache import Progress
+from dreambooth.trainer.embeddings import Embeddings, combined
 from dreambooth.trainer.noise import to_device
 from dreambooth.trainer.store import Key, TensorStore
 
@@ -23,20 +24,21 @@ _TOKENS_KEPT = 4096
 
 @dataclass(frozen=True)
 class TextEncoder:
-    """`encode`: one prompt → its embedding (tokens, width), float32, on the CPU.
+    """`encode`: one prompt → its embeddings, (tokens, width) and, if they are `pooled`, (width,), float32, on the CPU.
 
     Encoders with one `id` give the same for the same prompt: it names the weights, clip skip and number of chunks.
     """
 
     id: str
-    encode: Callable[[str], torch.Tensor]
+    encode: Callable[[str], Embeddings]
+    pooled: bool = False
 
 
 class TextSource(Protocol):
     """What the model is told of captions, on the training device."""
 
-    def batch(self, captions: Sequence[str]) -> torch.Tensor:
-        """Embeddings (B, tokens, width), or token ids (B, chunks, 77)."""
+    def batch(self, captions: Sequence[str]) -> Embeddings | torch.Tensor:
+        """Embeddings of B captions, or token ids (B, chunks, 77)."""
         ...
 
 
@@ -55,21 +57,21 @@ class CachedText:
         store: TensorStore | None = None,
         progress: Progress = lambda done, of: None,
     ) -> None:
-        known = {text: store.get(_key(text, encoder)) if store else None for text in captions}
-        missing = [text for text, embedding in known.items() if embedding is None]
+        known = {text: _stored(text, encoder, store) if store else None for text in captions}
+        missing = [text for text, found in known.items() if found is None]
         progress(0, len(missing))
         for done, text in enumerate(missing, 1):
-            embedding = known[text] = encoder.encode(text)
+            told = known[text] = encoder.encode(text)
             if store:
-                store.put(_key(text, encoder), embedding)
+                _store(text, encoder, told, store)
             progress(done, len(missing))
         self._rows = {text: row for row, text in enumerate(known)}
-        self._table = torch.stack([embedding for embedding in known.values() if embedding is not None]).to(
-            device
-        )
+        table = combined([found for found in known.values() if found is not None], torch.stack)
+        self._table = table.each(lambda tensor: tensor.to(device))
 
-    def batch(self, captions: Sequence[str]) -> torch.Tensor:
-        return self._table[[self._rows[text] for text in captions]]
+    def batch(self, captions: Sequence[str]) -> Embeddings:
+        rows = [self._rows[text] for text in captions]
+        return self._table.each(lambda tensor: tensor[rows])
 
 
 class LiveText:
@@ -79,8 +81,9 @@ class LiveText:
         self._encode = lru_cache(maxsize=_EMBEDDINGS_KEPT)(encoder.encode)
         self._device = device
 
-    def batch(self, captions: Sequence[str]) -> torch.Tensor:
-        return to_device(torch.stack([self._encode(text) for text in captions]), self._device)
+    def batch(self, captions: Sequence[str]) -> Embeddings:
+        told = combined([self._encode(text) for text in captions], torch.stack)
+        return told.each(lambda tensor: to_device(tensor, self._device))
 
 
 class TokenText:
@@ -94,5 +97,17 @@ class TokenText:
         return to_device(torch.stack([self._tokenize(text) for text in captions]), self._device)
 
 
-def _key(text: str, encoder: TextEncoder) -> Key:
-    return {"kind": "text", "encoder": encoder.id, "text": text}
+def _key(text: str, encoder: TextEncoder, kind: str = "text") -> Key:
+    return {"kind": kind, "encoder": encoder.id, "text": text}
+
+
+def _stored(text: str, encoder: TextEncoder, store: TensorStore) -> Embeddings | None:
+    context = store.get(_key(text, encoder))
+    pooled = store.get(_key(text, encoder, "pooled text")) if encoder.pooled else None
+    return None if context is None or (encoder.pooled and pooled is None) else Embeddings(context, pooled)
+
+
+def _store(text: str, encoder: TextEncoder, told: Embeddings, store: TensorStore) -> None:
+    store.put(_key(text, encoder), told.context)
+    if told.pooled is not None:
+        store.put(_key(text, encoder, "pooled text"), told.pooled)

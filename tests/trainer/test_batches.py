@@ -7,6 +7,7 @@ from dreambooth.trainer.cache import Latents
 from dreambooth.trainer.captions import Variation
 from dreambooth.trainer.dataset import Augmentation, samples_of_step, timestep_of
 from dreambooth.trainer.draws import words
+from dreambooth.trainer.embeddings import Embeddings as Told
 from dreambooth.trainer.noise import seeded_normal
 from dreambooth.trainer.text_cache import TokenText
 
@@ -21,7 +22,7 @@ class Embeddings:
 
     def batch(self, captions):
         self.asked.append(list(captions))
-        return torch.stack([torch.full((77, 32), float(words(text)[0] % 1000)) for text in captions])
+        return Told(torch.stack([torch.full((77, 32), float(words(text)[0] % 1000)) for text in captions]))
 
 
 def batches(
@@ -41,7 +42,7 @@ def batches(
 
 
 def fields(half) -> list[torch.Tensor]:
-    return [half.latents, half.noise, half.timesteps, half.condition]
+    return [half.latents, half.noise, half.timesteps, half.condition.context]
 
 
 def test_a_steps_tensors_are_those_of_its_planned_samples():
@@ -53,7 +54,9 @@ def test_a_steps_tensors_are_those_of_its_planned_samples():
         assert half.timesteps.dtype == torch.int64
         assert half.timesteps.tolist() == [timestep_of(sample, 1000) for sample in planned]
         assert torch.equal(half.noise, seeded_normal([sample.noise_seed for sample in planned], (4, 8, 8)))
-        assert torch.equal(half.condition, Embeddings().batch([sample.caption for sample in planned]))
+        assert torch.equal(
+            half.condition.context, Embeddings().batch([sample.caption for sample in planned]).context
+        )
         assert half.extra is None
 
 
@@ -107,17 +110,15 @@ def test_token_ids_serve_while_the_text_encoder_is_trained_and_embeddings_after_
     made = batches(tokens=True)
     (trained,) = made.of_step(0, encoded=False)
     (left,) = made.of_step(0, encoded=True)
-    assert (
-        trained.instance.condition.shape == (4, 1, 77) and not trained.instance.condition.is_floating_point()
-    )
-    assert left.instance.condition.shape == (4, 77, 32)
+    assert trained.instance.condition.shape == (4, 1, 77)
+    assert left.instance.condition.context.shape == (4, 77, 32)
     assert torch.equal(trained.instance.condition[0], tokenize("photo of sks cat"))
     assert torch.equal(trained.prior.condition[0], tokenize("photo of cat"))
 
 
 def test_without_token_ids_there_are_always_embeddings():
     (micro,) = batches().of_step(0, encoded=False)
-    assert micro.instance.condition.is_floating_point()
+    assert isinstance(micro.instance.condition, Told)
 
 
 def test_offset_noise_shifts_each_channel_of_each_image_by_its_own_amount():

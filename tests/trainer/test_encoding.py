@@ -164,7 +164,7 @@ def test_each_process_encodes_its_own_part_and_waits_for_the_others(kit, monkeyp
 def embedded(kit: Kit, prompt: str, *, clip_skip=1, chunks=1) -> torch.Tensor:
     ids = text.tokenize(Tokenizer(), FAMILIES["sd1"], [prompt], chunks=chunks)
     with torch.no_grad():
-        return text.encode(kit.encoder, FAMILIES["sd1"], ids, clip_skip=clip_skip)[0]
+        return text.encode([kit.encoder], FAMILIES["sd1"], ids, clip_skip=clip_skip).context[0]
 
 
 @pytest.mark.parametrize("clip_skip", [1, 2])
@@ -172,17 +172,17 @@ def test_captions_are_embedded_once_and_kept(kit, clip_skip):
     model = ModelSettings(clip_skip=clip_skip)
     source = kit.encoding(model=model).embeddings()
     assert torch.equal(
-        source.batch(["photo of sks cat"])[0], embedded(kit, "photo of sks cat", clip_skip=clip_skip)
+        source.batch(["photo of sks cat"]).context[0], embedded(kit, "photo of sks cat", clip_skip=clip_skip)
     )
     assert kit.told("progress") == [{"name": "captions", "done": 1, "of": 1}]
     kit.encoder.register_forward_hook(lambda *_: pytest.fail("embedded again"))
     again = kit.encoding(model=model).embeddings()
-    assert torch.equal(again.batch(["photo of sks cat"]), source.batch(["photo of sks cat"]))
+    assert torch.equal(*(one.batch(["photo of sks cat"]).context for one in (again, source)))
 
 
 def test_another_clip_skip_is_another_embedding(kit):
     one, two = (
-        kit.encoding(model=ModelSettings(clip_skip=skip)).embeddings().batch(["photo of sks cat"])
+        kit.encoding(model=ModelSettings(clip_skip=skip)).embeddings().batch(["photo of sks cat"]).context
         for skip in (1, 2)
     )
     assert not torch.allclose(one, two)
@@ -190,13 +190,13 @@ def test_another_clip_skip_is_another_embedding(kit):
 
 def test_dropped_captions_have_their_embedding_too(kit):
     source = kit.encoding(variation=Variation(dropout=0.1)).embeddings()
-    assert torch.equal(source.batch([""])[0], embedded(kit, ""))
+    assert torch.equal(source.batch([""]).context[0], embedded(kit, ""))
 
 
 def test_captions_that_are_shuffled_are_embedded_when_they_come(kit):
     source = kit.encoding(variation=Variation(shuffle_tags=True)).embeddings()
     assert isinstance(source, LiveText)
-    assert torch.equal(source.batch(["cat, sks"])[0], embedded(kit, "cat, sks"))
+    assert torch.equal(source.batch(["cat, sks"]).context[0], embedded(kit, "cat, sks"))
     assert not kit.told("progress")
 
 
@@ -209,9 +209,9 @@ def test_an_encoder_that_is_still_trained_is_asked_when_it_has_stopped_and_nobod
         for parameter in kit.encoder.parameters():
             parameter.add_(0.1 * torch.ones_like(parameter))
     expected = embedded(kit, "photo of sks cat")
-    assert torch.equal(source.batch(["photo of sks cat"])[0], expected)
+    assert torch.equal(source.batch(["photo of sks cat"]).context[0], expected)
     kit.encoder.register_forward_hook(lambda *_: pytest.fail("asked again"))
-    assert torch.equal(source.batch(["photo of sks cat"])[0], expected)
+    assert torch.equal(source.batch(["photo of sks cat"]).context[0], expected)
     assert not [path for path in (kit.folder / "cache").rglob("*") if path.is_file()]
 
 
@@ -235,8 +235,8 @@ def test_all_captions_get_as_many_chunks_as_the_longest_needs(kit):
     needed = text.count_chunks(Tokenizer(), LONG)
     assert needed in (3, 4)
     assert encoding.tokens().batch(["short"]).shape == (1, needed, 77)
-    assert encoding.embeddings().batch([LONG]).shape == (1, needed * 77, 32)
-    assert torch.equal(encoding.embeddings().batch([LONG])[0], embedded(kit, LONG, chunks=needed))
+    assert encoding.embeddings().batch([LONG]).context.shape == (1, needed * 77, 32)
+    assert torch.equal(encoding.embeddings().batch([LONG]).context[0], embedded(kit, LONG, chunks=needed))
     assert not kit.told("warning")
 
 

@@ -25,6 +25,7 @@ from training_rig import (
 from dreambooth.shared.errors import RunFailed
 from dreambooth.shared.settings import TrainingSettings
 from dreambooth.trainer import text
+from dreambooth.trainer.embeddings import Embeddings
 from dreambooth.trainer.engine import Denoiser, Half, MicroBatch, TextEncoderSpan, TrainingEngine
 from dreambooth.trainer.objectives import Objective, scaled_linear_alphas_cumprod, zero_terminal_snr
 from dreambooth.trainer.schedules import Schedule
@@ -66,7 +67,7 @@ class Fixed:
 
 def half(seed: int, count=2, *, sides=(8, 8), chunks=1, tokens=False, extra=False) -> Half:
     torch.manual_seed(seed)
-    condition = torch.randn(count, 77 * chunks, 32)
+    condition = Embeddings(torch.randn(count, 77 * chunks, 32))
     if tokens:
         condition = torch.stack([tokenize(f"{seed} {n}", chunks) for n in range(count)])
     latents, noise = torch.randn(2, count, 4, *sides)
@@ -79,7 +80,7 @@ def engine_for(denoiser, stepper, batches, **changes) -> TrainingEngine:
         "objective": Objective("epsilon", ALPHAS),
         "schedule": Schedule("constant", 10),
         "prior_weight": 1.0,
-        "text_span": TextEncoderSpan(denoiser.text_encoder is not None, 10),
+        "text_span": TextEncoderSpan(len(denoiser.text_encoders) > 0, 10),
         "accelerator": accelerator(),
         **changes,
     }
@@ -95,10 +96,11 @@ def plain_errors(unet, encoder, half: Half, prediction_type, alphas):
         noisy = alpha.sqrt() * latents + (1 - alpha).sqrt() * noise
         if half.extra is not None:
             noisy = torch.cat([noisy, half.extra[row : row + 1].double()], dim=1)
-        condition = half.condition[row : row + 1]
         if encoder is not None:
-            chunks = [encoder(input_ids=chunk[None]).last_hidden_state for chunk in condition[0]]
+            chunks = [encoder(input_ids=chunk[None]).last_hidden_state for chunk in half.condition[row]]
             condition = torch.cat(chunks, dim=1)
+        else:
+            condition = half.condition.context[row : row + 1]
         prediction = unet(noisy, half.timesteps[row], condition.double()).sample
         target = (
             noise if prediction_type == "epsilon" else alpha.sqrt() * noise - (1 - alpha).sqrt() * latents
@@ -129,7 +131,7 @@ def check_against_plain(micro_batches, *, prediction_type="epsilon", alphas=ALPH
     modules = [module for module in (unet, encoder) if module is not None]
     catcher = Catcher(*modules)
     engine = engine_for(
-        Denoiser(unet, encoder, SD1, clip_skip=1),
+        Denoiser(unet, [] if encoder is None else [encoder], SD1, clip_skip=1),
         catcher,
         Fixed(*micro_batches),
         objective=Objective(prediction_type, alphas, snr_gamma=gamma),
@@ -371,7 +373,7 @@ def test_from_its_stop_the_text_encoder_never_changes_and_is_never_asked_but_for
     assert any(not torch.equal(tensor, unet[name]) for name, tensor in rig.bits().items() if "unet" in name)
     expected = embed(rig.model.components["text_encoder"], "photo of sks cat")
     (micro,) = rig.batches.of_step(7, encoded=True)
-    assert torch.equal(micro.instance.condition[0], expected)
+    assert torch.equal(micro.instance.condition.context[0], expected)
 
 
 def test_until_its_stop_a_run_is_the_run_that_never_stops_it(tmp_path):
@@ -385,7 +387,7 @@ def test_until_its_stop_a_run_is_the_run_that_never_stops_it(tmp_path):
 def test_layers_that_clip_skip_leaves_out_are_not_trained(tmp_path):
     rig = make_rig(tmp_path, trained=("unet", "text_encoder"), clip_skip=2)
     encoder = rig.model.components["text_encoder"]
-    (skipped,) = text.skipped_layers(encoder, SD1, 2)
+    (skipped,) = text.unused_modules([encoder], SD1, 2)
     before = {name: p.clone() for name, p in encoder.named_parameters()}
     left_out = {id(p) for p in skipped.parameters()}
     assert left_out and not left_out & {id(p) for *_, p in rig.weights.parameters()}
@@ -400,7 +402,7 @@ def test_longer_prompts_go_through_in_chunks(tmp_path):
     (micro,) = rig.batches.of_step(0, encoded=False)
     assert micro.instance.condition.shape == (2, 3, 77)
     (later,) = rig.batches.of_step(1, encoded=True)
-    assert later.instance.condition.shape == (2, 3 * 77, 32)
+    assert later.instance.condition.context.shape == (2, 3 * 77, 32)
     assert all(math.isfinite(loss) for loss in rig.train(0, 2))
 
 

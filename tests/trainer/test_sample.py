@@ -9,6 +9,7 @@ from sampling_models import tiny_model, tiny_vae
 
 from dreambooth.shared.errors import InputError, RunFailed
 from dreambooth.shared.settings import SAMPLERS as SAMPLER_NAMES
+from dreambooth.trainer.embeddings import Embeddings
 from dreambooth.trainer.sample import (
     SAMPLERS,
     Conditioning,
@@ -98,7 +99,10 @@ def test_latents_equal_those_of_diffusers_own_pipeline_to_float_precision(model,
     from dreambooth.trainer.text import encode, tokenize
 
     ids = tokenize(default_tokenizer(), model.identified.family, ["a dog", ""])
-    positive, negative = encode(model.components["text_encoder"], model.identified.family, ids)[:, None]
+    positive, negative = (
+        Embeddings(row[None])
+        for row in encode([model.components["text_encoder"]], model.identified.family, ids).context
+    )
     noise = starting_noise([torch.Generator().manual_seed(5)], 64, 64)
     expected = diffusers_pipeline(model, tokenizer_folder, make_scheduler("dpmpp_2m", 6))(
         "a dog", num_inference_steps=6, guidance_scale=4.0, latents=noise, output_type="latent"
@@ -139,7 +143,7 @@ def test_every_sampler_finds_the_picture_that_a_perfect_model_knows(sampler, pre
         PerfectModel(scheduler, picture, prediction_type),
         scheduler,
         starting_noise(generators, 64, 64),
-        Conditioning(torch.zeros(2, 77, 4)),
+        Conditioning(Embeddings(torch.zeros(2, 77, 4))),
         generators=generators if SAMPLERS[sampler].draws_noise else None,
     )
     # ddim ends, as Stable Diffusion's own, at the noise level of the first timestep, 0.029, and not at none
@@ -187,7 +191,7 @@ def test_prompts_of_different_length_are_guided_without_padding(model):
 
     family, unet = model.identified.family, model.components["unet"]
     long, short = (
-        encode(model.components["text_encoder"], family, tokenize(default_tokenizer(), family, [text]))
+        encode([model.components["text_encoder"]], family, tokenize(default_tokenizer(), family, [text]))
         for text in (LONG, "")
     )
     noise = starting_noise([torch.Generator().manual_seed(0)], 64, 64)
@@ -196,11 +200,11 @@ def test_prompts_of_different_length_are_guided_without_padding(model):
     timestep = scheduler.timesteps[0]
     with torch.no_grad():
         without, with_prompt = (
-            unet(noise, timestep, encoder_hidden_states=context).sample for context in (short, long)
+            unet(noise, timestep, encoder_hidden_states=told.context).sample for told in (short, long)
         )
     expected = scheduler.step(without + 3.0 * (with_prompt - without), timestep, noise).prev_sample
     torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
-    assert long.shape[1] == 2 * short.shape[1]
+    assert long.context.shape[1] == 2 * short.context.shape[1]
 
 
 @pytest.mark.parametrize("scale", [0.0, 1.0])

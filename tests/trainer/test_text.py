@@ -1,22 +1,20 @@
 from __future__ import annotations
 
-from types import SimpleNamespace
-
 import pytest
 import torch
 
+from dreambooth.trainer.families import FAMILIES
 from dreambooth.trainer.text import (
     count_chunks,
     encode,
-    skipped_layers,
     split_prompt,
     tokenize,
     tokens_cut,
+    unused_modules,
 )
 from dreambooth.trainer.tokenizer import default_tokenizer
 
-SD1 = SimpleNamespace(pad_token="end", clip_skip=True)
-SD2 = SimpleNamespace(pad_token="0", clip_skip=False)
+SD1, SD2, SDXL = (FAMILIES[name] for name in ("sd1", "sd2", "sdxl"))
 DOG, COMMA, START, END = 1929, 267, 49406, 49407
 
 
@@ -141,7 +139,7 @@ def test_the_encoding_equals_the_definition_at_every_clip_skip(
 ):
     ids = tokenize(tokenizer, rules, ["a dog", dogs(80)])
     with torch.no_grad():
-        found = encode(text_encoder, rules, ids, clip_skip=clip_skip)
+        found = encode([text_encoder], rules, ids, clip_skip=clip_skip).context
         expected = [
             torch.cat([by_hand(text_encoder, chunk[None], layers)[0] for chunk in row]) for row in ids
         ]
@@ -151,11 +149,11 @@ def test_the_encoding_equals_the_definition_at_every_clip_skip(
 
 def test_the_skipped_layers_are_those_that_get_no_gradient(tokenizer, text_encoder):
     ids = tokenize(tokenizer, SD1, ["a dog"])
-    encode(text_encoder, SD1, ids, clip_skip=2).square().sum().backward()
+    encode([text_encoder], SD1, ids, clip_skip=2).context.square().sum().backward()
     model = getattr(text_encoder, "text_model", text_encoder)
     without = [layer for layer in model.encoder.layers if layer.mlp.fc1.weight.grad is None]
-    assert without == skipped_layers(text_encoder, SD1, 2) == [model.encoder.layers[2]]
-    assert skipped_layers(text_encoder, SD1, 1) == skipped_layers(text_encoder, SD2, 2) == []
+    assert without == unused_modules([text_encoder], SD1, 2) == [model.encoder.layers[2]]
+    assert unused_modules([text_encoder], SD1, 1) == unused_modules([text_encoder], SD2, 2) == []
 
 
 @pytest.mark.parametrize("clip_skip", [1, 2])
@@ -164,7 +162,7 @@ def test_gradient_checkpointing_changes_no_gradient(tokenizer, text_encoder, cli
 
     def gradient():
         text_encoder.zero_grad()
-        encode(text_encoder, SD1, ids, clip_skip=clip_skip).square().sum().backward()
+        encode([text_encoder], SD1, ids, clip_skip=clip_skip).context.square().sum().backward()
         return {
             name: value.grad.clone()
             for name, value in text_encoder.named_parameters()
@@ -183,9 +181,9 @@ def test_gradient_checkpointing_changes_no_gradient(tokenizer, text_encoder, cli
 def test_autocast_on_a_cpu_leaves_the_encoder_in_float32(tokenizer, text_encoder):
     ids = tokenize(tokenizer, SD1, ["a dog"])
     with torch.no_grad():
-        full = encode(text_encoder, SD1, ids)
+        full = encode([text_encoder], SD1, ids).context
         with torch.autocast("cpu", torch.bfloat16):
-            assert torch.equal(encode(text_encoder, SD1, ids), full)
+            assert torch.equal(encode([text_encoder], SD1, ids).context, full)
 
 
 @pytest.mark.gpu
@@ -194,7 +192,7 @@ def test_autocast_on_a_card_stays_near_full_precision(tokenizer, text_encoder):
         pytest.skip("needs a CUDA card")
     ids = tokenize(tokenizer, SD1, ["a dog"]).cuda()
     with torch.no_grad():
-        full = encode(text_encoder.cuda(), SD1, ids)
+        full = encode([text_encoder.cuda()], SD1, ids).context
         with torch.autocast("cuda", torch.float16):
-            half = encode(text_encoder, SD1, ids)
+            half = encode([text_encoder], SD1, ids).context
     assert 0 < (full - half.float()).abs().max() < 0.1

@@ -1,6 +1,7 @@
 import pytest
 import torch
 
+from dreambooth.trainer.embeddings import Embeddings
 from dreambooth.trainer.store import TensorStore
 from dreambooth.trainer.text_cache import CachedText, LiveText, TextEncoder, TokenText
 
@@ -13,16 +14,16 @@ class Counting:
     def __init__(self) -> None:
         self.asked: list[str] = []
 
-    def __call__(self, text: str) -> torch.Tensor:
+    def __call__(self, text: str) -> Embeddings:
         self.asked.append(text)
-        return torch.full((77, 4), float(len(text)))
+        return Embeddings(torch.full((77, 4), float(len(text))))
 
 
 def test_each_caption_is_encoded_once_and_batches_are_looked_up():
     encode = Counting()
     source = CachedText(["a", "bbb", "", "a"], TextEncoder("id", encode), CPU)
     assert encode.asked == ["a", "bbb", ""]
-    batch = source.batch(["", "bbb", "", "a"])
+    batch = source.batch(["", "bbb", "", "a"]).context
     assert batch.shape == (4, 77, 4)
     assert batch[:, 0, 0].tolist() == [0, 3, 0, 1]
     assert encode.asked == ["a", "bbb", ""]
@@ -37,7 +38,7 @@ def test_what_is_stored_is_not_encoded_again_unless_the_encoder_is_another(tmp_p
     )
     assert encode.asked == ["a", "b", "c"]
     assert progress == [(0, 1), (1, 1)]
-    assert again.batch(["b", "c"])[:, 0, 0].tolist() == [1, 1]
+    assert again.batch(["b", "c"]).context[:, 0, 0].tolist() == [1, 1]
     CachedText(["a", "b"], TextEncoder("two", encode), CPU, store=store)
     assert encode.asked == ["a", "b", "c", "a", "b"]
 
@@ -59,7 +60,7 @@ def test_live_text_gives_the_same_as_cached():
     encode = Counting()
     live = LiveText(TextEncoder("id", encode), CPU)
     cached = CachedText(["a", "bb"], TextEncoder("id", encode), CPU)
-    assert torch.equal(live.batch(["bb", "a", "bb"]), cached.batch(["bb", "a", "bb"]))
+    assert torch.equal(*(source.batch(["bb", "a", "bb"]).context for source in (live, cached)))
     assert encode.asked.count("bb") == 2  # once each
 
 

@@ -19,6 +19,7 @@ from dreambooth.trainer.captions import Variation
 from dreambooth.trainer.dataset import Augmentation, DataPlan, plan_data
 from dreambooth.trainer.draws import words
 from dreambooth.trainer.ema import EMA
+from dreambooth.trainer.embeddings import Embeddings
 from dreambooth.trainer.encoding import LaterText
 from dreambooth.trainer.engine import Denoiser, TextEncoderSpan, TrainingEngine
 from dreambooth.trainer.families import FAMILIES
@@ -111,7 +112,7 @@ def made_up_latents() -> Latents:
 def embed(encoder: torch.nn.Module, caption: str, clip_skip: int = 1, chunks: int = 1) -> torch.Tensor:
     """The embedding (chunks * 77, width) that the encoder gives now."""
     with torch.no_grad():
-        return text.encode(encoder, SD1, tokenize(caption, chunks)[None], clip_skip=clip_skip)[0]
+        return text.encode([encoder], SD1, tokenize(caption, chunks)[None], clip_skip=clip_skip).context[0]
 
 
 @dataclass
@@ -183,8 +184,8 @@ def make_rig(folder: Path, **changes: Any) -> Rig:
         module.requires_grad_(name in options.trained).train(name in options.trained)
     trains_text = "text_encoder" in options.trained
     if trains_text:
-        for layer in text.skipped_layers(encoder, SD1, options.clip_skip):
-            layer.requires_grad_(False)
+        for unused in text.unused_modules([encoder], SD1, options.clip_skip):
+            unused.requires_grad_(False)
     if options.checkpointing:
         unet.train().enable_gradient_checkpointing()  # type: ignore[operator]
         if trains_text:
@@ -197,7 +198,7 @@ def make_rig(folder: Path, **changes: Any) -> Rig:
     embedded: list[str] = []
     batches = _batches(encoder, options, trains_text, embedded)
     engine = TrainingEngine(
-        Denoiser(unet, encoder if trains_text else None, SD1, options.clip_skip),
+        Denoiser(unet, [encoder] if trains_text else [], SD1, options.clip_skip),
         stepper,
         Objective("epsilon", scaled_linear_alphas_cumprod(), snr_gamma=options.snr_gamma),
         batches,
@@ -261,9 +262,9 @@ def _batches(
 ) -> StepBatches:
     plan = data_plan(batch=options.batch)
 
-    def encode(caption: str) -> torch.Tensor:
+    def encode(caption: str) -> Embeddings:
         embedded.append(caption)
-        return embed(encoder, caption, options.clip_skip, options.chunks)
+        return Embeddings(embed(encoder, caption, options.clip_skip, options.chunks))
 
     captions = plan.captions()
     assert captions is not None
