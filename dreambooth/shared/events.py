@@ -129,11 +129,12 @@ def read_events(path: Path, offset: int = 0) -> tuple[list[Event], int]:
     except FileNotFoundError:
         return [], offset
     whole = content[: content.rfind(b"\n") + 1]
-    events = [event for line in whole.split(b"\n") if (event := _parse(line)) is not None]
+    events = [event for line in whole.split(b"\n") if (event := parse_event(line)) is not None]
     return events, offset + len(whole)
 
 
-def _parse(line: bytes) -> Event | None:
+def parse_event(line: bytes) -> Event | None:
+    """One line as an event, None if it is none."""
     try:
         content = json.loads(line)
     except (ValueError, RecursionError):

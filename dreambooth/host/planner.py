@@ -1,0 +1,136 @@
+"""Asks the trainer for what only it can know: the plan of a form, and what a model file is.
+
+Each question is a short process of the trainer's. Of plans only the newest matters: an older one that is still
+being made is ended.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import tempfile
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from .. import detached
+from ..shared.errors import DreamboothError, InputError
+from . import endings
+from .answers import Conflict
+from .jobs import Trainer
+
+PATIENCE = 180.0
+
+
+class Planner:
+    """`trainer` says how a trainer is started; it raises DreamboothError while that cannot be."""
+
+    def __init__(self, trainer: Callable[[], Trainer]) -> None:
+        self._trainer = trainer
+        self._lock = threading.Lock()
+        self._newest = 0
+        self._running: subprocess.Popen[bytes] | None = None
+        self._inspected: dict[tuple[str, int, int], dict[str, Any]] = {}
+
+    def plan(self, config: str) -> dict[str, Any]:
+        """The plan of a config (YAML). Raises InputError with what is wrong in it, Conflict if a newer one was asked
+        for meanwhile, DreamboothError where there is no trainer to ask."""
+        trainer = self._trainer()
+        with self._lock:
+            self._newest += 1
+            number, older = self._newest, self._running
+        if older is not None:
+            _end(older)
+        with tempfile.TemporaryDirectory(prefix="dreambooth-plan-", ignore_cleanup_errors=True) as folder:
+            path = Path(folder) / "form.yaml"
+            path.write_text(config, encoding="utf-8")
+            return self._ask(trainer, ["plan", str(path), "--json"], number=number, form=str(path))
+
+    def inspect(self, path: Path) -> dict[str, Any]:
+        """What a model file is, remembered while the file is the same. Raises like `plan`."""
+        try:
+            about = path.stat()
+        except OSError as error:
+            raise InputError(
+                "there is no such file", where=str(path), remedy="list the models again"
+            ) from error
+        key = (str(path), about.st_size, about.st_mtime_ns)
+        if key not in self._inspected:
+            self._inspected[key] = self._ask(self._trainer(), ["inspect", str(path), "--json", "--no-hash"])
+        return self._inspected[key]
+
+    def _ask(
+        self, trainer: Trainer, arguments: list[str], *, number: int = 0, form: str = ""
+    ) -> dict[str, Any]:
+        try:
+            process = _start(trainer, arguments)
+        except OSError as error:
+            raise DreamboothError(
+                f"the trainer cannot be started ({error.strerror or error})", where=trainer.command[0],
+                remedy="make the environment again",
+            ) from error  # fmt: skip
+        if number:
+            self._register(number, process)
+        try:
+            printed, told = process.communicate(timeout=PATIENCE)
+        except subprocess.TimeoutExpired as error:
+            _end(process)
+            raise DreamboothError(
+                f"no answer in {PATIENCE:.0f} seconds",
+                remedy="is the photos' folder on a slow or sleeping disk?",
+            ) from error
+        finally:
+            _end(process)
+        if number and number != self._newest:
+            raise Conflict("a newer form is being planned", remedy="wait for its plan")
+        return _answer(printed, told.decode("utf-8", "replace"), process.returncode, form)
+
+    def _register(self, number: int, process: subprocess.Popen[bytes]) -> None:
+        with self._lock:
+            if number == self._newest:
+                self._running = process
+                return
+        _end(process)
+
+
+def _start(trainer: Trainer, arguments: list[str]) -> subprocess.Popen[bytes]:
+    return subprocess.Popen(
+        [*trainer.command, *arguments], env=dict(trainer.environ), cwd=trainer.cwd, stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, **detached.options(),
+    )  # fmt: skip
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    """Ends a process of ours with all that it started; one that has ended is left alone."""
+    if process.poll() is not None:
+        return
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+        os.killpg(process.pid, signal.SIGKILL) if os.name == "posix" else process.kill()
+
+
+def _answer(printed: bytes, told: str, code: int, form: str) -> dict[str, Any]:
+    try:
+        answer = json.loads(printed)
+    except ValueError:
+        answer = None
+    if not isinstance(answer, dict):
+        raise _unreadable(told, code, form)
+    if "error" in answer:
+        about = {name: str(answer["error"].get(name) or "") for name in ("text", "where", "remedy")}
+        where = "" if about["where"] == form else about["where"]
+        raise InputError(about["text"], where=where, remedy=about["remedy"], setting=where)
+    return answer
+
+
+def _unreadable(told: str, code: int, form: str) -> DreamboothError:
+    """No JSON: the trainer's own message, or the last words of what went wrong in it."""
+    with tempfile.TemporaryDirectory(prefix="dreambooth-", ignore_cleanup_errors=True) as folder:
+        log = Path(folder) / "log.txt"
+        log.write_text(told, encoding="utf-8")
+        ending = endings.ending_of(log, code=code)
+    text = ending.text.removeprefix(f"{form}: ") if form else ending.text
+    return endings.as_error(endings.Ending(text, ending.remedy, ending.where), code=code)

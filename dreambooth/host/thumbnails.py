@@ -1,0 +1,143 @@
+"""Small pictures of photos that the page may show, made when they are asked for and kept.
+
+An address of one is a random-looking name that only we can make, not a path.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import io
+import os
+import threading
+import warnings
+from collections import OrderedDict
+from dataclasses import dataclass
+from pathlib import Path
+
+from PIL import Image, ImageOps
+
+from ..shared.errors import InputError
+from ..shared.paths import write_whole
+from .answers import NotFound
+
+SIDE = 256
+MOST_PIXELS = 120_000_000
+MOST_BYTES = 100 << 20
+FORMATS = {"JPEG": ".jpg", "PNG": ".png", "WEBP": ".webp", "BMP": ".bmp"}
+_KNOWN = 20_000
+_KEPT_FILES = 5_000
+
+
+@dataclass(frozen=True)
+class Size:
+    """A photo's size as it is shown, in pixels, and its format."""
+
+    width: int
+    height: int
+    format: str
+
+
+def look_at(source: Path | bytes) -> Size:
+    """The size of an image, read from its head alone: nothing is decoded. Raises InputError if it is none that can be
+    used, or would need too much memory."""
+    length = len(source) if isinstance(source, bytes) else source.stat().st_size
+    if length > MOST_BYTES:
+        raise InputError(f"is larger than {MOST_BYTES >> 20} MB", remedy="save it smaller")
+    with opened(source) as image:
+        width, height = image.size
+        if image.format not in FORMATS:
+            raise InputError("is none of JPEG, PNG, WebP and BMP", remedy="save it as JPEG or PNG")
+        turned = image.getexif().get(0x0112, 1) in (5, 6, 7, 8)
+        return Size(*((height, width) if turned else (width, height)), str(image.format))
+
+
+@contextlib.contextmanager
+def opened(source: Path | bytes):  # type: ignore[no-untyped-def]  # noqa: ANN201
+    """An image that is open and not decoded. Raises InputError for what is no image, or one of too many pixels."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # Pillow warns of many pixels; we refuse them
+            image = Image.open(
+                io.BytesIO(source) if isinstance(source, bytes) else source, formats=tuple(FORMATS)
+            )
+            with image:
+                if image.size[0] * image.size[1] > MOST_PIXELS:
+                    raise InputError(
+                        f"has {image.size[0]} × {image.size[1]} pixels, which is too many",
+                        remedy="save it smaller",
+                    )
+                yield image
+    except InputError:
+        raise
+    except Exception as error:
+        # Pillow's decoders raise nearly anything for a broken file
+        raise InputError(
+            "is no image that can be read", remedy="open it in a viewer, and save it anew"
+        ) from error
+
+
+class Thumbnails:
+    """Small JPEGs in `folder`, which may be deleted at any time."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._paths: OrderedDict[str, Path] = OrderedDict()
+        self._secret = os.urandom(16)
+        self._lock = threading.Lock()
+
+    def name(self, path: Path) -> str:
+        """The name under which `path`'s small picture can be asked for, as long as this process lives."""
+        about = path.stat()
+        text = f"{path}\0{about.st_mtime_ns}\0{about.st_size}"
+        name = hashlib.blake2b(
+            text.encode(errors="surrogatepass"), key=self._secret, digest_size=16
+        ).hexdigest()
+        with self._lock:
+            self._paths[name] = path
+            self._paths.move_to_end(name)
+            while len(self._paths) > _KNOWN:
+                self._paths.popitem(last=False)
+        return name
+
+    def picture(self, name: str) -> bytes:
+        """The JPEG of that name. Raises NotFound for a name that was never given, InputError for a broken photo."""
+        with self._lock:
+            path = self._paths.get(name)
+        if path is None:
+            raise NotFound("there is no such picture", remedy="look at the folder again")
+        try:
+            about = path.stat()
+            known = f"{path}\0{about.st_mtime_ns}\0{about.st_size}".encode(errors="surrogatepass")
+            kept = self.folder / f"{hashlib.blake2b(known, digest_size=16).hexdigest()}.jpg"
+            with contextlib.suppress(FileNotFoundError):
+                return kept.read_bytes()
+            made = make(path)
+        except OSError as error:
+            raise NotFound("the photo is gone", remedy="look at the folder again") from error
+        with contextlib.suppress(OSError):
+            self.folder.mkdir(parents=True, exist_ok=True)
+            write_whole(kept, made)
+        return made
+
+    def sweep(self) -> None:
+        """Forgets the oldest of too many."""
+        with contextlib.suppress(OSError):
+            files = sorted(self.folder.glob("*.jpg"), key=lambda path: path.stat().st_mtime)
+            for path in files[:-_KEPT_FILES]:
+                path.unlink(missing_ok=True)
+
+
+def make(path: Path) -> bytes:
+    """A JPEG of at most SIDE pixels, upright as the camera meant it. Raises InputError for what is no image."""
+    with opened(path) as image:
+        image.draft("RGB", (SIDE * 2, SIDE * 2))
+        image.thumbnail((SIDE, SIDE), reducing_gap=2.0)
+        upright = ImageOps.exif_transpose(image) or image
+        if upright.mode in ("RGBA", "LA", "P", "PA"):
+            upright = upright.convert("RGBA")
+            ground = Image.new("RGBA", upright.size, "white")
+            upright = Image.alpha_composite(ground, upright)
+        made = io.BytesIO()
+        upright.convert("RGB").save(made, "JPEG", quality=80)
+        return made.getvalue()

@@ -1,0 +1,214 @@
+"""Photos: those that are dropped into the page, kept in sets of our own, and folders of the user that may be read.
+
+A file that comes in gets a name made from its content. What it was called is only compared and shown, never used
+as a path.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+import time
+import uuid
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from ..shared.errors import DreamboothError, InputError
+from ..shared.paths import file_name_problem, write_whole
+from ..shared.text_files import decode_text, read_text
+from .answers import NotFound
+from .folders import is_inside
+from .thumbnails import FORMATS, look_at
+
+MOST_FILES = 2_000
+MOST_ENTRIES = 20_000
+LONGEST_CAPTION = 20_000
+SUFFIXES = frozenset({*FORMATS.values(), ".jpeg"})
+_OWN_NAME = re.compile(r"^[0-9a-f]{24}\.(jpg|png|webp|bmp)$")
+
+
+@dataclass(frozen=True)
+class Incoming:
+    """A file as it came: `name` is what the sender calls it, `content` its bytes."""
+
+    name: str
+    content: bytes
+
+
+@dataclass(frozen=True)
+class Stored:
+    """What became of incoming files: the photos' new paths, and what was refused and why."""
+
+    folder: Path
+    files: list[Path]
+    refused: list[dict[str, str]]
+
+
+class Photos:
+    """Sets of photos, each a folder below `root`."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+
+    def set_folder(self, name: str) -> Path:
+        """The folder of a set; "" is a new one. Raises InputError for a name that is none of ours."""
+        if not name:
+            return self.root / f"photos-{time.strftime('%Y%m%d-%H%M%S')}-{uuid.uuid4().hex[:4]}"
+        problem = file_name_problem(name)
+        folder = self.root / name
+        if problem or folder.is_symlink() or not is_inside(folder, [self.root]):
+            raise InputError(
+                f"a set of photos cannot be called that: the name {problem or 'leads elsewhere'}",
+                where="folder", remedy="leave it empty for a new set",
+            )  # fmt: skip
+        return folder
+
+    def store(self, files: Iterable[Incoming], set_name: str = "") -> Stored:
+        """Takes photos and the captions beside them (`dog.txt` is `dog.jpg`'s) into a set."""
+        folder = self.set_folder(set_name)
+        captions: dict[str, Incoming] = {}
+        names: dict[str, Path] = {}
+        refused: list[dict[str, str]] = []
+        for one in files:
+            if _suffix(one.name) == ".txt":
+                captions[_stem(one.name)] = one
+                continue
+            try:
+                names[_stem(one.name)] = _keep(one, folder)
+            except InputError as error:
+                refused.append({"name": _shown(one.name), "why": f"{error.what}. {error.remedy}".strip()})
+        for stem, caption in captions.items():
+            why = _keep_caption(caption, names.get(stem))
+            if why:
+                refused.append({"name": _shown(caption.name), "why": why})
+        return Stored(folder, list(dict.fromkeys(names.values())), refused)
+
+    def remove(self, folder: Path, name: str) -> None:
+        """Removes a photo of a set, and its caption. Raises InputError for a folder that is none of ours."""
+        if folder.parent != self.root or folder.is_symlink():
+            raise InputError(
+                "photos are removed only from what was dropped into the page", where="path",
+                remedy="remove it from its folder yourself",
+            )  # fmt: skip
+        if not _OWN_NAME.match(name) or not (folder / name).is_file():
+            raise NotFound("there is no such photo", where="name", remedy="look at the folder again")
+        (folder / name).unlink(missing_ok=True)
+        (folder / name).with_suffix(".txt").unlink(missing_ok=True)
+
+
+def _keep(one: Incoming, folder: Path) -> Path:
+    if not one.content:
+        raise InputError("is empty")
+    size = look_at(one.content)
+    path = folder / f"{hashlib.sha256(one.content).hexdigest()[:24]}{FORMATS[size.format]}"
+    if not path.exists():
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            write_whole(path, one.content)
+        except OSError as error:
+            raise DreamboothError(
+                f"photos cannot be kept ({error.strerror})", where=str(folder), remedy="look at the disk"
+            ) from error
+    return path
+
+
+def _keep_caption(caption: Incoming, photo: Path | None) -> str:
+    """Keeps a caption beside its photo. Why not, if not."""
+    if photo is None:
+        return "is no photo, and there is no photo of that name beside it"
+    if len(caption.content) > LONGEST_CAPTION:
+        return "is too long for a caption"
+    try:
+        text = decode_text(caption.content)
+    except ValueError:
+        return "is no text"
+    write_whole(photo.with_suffix(".txt"), text.encode())
+    return ""
+
+
+def _leaf(name: str) -> str:
+    return re.split(r"[\\/]", name)[-1]
+
+
+def _suffix(name: str) -> str:
+    return PurePosixPath(_leaf(name)).suffix.lower()
+
+
+def _stem(name: str) -> str:
+    """To pair captions with photos: the whole name but its ending, folders and all."""
+    return name.removesuffix(PurePosixPath(_leaf(name)).suffix)
+
+
+def _shown(name: str) -> str:
+    leaf = _leaf(name) or name
+    return leaf if len(leaf) <= 80 else f"{leaf[:80]}…"
+
+
+def look(folder: Path, thumbnail: Callable[[Path], str]) -> dict[str, Any]:
+    """The photos of a folder and its subfolders, as the trainer would find them: `{path, count, files, problems}`.
+    Raises InputError if it is no folder that can be read."""
+    try:
+        if not folder.is_dir():
+            raise InputError("there is no such folder", where="path", remedy="check the path")
+        found = sorted(_images(folder))
+    except OSError as error:
+        raise InputError(
+            f"the folder cannot be read ({error.strerror})", where="path", remedy="change its permissions"
+        ) from error
+    files: list[dict[str, Any]] = []
+    problems: list[str] = []
+    for path in found[:MOST_FILES]:
+        about = _about(path, folder, thumbnail)
+        if isinstance(about, str):
+            problems.append(about)
+        else:
+            files.append(about)
+    if len(found) > MOST_FILES:
+        problems.append(f"only the first {MOST_FILES} of {len(found)} photos are shown")
+    return {"path": str(folder), "count": len(found), "files": files, "problems": problems}
+
+
+def _images(folder: Path) -> Iterator[Path]:
+    """Image files by their names, hidden ones left out; folders behind links are not entered."""
+    left = MOST_ENTRIES
+    for place, folders, names in os.walk(folder):
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        left -= len(names) + len(folders)
+        for name in names:
+            if not name.startswith(".") and PurePosixPath(name).suffix.lower() in SUFFIXES:
+                yield Path(place) / name
+        if left < 0:
+            return
+
+
+def _about(path: Path, folder: Path, thumbnail: Callable[[Path], str]) -> dict[str, Any] | str:
+    """What the page shows of one photo, or a sentence that says what is wrong with it."""
+    name = path.relative_to(folder).as_posix()
+    if not is_inside(path, [folder]):
+        return f"{name}: a link that leads out of the folder"
+    try:
+        if not path.is_file():
+            return f"{name}: is no file"
+        size = look_at(path)
+        return {
+            "name": name, "thumbnail": thumbnail(path), "width": size.width, "height": size.height,
+            "caption": _caption(path),
+        }  # fmt: skip
+    except InputError as error:
+        return f"{name}: {error.what}"
+    except OSError as error:
+        return f"{name}: cannot be read ({error.strerror})"
+
+
+def _caption(path: Path) -> str | None:
+    """The text beside a photo, None if there is none."""
+    beside = path.with_suffix(".txt")
+    try:
+        if not beside.is_file() or beside.stat().st_size > LONGEST_CAPTION:
+            return None
+        return read_text(beside).strip()[:2000]
+    except (OSError, InputError):
+        return None

@@ -1,0 +1,297 @@
+"""The live view of a run: its events read as they come, kept as the little that a page shows."""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from collections import OrderedDict
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ..shared.events import Event, parse_event
+from ..shared.runfolder import RunFolder, read_result
+from .chart import Chart
+from .endings import Ending, tail
+
+BUDGET = 0.010  # seconds that one look may spend on reading; the rest is read at the next
+BLOCK = 64 * 1024
+LARGEST = 48_000  # bytes of an answer to a poll
+LOG_LINES = 20
+_KEPT_RUNS = 16
+
+
+@dataclass
+class View:
+    """What a run's events say so far."""
+
+    run: RunFolder
+    offset: int = 0
+    torn: bytes = b""
+    plan: dict[str, Any] = field(default_factory=dict)
+    phase: dict[str, Any] = field(default_factory=lambda: {"name": "", "of": 0, "done": 0})
+    phases: list[dict[str, Any]] = field(default_factory=list)
+    now: dict[str, Any] = field(default_factory=dict)
+    chart: Chart = field(default_factory=Chart)
+    samples: dict[tuple[int, int], dict[str, Any]] = field(default_factory=dict)
+    exports: dict[str, dict[str, Any]] = field(default_factory=dict)
+    saved: dict[str, Any] | None = None
+    warnings: list[str] = field(default_factory=list)
+    error: dict[str, str] | None = None
+    acks: list[str] = field(default_factory=list)
+    ended: str = ""
+    changed: float = 0.0
+    lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def absorb(self, event: Event) -> None:
+        """One event more. Those that are not known change nothing."""
+        self.changed = event.time
+        known = getattr(self, f"_on_{event.name}", None)
+        if known is not None:
+            known(dict(event.fields))
+
+    def _on_plan(self, fields: dict[str, Any]) -> None:
+        self.plan, self.error, self.ended, self.now = fields, None, "", {}
+        self.warnings.clear()
+
+    def _on_phase(self, fields: dict[str, Any]) -> None:
+        name = str(fields.get("name", ""))
+        if name == "stopped":
+            self.ended = "stopped"
+        self.phase = {"name": name, "of": _count(fields.get("of")), "done": 0}
+        self.phases.append({**self.phase, "time": self.changed})
+
+    def _on_progress(self, fields: dict[str, Any]) -> None:
+        self.phase = {
+            "name": str(fields.get("name", "")),
+            "of": _count(fields.get("of")),
+            "done": _count(fields.get("done")),
+        }
+
+    def _on_step(self, fields: dict[str, Any]) -> None:
+        step = _count(fields.get("step"))
+        self.now = {**fields, "step": step, "of": _count(fields.get("of"))}
+        if self.phase["name"] == "training":
+            self.phase["done"] = step
+        self.chart.add(step, fields.get("loss"), fields.get("instance_loss"), fields.get("prior_loss"))
+
+    def _on_sample(self, fields: dict[str, Any]) -> None:
+        step, number = _count(fields.get("step")), _count(fields.get("number"))
+        self.samples[step, number] = {
+            "step": step, "index": number, "prompt": str(fields.get("prompt", "")), "seed": fields.get("seed"),
+            "file": Path(str(fields.get("path", "")).replace("\\", "/")).name,
+        }  # fmt: skip
+
+    def _on_checkpoint(self, fields: dict[str, Any]) -> None:
+        self.saved = {"step": _count(fields.get("step")), "time": self.changed}
+
+    def _on_exported(self, fields: dict[str, Any]) -> None:
+        path = str(fields.get("path", ""))
+        self.exports.pop(path, None)
+        self.exports[path] = {
+            "step": _count(fields.get("step")), "path": path, "name": _name(path), "sha256": fields.get("sha256")
+        }  # fmt: skip
+
+    def _on_warning(self, fields: dict[str, Any]) -> None:
+        text = str(fields.get("text", ""))
+        if text not in self.warnings:
+            self.warnings.append(text)
+
+    def _on_error(self, fields: dict[str, Any]) -> None:
+        self.ended = "failed"
+        self.error = {"text": str(fields.get("text", "")), "remedy": str(fields.get("remedy") or "")}
+
+    def _on_ack(self, fields: dict[str, Any]) -> None:
+        self.acks = [*self.acks[-19:], str(fields.get("id", ""))]
+
+    def _on_done(self, fields: dict[str, Any]) -> None:
+        self.ended, self.error = "finished", None
+
+    def read(self, *, budget: float = BUDGET) -> bool:
+        """Reads what is new, for `budget` seconds. Whether all of it was read. A file that became shorter is another
+        one, and read from its beginning."""
+        deadline = time.perf_counter() + budget
+        try:
+            with self.run.events.open("rb") as file:
+                if file.seek(0, 2) < self.offset + len(self.torn):
+                    self.__dict__.update(View(self.run, lock=self.lock).__dict__)
+                file.seek(self.offset + len(self.torn))
+                while block := file.read(BLOCK):
+                    self._take(self.torn + block)
+                    if time.perf_counter() > deadline:
+                        return file.read(1) == b""
+        except FileNotFoundError:
+            pass
+        return True
+
+    def _take(self, content: bytes) -> None:
+        end = content.rfind(b"\n") + 1
+        for line in content[:end].split(b"\n"):
+            event = parse_event(line)
+            if event is not None:
+                self.absorb(event)
+        self.offset += end
+        self.torn = content[end:]
+
+
+def _count(value: Any) -> int:
+    return value if isinstance(value, int) and not isinstance(value, bool) else 0
+
+
+def _name(path: str) -> str:
+    return Path(path.replace("\\", "/")).name
+
+
+class Watcher:
+    """Views of the runs that were looked at last. `ending_of` says why a run died that has no word of it in its
+    events, `is_starting` whether a trainer for it is on its way."""
+
+    def __init__(
+        self, ending_of: Callable[[RunFolder], Ending], is_starting: Callable[[RunFolder], bool]
+    ) -> None:
+        self._ending_of = ending_of
+        self._is_starting = is_starting
+        self._views: OrderedDict[Path, View] = OrderedDict()
+        self._lock = threading.Lock()
+        self._endings: dict[tuple[Path, int], dict[str, str]] = {}
+
+    def live(self, run: RunFolder, *, since: int | None = None, url: Callable[[str], str]) -> dict[str, Any]:
+        """What a poll is answered with, never more than LARGEST bytes of JSON. `url` gives a sample's address.
+        `chart` is None if nothing came since the offset `since`."""
+        view = self._view(run)
+        with view.lock:
+            whole = view.read()
+            state, error = self._state(view, whole)
+            now = view.now
+            answer: dict[str, Any] = {
+                "offset": view.offset,
+                "behind": not whole,
+                "state": state,
+                "phase": dict(view.phase),
+                "step": _count(now.get("step")) or _count((view.saved or {}).get("step")),
+                "of": _count(now.get("of")) or _count(view.plan.get("steps")),
+                **{name: now.get(name) for name in ("loss", "eta_s", "it_s", "memory_gb", "lr")},
+                "chart": None if since is not None and since == view.offset else view.chart.as_json(),
+                "saved": view.saved,
+                "samples": _samples(view, url, most=48, width=160),
+                "exports": list(view.exports.values())[-16:],
+                "warnings": [_cut(text, 400) for text in view.warnings[-10:]],
+                "error": error and {name: _cut(text, 1000) for name, text in error.items()},
+                "acks": list(view.acks),
+                "changed": view.changed,
+                "log": tail(run.log, LOG_LINES),
+                "result": read_result(run) if state == "finished" else None,
+            }
+        return _fitted(answer)
+
+    def summary(self, run: RunFolder, *, url: Callable[[str], str]) -> dict[str, Any]:
+        """Everything about a run but its chart."""
+        view = self._view(run)
+        with view.lock:
+            whole = view.read(budget=5.0)
+            state, error = self._state(view, whole)
+            return {
+                "name": run.name,
+                "path": str(run.path),
+                "state": state,
+                "step": _count(view.now.get("step")) or _count((view.saved or {}).get("step")),
+                "steps": _count(view.plan.get("steps")),
+                "changed": view.changed,
+                "plan": view.plan,
+                "phases": list(view.phases[-200:]),
+                "saved": view.saved,
+                "samples": _samples(view, url, most=2000, width=2000),
+                "exports": list(view.exports.values()),
+                "warnings": list(view.warnings),
+                "error": error,
+                "result": read_result(run) or None,
+            }
+
+    def exports(self, run: RunFolder) -> list[dict[str, Any]]:
+        """The checkpoints that a run has written so far, in the order of writing."""
+        view = self._view(run)
+        with view.lock:
+            view.read(budget=5.0)
+            return list(view.exports.values())
+
+    def forget(self, run: RunFolder) -> None:
+        """Lets go of a run that was deleted."""
+        with self._lock:
+            self._views.pop(run.path, None)
+
+    def _view(self, run: RunFolder) -> View:
+        with self._lock:
+            view = self._views.setdefault(run.path, View(run))
+            self._views.move_to_end(run.path)
+            while len(self._views) > _KEPT_RUNS:
+                self._views.popitem(last=False)
+            return view
+
+    def _state(self, view: View, whole: bool) -> tuple[str, dict[str, str] | None]:
+        """running, finished, stopped, failed or interrupted; and what went wrong."""
+        if view.run.is_alive() or self._is_starting(view.run):
+            return "running", None
+        if not whole:
+            return "running", None
+        view.read()  # its last words may have come between the first look and its end
+        if view.ended:
+            return view.ended, view.error
+        key = (view.run.path, view.offset)
+        if key not in self._endings:
+            ending = self._ending_of(view.run)
+            self._endings[key] = {"text": ending.text, "remedy": ending.remedy}
+        return "interrupted", self._endings[key]
+
+
+def _samples(view: View, url: Callable[[str], str], *, most: int, width: int) -> list[dict[str, Any]]:
+    """Sample pictures by step; where there are too many, those of the untrained model, the newest, and some of those
+    between, evenly."""
+    steps = sorted({step for step, _ in view.samples})
+    each = max(1, max((sum(1 for one, _ in view.samples if one == step) for step in steps[:3]), default=1))
+    room = max(2, most // each)
+    if len(steps) > room:
+        last = len(steps) - 1
+        steps = sorted({steps[round(index * last / (room - 1))] for index in range(room)})
+    chosen = set(steps)
+    found = [sample for key, sample in sorted(view.samples.items()) if key[0] in chosen]
+    return [
+        {**{name: value for name, value in one.items() if name != "file"},
+         "prompt": _cut(one["prompt"], width), "url": url(one["file"])}
+        for one in found[-max(most, each):]
+    ]  # fmt: skip
+
+
+def _cut(text: str, width: int) -> str:
+    return text if len(text) <= width else f"{text[:width]}…"
+
+
+def _fitted(answer: dict[str, Any]) -> dict[str, Any]:
+    """The answer within LARGEST bytes: what is long gives way, the oldest first."""
+    for name in ("log", "warnings", "samples", "exports", "samples"):
+        if _size(answer) <= LARGEST:
+            break
+        answer[name] = answer[name][-max(1, len(answer[name]) // 4) :]
+    return answer
+
+
+def _size(answer: dict[str, Any]) -> int:
+    return len(json.dumps(answer, ensure_ascii=False, default=str).encode(errors="replace"))
+
+
+def read_page(run: RunFolder, offset: int, limit: int) -> dict[str, Any]:
+    """Raw events from byte `offset` on, at most `limit` and at most some hundred kilobytes: `{events, offset, more}`."""
+    try:
+        with run.events.open("rb") as file:
+            size = file.seek(0, 2)
+            offset = offset if offset <= size else 0
+            file.seek(offset)
+            content = file.read(BLOCK * 8)
+    except FileNotFoundError:
+        return {"events": [], "offset": offset, "more": False}
+    lines = content[: content.rfind(b"\n") + 1].split(b"\n")[:-1][:limit]
+    after = offset + sum(len(line) + 1 for line in lines)
+    events = [event for line in lines if (event := parse_event(line)) is not None]
+    plain = [{**event.fields, "time": event.time, "event": event.name} for event in events]
+    return {"events": plain, "offset": after, "more": after < size and bool(lines)}
