@@ -105,10 +105,11 @@ def start(environ: Mapping[str, str] = os.environ) -> subprocess.Popen[bytes] | 
 
     Raises DreamboothError where it cannot even be started: nothing can be written, or this Python cannot serve.
     """
-    state = look(environ)
-    if state.name in ("ready", "making"):
+    if environment.forced():  # raises where it is wrong: no making would mend that
         return None
     host = overlay.running_host()
+    if look(environ).name in ("ready", "making"):
+        return None
     files = _files(host)
     own = environment.clean_environ(environ, from_host=True)
     own |= {name: value for name, value in environ.items() if name.upper().startswith("PIP_")}

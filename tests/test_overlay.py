@@ -2,68 +2,14 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
-from fake_clone import Clone, package_files, write_wheel
+from fake_webui import HOST, FakeWebUI, install
 
 from dreambooth import environment, overlay, pins
 from dreambooth.shared.errors import DreamboothError
-
-# What the WebUI v1.10.1 has, of what the trainer uses.
-HOST = {
-    "torch": ("2.1.2+cu121", "torch"),
-    "numpy": ("1.26.2", "numpy"),
-    "transformers": ("4.30.2", "transformers"),
-    "accelerate": ("0.21.0", "accelerate"),
-    "safetensors": ("0.4.2", "safetensors"),
-    "tokenizers": ("0.13.3", "tokenizers"),
-    "pillow": ("9.5.0", "PIL"),
-    "omegaconf": ("2.2.3", "omegaconf"),
-    "psutil": ("5.9.5", "psutil"),
-    "open_clip_torch": ("2.20.0", "open_clip"),
-    "gradio": ("3.41.2", "gradio"),
-}
-
-
-def install(site_packages: Path, name: str, version: str, module: str) -> None:
-    for path in site_packages.glob(f"{name}-*.dist-info"):
-        shutil.rmtree(path)
-    for path, text in package_files(name, version, module).items():
-        target = site_packages / path
-        target.parent.mkdir(parents=True, exist_ok=True)
-        target.write_text(text, encoding="utf-8")
-
-
-class FakeWebUI:
-    """A WebUI's environment with packages of a few bytes, and a clone of this project as its extension."""
-
-    def __init__(self, place: Path) -> None:
-        base = getattr(sys, "_base_executable", sys.executable)
-        folder = place / "WebUI mit Ä"
-        subprocess.run([base, "-m", "venv", "--without-pip", folder], check=True)
-        self.python = environment.python_in(folder)
-        asking = [self.python, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))"]
-        self.site_packages = Path(subprocess.run(asking, capture_output=True, text=True).stdout.strip())
-        for name, (version, module) in HOST.items():
-            install(self.site_packages, name, version, module)
-        wheels = place / "wheels"
-        newer = pins.set_for("2.1.2") | {"torch": "2.15.0", "numpy": "2.4.6", "platformdirs": "4.0"}
-        for library in pins.LIBRARIES:
-            write_wheel(wheels, library.name, newer[library.name], library.module)
-        self.clone = Clone(place / "extension", wheels)
-
-    def run(self, code: str) -> subprocess.CompletedProcess[str]:
-        """Runs code in the WebUI's Python, as install.py is."""
-        start = (
-            "import json, sys; sys.path.insert(0, sys.argv[1]); from dreambooth import environment, overlay\n"
-            "host = overlay.running_host()\n"
-        )
-        command = [self.python, "-c", start + code, self.clone.folder]
-        return subprocess.run(command, env=self.clone.environ, capture_output=True, encoding="utf-8")
 
 
 @pytest.fixture(scope="module")
@@ -123,10 +69,15 @@ def test_a_check_finds_it_again_and_a_changed_webui_is_noticed_and_mended(webui:
     assert webui.run(find).stdout == "True\n"
     install(webui.site_packages, "pillow", "10.0.0", "PIL")
     assert webui.run(find).stdout == "False\n"
+    (before,) = webui.clone.environments
+    (before / "a running training").touch()
     done = webui.run("print(overlay.ensure(host, say=environment.tell).stamp['reused']['pillow'])")
     assert done.stdout == "10.0.0\n"
     assert "pillow was 9.5.0 and is 10.0.0" in done.stderr
     assert webui.run(find).stdout == "True\n"
+    assert (before / "a running training").exists() and len(webui.clone.environments) == 2
+    install(webui.site_packages, "pillow", "9.5.0", "PIL")  # and back: the first one fits again
+    assert webui.run("print(overlay.find(host).folder.name)").stdout.strip() == before.name
 
 
 def _host(**packages: str) -> overlay.Host:

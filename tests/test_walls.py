@@ -13,7 +13,10 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "dreambooth"
 # What runs before there is an environment, and whatever of ours they may lean on.
-BARE = ("__main__", "environment", "lean", "making", "overlay", "pins", "pipfailure", "torchbuild")
+BARE = (
+    *("__main__", "detached", "environment", "installing", "lean", "making", "overlay", "pins", "pipfailure"),
+    "torchbuild",
+)
 BARE_SHARED = ("shared.errors", "shared.lock")
 
 

@@ -63,21 +63,19 @@ def app_started(app: Any) -> None:
 
 def _add_explanation(app: Any, error: Exception) -> None:
     """In place of all routes: why there are none."""
-    from fastapi import Request
     from fastapi.responses import JSONResponse
 
     from . import access
 
     text = f"the extension's routes cannot be added: {type(error).__name__}: {error}"
 
-    def explain(request: Request) -> JSONResponse:
+    def explain(request: Any) -> Any:
         access.check(request, app)
         body = {"text": text, "where": "", "remedy": "update the extension and the WebUI, and restart it"}
         return JSONResponse({"error": body}, status_code=503)
 
-    explain.__annotations__["request"] = Request
-    methods = ["GET", "POST", "DELETE"]
-    app.add_api_route(PREFIX + "/{rest:path}", explain, methods=methods, include_in_schema=False)
+    # a route of starlette's, since fastapi would want to understand the annotations
+    app.add_route(PREFIX + "/{rest:path}", explain, methods=["GET", "POST", "DELETE"])
 
 
 def busy_reason() -> str:

@@ -117,7 +117,7 @@ def is_held(path: Path, *, looks: int = 3) -> bool:
     """
     try:
         file = _open(path, os.O_RDONLY)
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return False
     except PermissionError:  # not even ours to read; Windows says the same of a file that is being deleted
         return True
