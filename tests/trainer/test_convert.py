@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 from checkpoints import same, write
-from ldm_layout import TINY_SD1, TINY_SD2, tensors
+from ldm_layout import TINY_SD1, TINY_SD2, TINY_SDXL, tensors
 
 from dreambooth.shared.errors import DreamboothError, InputError
 from dreambooth.trainer.convert import convert
@@ -19,6 +19,7 @@ LAYOUTS = {
     "sd1-inpaint": replace(TINY_SD1, in_channels=9),
     "sd2": TINY_SD2,
     "sd2-inpaint": replace(TINY_SD2, in_channels=9),
+    "sdxl": TINY_SDXL,
 }
 
 
@@ -62,7 +63,7 @@ def test_file_to_folder_to_file_is_equal_bit_for_bit(tmp_path, family, suffix):
 
 
 @pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction"])
-@pytest.mark.parametrize("family", ["sd1", "sd2"])
+@pytest.mark.parametrize("family", ["sd1", "sd2", "sdxl"])
 def test_the_prediction_type_survives_every_form(tmp_path, family, prediction_type):
     path = write(tmp_path / "a.safetensors", tensors(LAYOUTS[family]))
     first = convert(path, tmp_path / "folder", prediction_type=prediction_type)
@@ -72,6 +73,41 @@ def test_the_prediction_type_survives_every_form(tmp_path, family, prediction_ty
         assert report.identified.prediction_type == prediction_type
     assert "scheduler" in second.identified.told_by
     assert (tmp_path / "c.yaml").exists() == (family == "sd2" or prediction_type == "v_prediction")
+
+
+V_SDXL = {**tensors(TINY_SDXL, dtype=torch.float16), "v_pred": torch.empty(0), "ztsnr": torch.empty(0)}
+
+
+@pytest.mark.parametrize("suffix", [".safetensors", ".ckpt"])
+def test_marks_of_v_prediction_and_zero_terminal_snr_survive_every_form(tmp_path, suffix):
+    path = write(tmp_path / f"a{suffix}", V_SDXL)
+    there = convert(path, tmp_path / "folder")
+    back = convert(tmp_path / "folder", tmp_path / f"b{suffix}")
+    assert unchanged(back.files[0], V_SDXL) and not [note for note in back.notes if "added" in note]
+    for report in (there, back):
+        assert report.identified.prediction_type == "v_prediction" and report.identified.zero_terminal_snr
+    (beside,) = back.files[1:]
+    assert beside == tmp_path / "b.yaml" and "VScaling" in beside.read_text()
+
+
+@pytest.mark.parametrize("suffix", [".safetensors", ".ckpt"])
+def test_a_v_sdxl_without_its_marks_gets_them_and_that_is_said(tmp_path, suffix):
+    weights = tensors(TINY_SDXL)
+    path = write(tmp_path / "a.safetensors", weights)
+    report = convert(path, tmp_path / f"b{suffix}", prediction_type="v_prediction")
+    found = open_weights(report.files[0])
+    assert list(found.tensors) == [*weights, "v_pred"]
+    assert any("added" in note and "v_pred" in note for note in report.notes)
+    (tmp_path / "b.yaml").unlink()
+    again = convert(report.files[0], tmp_path / "c.ckpt").identified
+    assert again.prediction_type == "v_prediction"
+
+
+def test_marks_that_are_not_true_are_left_out_and_that_is_said(tmp_path):
+    path = write(tmp_path / "a.safetensors", V_SDXL)
+    report = convert(path, tmp_path / "b.safetensors", prediction_type="epsilon")
+    assert set(V_SDXL) - set(open_weights(report.files[0]).tensors) == {"v_pred", "ztsnr"}
+    assert any("left out" in note and "v_pred, ztsnr" in note for note in report.notes)
 
 
 def test_file_to_file_changes_the_format_alone(tmp_path):

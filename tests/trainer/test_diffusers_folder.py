@@ -1,9 +1,10 @@
 import json
+import shutil
 
 import pytest
 import torch
 from checkpoints import same, write
-from ldm_layout import TINY_SD1, TINY_SD2, tensors
+from ldm_layout import TINY_SD1, TINY_SD2, TINY_SDXL, tensors
 from safetensors.torch import load_file, save_file
 
 from dreambooth.shared.errors import InputError
@@ -14,9 +15,10 @@ from dreambooth.trainer.weights import open_weights
 UNET = "model.diffusion_model."
 
 
-@pytest.fixture(params=["sd1", "sd2"])
+@pytest.fixture(params=["sd1", "sd2", "sdxl"])
 def weights(request):
-    return tensors({"sd1": TINY_SD1, "sd2": TINY_SD2}[request.param])
+    found = tensors({"sd1": TINY_SD1, "sd2": TINY_SD2, "sdxl": TINY_SDXL}[request.param])
+    return {**found, "v_pred": torch.empty(0)} if request.param == "sdxl" else found
 
 
 @pytest.fixture
@@ -146,6 +148,12 @@ def refused(folder):
 def test_a_folder_of_another_kind_is_refused_with_its_reason(folder, weights, file, change, expected):
     edit(folder / file, change)
     assert expected in refused(folder)
+
+
+def test_half_of_the_text_encoders_is_one_message(tmp_path):
+    convert(write(tmp_path / "a.safetensors", tensors(TINY_SDXL)), tmp_path / "folder")
+    shutil.rmtree(tmp_path / "folder" / "text_encoder_2")
+    assert "text_encoder_2" in refused(tmp_path / "folder")
 
 
 @pytest.mark.parametrize("file", ["unet/config.json", "vae/config.json", "text_encoder/config.json"])

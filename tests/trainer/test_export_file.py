@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 from checkpoints import same, write
-from ldm_layout import SCHEDULE, TINY_SD1, TINY_SD2, tensors
+from ldm_layout import SCHEDULE, TINY_SD1, TINY_SD2, TINY_SDXL, tensors
 
 from dreambooth.shared.errors import DreamboothError, InputError
 from dreambooth.trainer.convert import canonical_state, convert, export_single_file, load_model
@@ -14,7 +14,7 @@ from dreambooth.trainer.weights import open_weights
 from dreambooth.trainer.weights.base import file_sha256
 
 UNET, TEXT = "model.diffusion_model.", "cond_stage_model."
-TRAINED = ("unet", "text_encoder")
+TRAINED = ("unet", "text_encoder", "text_encoder_2")
 
 
 def extended(weights):
@@ -36,6 +36,7 @@ def changed(model, by=1.0):
             for name, value in canonical_state(component, model.components[component]).items()
         }
         for component in TRAINED
+        if component in model.components
     }
 
 
@@ -51,7 +52,7 @@ def read(path):
 
 
 @pytest.mark.parametrize("suffix", [".safetensors", ".ckpt"])
-@pytest.mark.parametrize("layout", [TINY_SD1, TINY_SD2])
+@pytest.mark.parametrize("layout", [TINY_SD1, TINY_SD2, TINY_SDXL])
 def test_what_was_trained_is_replaced_and_everything_else_is_the_bases(tmp_path, layout, suffix):
     weights = extended(tensors(layout))
     base = write(
@@ -62,7 +63,12 @@ def test_what_was_trained_is_replaced_and_everything_else_is_the_bases(tmp_path,
     found = read(written.path)
     kept = {name: value for name, value in weights.items() if not name.startswith("model_ema.")}
     assert list(found) == list(kept)
-    bound = {binding.original for component in TRAINED for binding in model.description.bindings[component]}
+    bound = {
+        binding.original
+        for component, bindings in model.description.bindings.items()
+        for binding in bindings
+        if component in TRAINED
+    }
     for name, value in kept.items():
         expected = value + 1.0 if name in bound else value
         assert same(found[name], expected), name
@@ -268,3 +274,28 @@ def test_a_base_without_a_layer_of_its_own_is_not_given_one(tmp_path):
     model = load_model(write(tmp_path / "base.safetensors", weights), prediction_type="epsilon")
     assert model.configs["text_encoder"]["num_hidden_layers"] == 3
     assert list(read(export(tmp_path / "out.safetensors", model, changed(model)).path)) == list(weights)
+
+
+def test_a_trained_v_sdxl_has_its_marks_and_its_yaml(tmp_path):
+    base = write(tmp_path / "base.safetensors", tensors(TINY_SDXL) | {"ztsnr": torch.empty(0)})
+    model = load_model(base)
+    written = export(tmp_path / "out.safetensors", model, changed(model), dtype=torch.float16)
+    found = read(written.path)
+    assert {"v_pred", "ztsnr"} <= set(found) and set(found) - {"v_pred"} == set(read(base))
+    assert [path.name for path in written.beside] == ["out.yaml"]
+    assert {value.dtype for name, value in found.items() if name.startswith("conditioner.")} == {
+        torch.float16,
+        torch.int64,
+    }
+    again = load_model(written.path, components=()).identified
+    assert again.prediction_type == "v_prediction" and again.zero_terminal_snr
+
+
+def test_an_epsilon_sdxl_needs_neither_marks_nor_yaml(tmp_path):
+    model = load_model(write(tmp_path / "base.safetensors", tensors(TINY_SDXL)))
+    written = export(tmp_path / "out.safetensors", model, changed(model))
+    assert not written.beside and not {"v_pred", "ztsnr"} & set(read(written.path))
+    metadata = open_weights(written.path).metadata
+    assert metadata["modelspec.architecture"] == "stable-diffusion-xl-v1-base"
+    assert metadata["modelspec.resolution"] == "1024x1024"
+    assert metadata["modelspec.implementation"].endswith("generative-models")

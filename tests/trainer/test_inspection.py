@@ -4,7 +4,7 @@ import json
 import pytest
 import torch
 from checkpoints import write
-from ldm_layout import SMALL_SD1, TINY_SD1, TINY_SD2, tensors
+from ldm_layout import SMALL_SD1, TINY_SD1, TINY_SD2, TINY_SDXL, tensors
 
 from dreambooth.shared.errors import InputError
 from dreambooth.trainer.convert import convert
@@ -45,6 +45,22 @@ def test_family_prediction_sizes_and_precision_are_told(tmp_path):
     ):
         assert expected in text
     assert str(found) == text and "odd" not in text and "missing" not in text
+
+
+def test_both_text_encoders_of_sdxl_are_told(tmp_path):
+    weights = {**tensors(TINY_SDXL), "v_pred": torch.empty(0), "ztsnr": torch.empty(0)}
+    found = inspect(write(tmp_path / "a.safetensors", weights))
+    assert [part.name for part in found.parts] == ["unet", "text_encoder", "text_encoder_2", "vae"]
+    text = render(found)
+    for expected in (
+        "Stable Diffusion XL (sdxl)",
+        "v_prediction: it holds the marker tensor v_pred",
+        "zero terminal SNR",
+        "2 layers used, width 32, quick_gelu",
+        "2 layers used, width 64, gelu",
+    ):
+        assert expected in text
+    assert "odd" not in text and "missing" not in text
 
 
 def test_as_json_it_has_everything_in_plain_values_and_the_hash_only_where_asked(tmp_path):

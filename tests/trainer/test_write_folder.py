@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 import torch
 from checkpoints import same, write
-from ldm_layout import TINY_SD1, TINY_SD2, tensors
+from ldm_layout import TINY_SD1, TINY_SD2, TINY_SDXL, tensors
 from safetensors import safe_open
 from safetensors.torch import load_file
 
@@ -17,6 +17,7 @@ LAYOUTS = {
     "sd1-inpaint": replace(TINY_SD1, in_channels=9),
     "sd2": TINY_SD2,
     "sd2-inpaint": replace(TINY_SD2, in_channels=9),
+    "sdxl": TINY_SDXL,
 }
 
 
@@ -33,20 +34,22 @@ def test_diffusers_and_transformers_read_the_folder_with_the_weights_of_the_file
 
     folder, path = folder_of(tmp_path, LAYOUTS[family])
     pipeline = DiffusionPipeline.from_pretrained(folder, local_files_only=True, torch_dtype=torch.float16)
-    assert type(pipeline).__name__ == f"StableDiffusion{'Inpaint' if 'inpaint' in family else ''}Pipeline"
+    kind = "Inpaint" if "inpaint" in family else "XL" if family == "sdxl" else ""
+    assert type(pipeline).__name__ == f"StableDiffusion{kind}Pipeline"
     model = load_model(path, dtype=torch.float16, prediction_type="epsilon")
     for component, module in model.components.items():
         theirs = getattr(pipeline, component)
+        module = module.to(torch.float16)  # SDXL's VAE comes in float32
         expected, found = canonical_state(component, module), canonical_state(component, theirs)
         assert found.keys() == expected.keys()
         assert all(same(found[name], expected[name]) for name in expected), component
     assert not [record for record in caplog.records if "newly initialized" in record.getMessage()]
     assert pipeline.unet.config.in_channels == LAYOUTS[family].in_channels
-    assert pipeline.vae.config.scaling_factor == 0.18215
+    assert pipeline.vae.config.scaling_factor == (0.13025 if family == "sdxl" else 0.18215)
 
 
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("family", ["sd1", "sd2"])
+@pytest.mark.parametrize("family", ["sd1", "sd2", "sdxl"])
 def test_their_text_encoder_says_the_same_as_ours(tmp_path, family):
     from transformers.models.clip.modeling_clip import CLIPTextModel
 
@@ -62,11 +65,48 @@ def test_their_text_encoder_says_the_same_as_ours(tmp_path, family):
 
 
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize(("family", "pad"), [("sd1", 49407), ("sd2", 0)])
-def test_their_tokenizer_gives_the_ids_that_the_family_was_trained_with(tmp_path, family, pad):
+def test_their_second_text_encoder_says_and_pools_the_same_as_ours(tmp_path):
+    from transformers.models.clip.modeling_clip import CLIPTextModelWithProjection
+
+    folder, path = folder_of(tmp_path, TINY_SDXL)
+    place = folder / "text_encoder_2"
+    theirs = CLIPTextModelWithProjection.from_pretrained(place, torch_dtype=torch.float32)
+    ours = load_model(path, components=("text_encoder_2",)).components["text_encoder_2"]
+    ids = torch.randint(1, 99, (3, 77))
+    for row, end in enumerate((1, 20, 76)):  # the end token is the vocabulary's last
+        ids[row, end] = 299
+        ids[row, end + 1 :] = 0
+    with torch.no_grad():
+        expected = theirs(input_ids=ids, output_hidden_states=True)
+        found = ours(input_ids=ids, output_hidden_states=True)
+    torch.testing.assert_close(found.text_embeds, expected.text_embeds, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(found.hidden_states[-2], expected.hidden_states[-2], rtol=1e-4, atol=1e-5)
+    names = set(load_file(place / "model.safetensors"))
+    assert "text_projection.weight" in names and "text_model.final_layer_norm.weight" in names
+
+
+def test_sdxls_folder_says_what_its_pipelines_need(tmp_path):
+    folder, _ = folder_of(tmp_path, TINY_SDXL)
+    index = json.loads((folder / "model_index.json").read_text())
+    assert index["force_zeros_for_empty_prompt"] is True and "safety_checker" not in index
+    assert json.loads((folder / "vae" / "config.json").read_text())["force_upcast"] is True
+    assert json.loads((folder / "unet" / "config.json").read_text())["sample_size"] == 128
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize(
+    ("family", "name", "pad"),
+    [
+        ("sd1", "tokenizer", 49407),
+        ("sd2", "tokenizer", 0),
+        ("sdxl", "tokenizer", 49407),
+        ("sdxl", "tokenizer_2", 0),
+    ],
+)
+def test_their_tokenizer_gives_the_ids_that_the_family_was_trained_with(tmp_path, family, name, pad):
     from transformers.models.clip.tokenization_clip import CLIPTokenizer
 
-    tokenizer = CLIPTokenizer.from_pretrained(folder_of(tmp_path, LAYOUTS[family])[0] / "tokenizer")
+    tokenizer = CLIPTokenizer.from_pretrained(folder_of(tmp_path, LAYOUTS[family])[0] / name)
     ids = tokenizer("photo of a sks dog", padding="max_length", max_length=77).input_ids
     assert ids == [49406, 1125, 539, 320, 48136, 1929, 49407, *[pad] * 70]
 
@@ -88,6 +128,7 @@ def test_the_text_encoders_names_have_the_prefix_that_every_version_reads(tmp_pa
         ("sd1", "v_prediction", 64),
         ("sd2", "epsilon", 64),
         ("sd2", "v_prediction", 96),
+        ("sdxl", "v_prediction", 128),
     ],
 )
 def test_the_scheduler_says_what_the_unet_predicts(tmp_path, family, prediction_type, side):
