@@ -121,8 +121,28 @@
         return files;
     }
 
-    const setName = (path) => (db.page.photos_dir && path.startsWith(db.page.photos_dir)) || /[\\/]dreambooth[\\/]photos[\\/][^\\/]+[\\/]?$/.test(path)
-        ? db.baseName(path) : "";
+    /** The name of a set of photos that was dropped into the page, "" for any other folder. */
+    function setName(path) {
+        const place = (db.page.places || {}).photos;
+        return place && path.startsWith(place) && path.length > place.length ? db.baseName(path) : "";
+    }
+
+    /** The files in groups for one request each; a caption travels with its picture, whose new name only then is known. */
+    function requestsOf(files) {
+        const stems = new Map();
+        for (const file of files) {
+            const stem = file.name.replace(/\.(txt|caption)$/i, "").replace(/\.(png|jpe?g|webp|bmp)$/i, "");
+            stems.set(stem, [...(stems.get(stem) || []), file]);
+        }
+        const requests = [[]];
+        for (const some of stems.values()) {
+            if (requests[requests.length - 1].length + some.length > BATCH && requests[requests.length - 1].length) {
+                requests.push([]);
+            }
+            requests[requests.length - 1].push(...some);
+        }
+        return requests;
+    }
 
     /** Sends photos in small requests, so that progress can be seen and one bad file costs no other. */
     async function upload(card, files) {
@@ -134,13 +154,13 @@
         const refused = [];
         let folder = setName((concepts()[card.index] || {}).instance_data_dir || ""), path = "";
         try {
-            // a caption travels in the request of its picture
-            const ordered = [...files].sort((a, b) => (a.name < b.name ? -1 : a.name > b.name ? 1 : 0));
-            for (let start = 0; start < ordered.length; start += BATCH) {
-                say(card, db.t("Sending photos: {n} of {all}", {n: Math.min(start + BATCH, ordered.length), all: ordered.length}));
+            let sent = 0;
+            for (const some of requestsOf(files)) {
+                sent += some.length;
+                say(card, db.t("Sending photos: {n} of {all}", {n: sent, all: files.length}));
                 const form = new FormData();
                 form.append("folder", folder);
-                ordered.slice(start, start + BATCH).forEach((file) => form.append("files", file, file.name));
+                some.forEach((file) => form.append("files", file, file.name));
                 const answer = await db.api.upload("photos", form);
                 folder = answer.folder;
                 path = answer.path;
@@ -191,7 +211,7 @@
     function thumbnail(card, file, marked) {
         const url = String(file.thumbnail || "").includes("/") ? file.thumbnail : "photos/thumbnail?id=" + encodeURIComponent(file.thumbnail);
         const about = [file.name, file.width ? file.width + " × " + file.height : "", file.caption].filter(Boolean).join("\n");
-        const own = card.look && (card.look.own === undefined ? setName(card.look.path) : card.look.own);
+        const own = card.look && setName(card.look.path);
         return db.h("figure", {class: "dbt-thumb" + (marked ? " dbt-marked" : ""), title: about, "data-name": file.name},
             db.h("img", {src: db.api.url(url), alt: file.caption || file.name, loading: "lazy", decoding: "async", width: 96, height: 96}),
             file.caption ? db.h("figcaption", {}, file.caption) : null,
@@ -242,7 +262,7 @@
     function drawTokens(card) {
         const planned = ((db.plan.found || {}).concepts || [])[card.index] || {};
         const tokens = card.words.tokens;
-        if (!planned.rare_token_count || planned.rare_token !== card.words.word.value) {
+        if (!planned.rare_token_count || String(planned.rare_token).toLowerCase() !== card.words.word.value.toLowerCase()) {
             db.setText(tokens, "");
             return;
         }
@@ -264,7 +284,7 @@
             () => removeConcept(index)), {class: "dbt-small dbt-quiet"});
         card.remove = remove;
         const folder = field("instance_data_dir");
-        folder.classList.toggle("dbt-error-only", Boolean((db.page.flags || {}).hide_ui_dir_config));
+        folder.classList.toggle("dbt-error-only", (db.page.flags || {}).paths_may_be_chosen === false);
         const inSight = ["instance_prompt", "class_prompt"];
         const others = db.page.concept_fields.map((entry) => entry.name).filter((name) => !inSight.includes(name) && name !== "instance_data_dir");
         card.more = db.accordion(db.t("More about this concept"), {}, db.h("div", {class: "dbt-grid"}, others.map(field)));

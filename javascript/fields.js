@@ -55,6 +55,14 @@
             const control = db.h("select", props, entry.choices.map((choice) => db.h("option", {value: choice}, choice)));
             return {control, show: (value) => { control.value = value; }, read: () => ({value: control.value})};
         },
+        /** Choices, and whatever else `entry.other` says. */
+        open(entry, props) {
+            const listId = props.id + "_choices";
+            const control = db.h("input", {...props, type: "text", list: listId, spellcheck: "false"});
+            const list = db.h("datalist", {id: listId}, entry.choices.map((choice) => db.h("option", {value: choice})));
+            control.addEventListener("focus", () => control.select());
+            return {control, list, show: (value) => { control.value = value || ""; }, read: () => ({value: control.value.trim() || entry.default})};
+        },
         number(entry, props) {
             const control = db.h("input", {...props, type: "text", inputmode: entry.kind === "int" ? "numeric" : "decimal", spellcheck: "false"});
             return {control, show: (value) => { control.value = db.plainNumber(value); }, read: () => parseNumber(control.value, entry)};
@@ -74,7 +82,7 @@
 
     function makerOf(entry) {
         if (entry.choices.length) {
-            return MAKERS.choice;
+            return entry.other ? MAKERS.open : MAKERS.choice;
         }
         return MAKERS[{int: "number", float: "number", bool: "bool", dict: "dict"}[entry.kind] || "text"];
     }
@@ -91,12 +99,12 @@
             {class: "dbt-back", title: db.t("Back to the default"), "aria-label": db.t("Back to the default")});
         const label = db.h("label", {for: id}, db.t(entry.label));
         const isCheck = entry.kind === "bool" && !made;
-        const help = db.h("div", {class: "dbt-help", id: helpId}, [db.said(entry.help), rangeText(entry)].filter(Boolean).join(" "));
+        const help = db.h("div", {class: "dbt-help", id: helpId}, [db.said(entry.help), entry.other ? db.t("Or {other}.", {other: db.t(entry.other)}) : "", rangeText(entry)].filter(Boolean).join(" "));
         const unit = entry.unit && !isCheck ? db.h("span", {class: "dbt-unit"}, db.t(entry.unit)) : null;
         const root = db.h("div", {class: "dbt-field" + (isCheck ? " dbt-check" : ""), "data-field": binding.where},
             isCheck
                 ? db.h("div", {class: "dbt-line"}, part.control, label, back)
-                : [db.h("div", {class: "dbt-line"}, label, back), db.h("div", {class: "dbt-control"}, part.control, unit)],
+                : [db.h("div", {class: "dbt-line"}, label, back), db.h("div", {class: "dbt-control"}, part.control, part.list, unit)],
             help, error);
 
         function tell(text) {

@@ -6,6 +6,7 @@
         missing: "The trainer's environment is missing, so nothing can be trained yet.",
         failed: "The trainer's environment could not be made.",
         broken: "The trainer's environment does not work.",
+        other: "The trainer's environment is not ready.",
     };
     let root = null, title = null, text = null, log = null, button = null, timer = 0;
 
@@ -14,7 +15,7 @@
         db.installation.state = found.state;
         root.hidden = found.state === "ready";
         root.className = "dbt-card dbt-installation dbt-installation-" + found.state;
-        db.setText(title, db.t(TITLES[found.state] || "The trainer's environment is not ready."));
+        db.setText(title, db.t(TITLES[found.state] || TITLES.other));
         db.setText(text, [db.said(found.text), db.said(found.remedy)].filter(Boolean).join(" "));
         const lines = (found.log || []).join("\n");
         log.hidden = !lines;

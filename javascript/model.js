@@ -26,7 +26,7 @@
     function factsText(found) {
         const prediction = {epsilon: db.t("predicts noise (epsilon)"), v_prediction: db.t("predicts velocity (v)")}[found.prediction_type];
         const size = typeof found.size === "number" ? db.size(found.size) : found.size;
-        return [found.title || found.family, prediction || found.prediction_type, found.precision, size].filter(Boolean).join(" · ");
+        return [found.family || found.problem, prediction || found.prediction_type, found.precision, size].filter(Boolean).join(" · ");
     }
 
     async function inspect() {

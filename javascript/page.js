@@ -153,13 +153,14 @@
         if (!begun.model) {
             begun.model = db.model.default();
         }
-        const isNew = Object.keys(begun).every((name) => ["model", "concepts"].includes(name)) && !(begun.concepts || []).length;
+        begun.concepts = (begun.concepts || []).filter((concept) => Object.keys(concept).length);
+        const isNew = Object.keys(begun).every((name) => ["model", "concepts"].includes(name)) && !begun.concepts.length;
         const first = (db.page.presets || [])[0];
         if (isNew && first) {
             Object.assign(begun, first.settings);
             db.presets.fresh(first.name);
         }
-        if (!(begun.concepts || []).length) {
+        if (!begun.concepts.length) {
             begun.concepts = [first ? {instance_prompt: first.instance_prompt.replace("{word}", (first.words || [])[0] || "").replace("{kind}", first.kinds[0]),
                 class_prompt: first.class_prompt.replace("{kind}", first.kinds[0])} : {}];
         }

@@ -19,6 +19,7 @@
     /** One or many: `db.count(3, "{n} photo", "{n} photos")`. */
     db.count = (n, one, many) => db.t(n === 1 ? one : many, {n: n.toLocaleString()});
 
+    const NUMBERS = new Set(["n", "m", "h", "s", "all", "step", "steps", "of", "done", "count", "low", "high"]);
     let patterns = null;
 
     /** Texts with {names} in the localization, as patterns: the trainer's sentences have numbers and names in them. */
@@ -32,7 +33,7 @@
             const source = key.split(/\{(\w+)\}/).map((part, index) => {
                 if (index % 2) {
                     names.push(part);
-                    return "(.+?)";
+                    return NUMBERS.has(part) ? "(-?[\\d.,\u202f\u00a0]+)" : "(.+?)";
                 }
                 return part.replace(/[.*+?^${}()|[\]\\]/g, "\\$&");
             });
@@ -56,7 +57,7 @@
             const found = test.exec(text);
             if (found) {
                 const values = {};
-                names.forEach((name, index) => { values[name] = known(found[index + 1]) || found[index + 1]; });
+                names.forEach((name, index) => { values[name] = db.said(found[index + 1]); });
                 return fill(known(key), values);
             }
         }
