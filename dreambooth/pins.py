@@ -15,6 +15,7 @@ ROOT = Path(__file__).resolve().parent.parent
 REQUIREMENTS = "requirements.txt"
 NO_DEPENDENCIES = "requirements-no-deps.txt"
 EIGHT_BIT = "requirements-8bit.txt"
+OPTIMIZERS = "requirements-optimizers.txt"
 TESTS = "requirements-tests.txt"
 CONSTRAINTS = "constraints.txt"
 

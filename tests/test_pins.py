@@ -7,7 +7,9 @@ import pytest
 
 from dreambooth import pins
 
-NAMES = (pins.REQUIREMENTS, pins.NO_DEPENDENCIES, pins.EIGHT_BIT, pins.TESTS, pins.CONSTRAINTS)
+NAMES = (
+    pins.REQUIREMENTS, pins.NO_DEPENDENCIES, pins.EIGHT_BIT, pins.OPTIMIZERS, pins.TESTS, pins.CONSTRAINTS,
+)  # fmt: skip
 
 
 @pytest.mark.parametrize("python", [(3, 10), (3, 11), (3, 12), (3, 13)])

@@ -29,6 +29,7 @@ class Entry:
     maximum: float | None
     unit: str
     common: bool
+    other: str = ""
 
 
 def catalog() -> list[Entry]:
@@ -74,6 +75,7 @@ def _entry(group: str, item: dataclasses.Field[Any]) -> Entry:
         maximum=about.get("maximum"),
         unit=about.get("unit", ""),
         common=bool(about.get("common")),
+        other=(about.get("other") or ("", ""))[1],
     )
 
 
@@ -88,7 +90,8 @@ def _default_text(entry: Entry) -> str:
 def _meaning(entry: Entry) -> str:
     parts = [entry.help]
     if entry.choices:
-        parts.append("One of " + ", ".join(f"`{choice}`" for choice in entry.choices) + ".")
+        choices = ", ".join(f"`{choice}`" for choice in entry.choices)
+        parts.append(f"One of {choices}{f' or {entry.other}' if entry.other else ''}.")
     low, high = entry.minimum, entry.maximum
     unit = f" {entry.unit}" if entry.unit else ""
     if low is not None and high is not None:

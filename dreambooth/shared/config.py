@@ -10,6 +10,7 @@ import contextlib
 import dataclasses
 import difflib
 import math
+import re
 import reprlib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -246,8 +247,14 @@ def _number(text: str, kind: str) -> str | int:
 
 def _expected(item: dataclasses.Field[Any]) -> str:
     if item.metadata.get("choices"):
-        return f"choose one of {', '.join(item.metadata['choices'])}"
+        return f"choose one of {', '.join(item.metadata['choices'])}{other_text(item.metadata)}"
     return f"give {_TYPE_NAMES[_kind(item)]}{range_text(item.metadata)}"
+
+
+def other_text(about: Mapping[str, Any]) -> str:
+    """`" or a class's import path"`, or nothing."""
+    name = (about.get("other") or ("", ""))[1]
+    return f" or {name}" if name else ""
 
 
 def range_text(about: Mapping[str, Any]) -> str:
@@ -268,7 +275,8 @@ def check_value(item: dataclasses.Field[Any], value: Any, where: str, prefix: st
     about, name = item.metadata, f"{prefix}{item.name}"
     choices = about.get("choices") or ()
     if choices:
-        fits = value in choices
+        pattern = (about.get("other") or ("",))[0]
+        fits = value in choices or bool(pattern and re.fullmatch(pattern, value))
     elif isinstance(value, (int, float)) and not isinstance(value, bool):
         low, high = about.get("minimum"), about.get("maximum")
         largest = _LARGEST if isinstance(value, int) else math.inf

@@ -11,11 +11,11 @@ import torch
 from dreambooth.shared.config import to_mapping
 from dreambooth.trainer import text
 from dreambooth.trainer.convert import LoadedModel
-from dreambooth.trainer.ema import EMA
+from dreambooth.trainer.ema import EMA, OptimizersAverage
 from dreambooth.trainer.keeper import TrainedWeights
 from dreambooth.trainer.loop import Cadence
 from dreambooth.trainer.objectives import Objective, scaled_linear_alphas_cumprod, zero_terminal_snr
-from dreambooth.trainer.optimizers import GradScaler, ParameterGroup, Stepper, build_optimizer
+from dreambooth.trainer.optimizers import GradScaler, ParameterGroup, Stepper, averages, build_optimizer
 from dreambooth.trainer.plan import Plan, trackers_of
 from dreambooth.trainer.schedules import Schedule
 
@@ -98,6 +98,8 @@ def stepper(plan: Plan, weights: TrainedWeights, scaler: GradScaler | None) -> S
         for name in weights.components
     ]
     optimizer = build_optimizer(training, groups, plan.machine.device)
+    if averages(optimizer):
+        weights.ema = OptimizersAverage([parameter for *_, parameter in trained], optimizer)
     return Stepper(optimizer, training.max_grad_norm, scaler)
 
 

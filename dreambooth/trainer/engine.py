@@ -11,7 +11,7 @@ import torch
 
 from dreambooth.shared.errors import RunFailed
 from dreambooth.trainer import text
-from dreambooth.trainer.ema import EMA
+from dreambooth.trainer.ema import Average
 from dreambooth.trainer.embeddings import Embeddings, combined, unet_arguments
 from dreambooth.trainer.objectives import Losses, Objective
 from dreambooth.trainer.optimizers import Stepper
@@ -115,7 +115,7 @@ class TrainingEngine:
         accelerator: Accelerator,
         prior_weight: float,
         text_span: TextEncoderSpan,
-        ema: EMA | None = None,
+        ema: Average | None = None,
     ) -> None:
         self.denoiser = denoiser
         self.stepper = stepper

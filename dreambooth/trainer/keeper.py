@@ -16,8 +16,9 @@ from dreambooth.shared.events import Emit
 from dreambooth.shared.paths import write_json
 from dreambooth.trainer.checkpoint import Progress, State, load_state, save_state
 from dreambooth.trainer.convert import LoadedModel, canonical_state
-from dreambooth.trainer.ema import EMA
+from dreambooth.trainer.ema import Average
 from dreambooth.trainer.engine import TrainingEngine
+from dreambooth.trainer.optimizers import group_memory
 from dreambooth.trainer.outputs import Outputs
 from dreambooth.trainer.results import Trained
 from dreambooth.trainer.weights import Written
@@ -33,7 +34,7 @@ class TrainedWeights:
 
     model: LoadedModel
     components: tuple[str, ...]
-    ema: EMA | None = None
+    ema: Average | None = None
 
     def parameters(self) -> list[tuple[str, str, torch.nn.Parameter]]:
         """(component, canonical name, parameter) of all that the optimizer changes, in its order."""
@@ -68,17 +69,17 @@ class TrainedWeights:
     @contextlib.contextmanager
     def averaged(self) -> Iterator[None]:
         """The modules hold the averages while the block runs, as a result would; nothing is copied."""
-        if self.ema is not None:
-            self._swap(self.ema)
+        averages = [] if self.ema is None else self.ema.averages
+        self._swap(averages)
         try:
             yield
         finally:
-            if self.ema is not None:
-                self._swap(self.ema)
+            self._swap(averages)
 
-    def _swap(self, ema: EMA) -> None:
-        for index, (_, _, parameter) in enumerate(self._order):
-            ema.averages[index], parameter.data = parameter.data, ema.averages[index]
+    def _swap(self, averages: list[torch.Tensor]) -> None:
+        for index, average in enumerate(averages):
+            parameter = self._order[index][2]
+            averages[index], parameter.data = parameter.data, average
 
     def result(self) -> Trained:
         """What is exported: the averages where there are some, else the weights."""
@@ -229,4 +230,8 @@ def _load_optimizer(optimizer: torch.optim.Optimizer, saved: Mapping[str, Any]) 
     sizes = [[len(group["params"]) for group in groups] for groups in (saved["param_groups"], own)]
     if sizes[0] != sizes[1]:
         raise ValueError(f"its optimizer has groups of {sizes[0]} parameters, not of {sizes[1]}")
-    optimizer.load_state_dict({"state": saved["state"], "param_groups": own})
+    groups = [
+        {**group, **group_memory(optimizer, before)}
+        for group, before in zip(own, saved["param_groups"], strict=True)
+    ]
+    optimizer.load_state_dict({"state": saved["state"], "param_groups": groups})

@@ -13,6 +13,8 @@ import torch
 
 from dreambooth.shared.errors import InputError
 from dreambooth.shared.settings import Settings
+from dreambooth.trainer.optimizer_rules import check_device
+from dreambooth.trainer.optimizer_table import kind_of
 
 DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32}
 PRECISIONS = {"no": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
@@ -59,7 +61,8 @@ def examine(settings: Settings) -> Machine:
     if device.type == "cpu":
         notes.append("no graphics card was found: the CPU trains, many times slower")
     attention = _attention(settings.model.attention, device)
-    if settings.training.optimizer == "adamw8bit":
+    check_device(settings.training.optimizer, device)
+    if kind_of(settings.training.optimizer).eight_bit:
         check_8bit(device)
     return Machine(device, device_title(device), precision, attention, tuple(notes))
 

@@ -7,7 +7,8 @@ for clipping and masking without another pass over the gradients and without ask
 
 from __future__ import annotations
 
-import importlib
+import contextlib
+import io
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -17,6 +18,8 @@ import torch
 from dreambooth.shared.errors import InputError
 from dreambooth.shared.settings import TrainingSettings
 from dreambooth.trainer.fused_adamw import FusedAdamW
+from dreambooth.trainer.optimizer_class import arguments_of, check_arguments, class_of, literals
+from dreambooth.trainer.optimizer_table import OptimizerKind, kind_of
 
 
 @dataclass(frozen=True)
@@ -42,59 +45,59 @@ def has_fused_adamw(device: torch.device) -> bool:
     return device.type == "cuda" or (device.type == "cpu" and version >= (2, 4))
 
 
-def _adamw(
-    groups: list[dict[str, Any]], adam: dict[str, Any], device: torch.device, extra: Mapping[str, Any]
-) -> torch.optim.Optimizer:
-    # torch would choose foreach on its own, but refuses both flags at once
-    speed = {"fused": True} if has_fused_adamw(device) else {"foreach": True}
-    return torch.optim.AdamW(groups, **{**adam, **speed, **extra})
-
-
-def _adamw8bit(
-    groups: list[dict[str, Any]], adam: dict[str, Any], device: torch.device, extra: Mapping[str, Any]
-) -> torch.optim.Optimizer:
-    bitsandbytes = importlib.import_module("bitsandbytes")
-    made: torch.optim.Optimizer = bitsandbytes.optim.AdamW8bit(groups, **{**adam, **extra})
-    return made
-
-
-OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {"adamw": _adamw, "adamw8bit": _adamw8bit}
-
-
 def build_optimizer(
     settings: TrainingSettings, groups: Iterable[ParameterGroup], device: torch.device
 ) -> torch.optim.Optimizer:
-    """The optimizer that the settings name. Raises InputError for arguments that it does not take."""
-    adam = {
-        "betas": (settings.adam_beta1, settings.adam_beta2),
-        "weight_decay": settings.adam_weight_decay,
-        "eps": settings.adam_epsilon,
-    }
-    extra = {name: _literal(text) for name, text in settings.optimizer_args.items()}
+    """The optimizer that the settings name, ready to step. Raises InputError for a class that cannot be had and for
+    arguments that it does not take."""
+    kind = kind_of(settings.optimizer)
+    made_of = class_of(kind)
+    extra = literals(settings.optimizer_args)
+    check_arguments(kind.title, made_of, extra)
+    arguments = {**_defaults(kind, settings, device), **extra}
     made = [
         {"params": list(group.parameters), "lr": group.learning_rate, "name": group.name} for group in groups
     ]
     try:
-        return OPTIMIZERS[settings.optimizer](made, adam, device, extra)
-    except (TypeError, ValueError, RuntimeError) as error:
+        with contextlib.redirect_stdout(io.StringIO()):  # some greet
+            optimizer: torch.optim.Optimizer = made_of(made, **arguments)
+    except Exception as error:  # each library has errors of its own for an argument that it refuses
         raise InputError(
             f"{settings.optimizer} refuses its arguments: {error}",
             where="optimizer_args",
             remedy="take out or mend the argument that it names",
         ) from error
+    if averages(optimizer):
+        optimizer.train()  # type: ignore[attr-defined]
+    return optimizer
 
 
-def _literal(text: str) -> Any:
-    """An argument as a number or truth value where it is one, else the text itself."""
-    lowered = text.strip().lower()
-    if lowered in ("true", "yes", "false", "no"):
-        return lowered in ("true", "yes")
-    for kind in (int, float):
-        try:
-            return kind(text)
-        except ValueError:
-            continue
-    return text
+def averages(optimizer: torch.optim.Optimizer) -> bool:
+    """Whether an optimizer trains other weights than those it is to be judged by: schedule-free ones switch between
+    them with `train()` and `eval()`."""
+    return callable(getattr(optimizer, "train", None)) and callable(getattr(optimizer, "eval", None))
+
+
+def _defaults(kind: OptimizerKind, settings: TrainingSettings, device: torch.device) -> dict[str, Any]:
+    """What a kind is given when nothing is asked for: its own fixed arguments and those that settings hold."""
+
+    def value(names: str | tuple[str, str]) -> Any:
+        return getattr(settings, names) if isinstance(names, str) else tuple(map(value, names))
+
+    found = {**kind.fixed, **{argument: value(names) for argument, names in kind.takes.items()}}
+    if kind.name == "adamw":
+        # torch would choose foreach on its own, but refuses both flags at once
+        found |= {"fused": True} if has_fused_adamw(device) else {"foreach": True}
+    return found
+
+
+def group_memory(optimizer: torch.optim.Optimizer, saved: Mapping[str, Any]) -> dict[str, Any]:
+    """What a saved group holds beyond the class's arguments: what some optimizers remember there (d, k, weight_sum).
+
+    The arguments themselves (rates, flags) are those of the settings and of this machine.
+    """
+    arguments = arguments_of(type(optimizer)) | {"params", "name"}
+    return {name: value for name, value in saved.items() if name not in arguments}
 
 
 class Stepper:
@@ -125,8 +128,9 @@ class Stepper:
 
     @property
     def rate(self) -> float:
-        """The first group's learning rate."""
-        return float(self.optimizer.param_groups[0]["lr"])
+        """The first group's learning rate; of an optimizer that finds its own, d times the setting."""
+        group = self.optimizer.param_groups[0]
+        return float(group["lr"]) * float(group.get("d", 1.0))
 
     @torch.no_grad()
     def step(self, loss: torch.Tensor) -> bool:

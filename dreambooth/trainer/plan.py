@@ -12,8 +12,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from dreambooth import __version__
 from dreambooth.shared.errors import InputError, concerning
 from dreambooth.shared.paths import check_writable, default_runs_dir
@@ -29,9 +27,9 @@ from dreambooth.trainer.export_file import yaml_beside
 from dreambooth.trainer.images import parse_colour
 from dreambooth.trainer.looks import look_at
 from dreambooth.trainer.machine import Machine
-from dreambooth.trainer.optimizers import ParameterGroup, build_optimizer
+from dreambooth.trainer.optimizer_rules import check_optimizer, notes_on
 from dreambooth.trainer.outputs import Outputs, PlannedFile, Volume, check_room, outputs_of, size_text
-from dreambooth.trainer.sizes import OPTIMIZER_BYTES, parameters, planned_files
+from dreambooth.trainer.sizes import optimizer_bytes, parameters, planned_files
 from dreambooth.trainer.sources import EMA_PREFIX
 from dreambooth.trainer.survey import Survey, survey
 from dreambooth.trainer.tokenizer import default_tokenizer
@@ -96,7 +94,7 @@ class Plan:
 
     def memory(self) -> dict[str, float]:
         """What weights, gradients and optimizer take, in GB; activations come on top."""
-        optimizer = OPTIMIZER_BYTES[self.settings.training.optimizer]
+        optimizer = optimizer_bytes(self.base, self.trained, self.settings.training.optimizer)
         average = 4.0 if self.settings.training.use_ema else 0.0
         trained = sum(self.trained.values())
         frozen = sum(parameters(self.base, name) for name in self.base.description.bindings) - trained
@@ -104,7 +102,7 @@ class Plan:
         return {
             "weights_gb": round((trained * 4 + frozen * width) / 1e9, 2),
             "gradients_gb": round(trained * 4 / 1e9, 2),
-            "optimizer_gb": round(trained * (optimizer + average) / 1e9, 2),
+            "optimizer_gb": round((optimizer + trained * average) / 1e9, 2),
         }
 
     def as_event(self) -> dict[str, Any]:
@@ -208,7 +206,7 @@ def make_plan(
     )
     parse_colour(settings.images.background)
     _check_vae(settings)
-    _check_optimizer(settings)
+    check_optimizer(settings)
     settings = _with_folders(settings)
     found = survey_of(settings, base)
     settings = _with_steps(settings, found, processes)
@@ -232,7 +230,7 @@ def make_plan(
         files=(),
         volumes=(),
         trained=trained,
-        notes=(*machine.notes, *_notes(settings, base), *found.warnings),
+        notes=(*machine.notes, *notes_on(settings), *_notes(settings, base), *found.warnings),
         processes=processes,
     )
     data = data_plan(plan, found)
@@ -308,13 +306,6 @@ def _check_vae(settings: Settings) -> None:
             where="vae",
             remedy="name a VAE's file or a checkpoint, or leave vae empty",
         ) from error
-
-
-def _check_optimizer(settings: Settings) -> None:
-    """Raises InputError if the optimizer refuses its arguments; tried on one number."""
-    if settings.training.optimizer_args:
-        group = ParameterGroup("tried", [torch.nn.Parameter(torch.zeros(1))], 1e-6)
-        build_optimizer(settings.training, [group], torch.device("cpu"))
 
 
 def trackers_of(settings: Settings) -> list[str]:

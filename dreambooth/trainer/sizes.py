@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,16 +15,13 @@ from dreambooth.trainer.dataset import DataPlan
 from dreambooth.trainer.export_file import export_entries
 from dreambooth.trainer.loading import LoadedModel
 from dreambooth.trainer.machine import DTYPES
+from dreambooth.trainer.optimizer_table import kind_of
 from dreambooth.trainer.outputs import Outputs, PlannedFile
 from dreambooth.trainer.weights.safetensors_file import layout
 
 if TYPE_CHECKING:
     from dreambooth.trainer.plan import Plan
 
-# Bytes that an optimizer keeps of a parameter: two moments in float32, or of a byte each and a scale for each 256.
-OPTIMIZER_BYTES = {"adamw": 8.0, "adamw8bit": 2 + 2 * 4 / 256}
-# bitsandbytes keeps the moments of smaller tensors in float32
-_SMALLEST_8BIT = 4096
 # A tensor in torch.save's zip: its record's two headers, the alignment to 64 bytes, and its part of the pickle
 _RECORD_BYTES = 350
 # What a cached tensor's file says of itself
@@ -57,14 +54,16 @@ def checkpoint_bytes(base: LoadedModel, dtype: torch.dtype, *, ckpt: bool = Fals
 
 def state_bytes(base: LoadedModel, trained: Mapping[str, int], training: TrainingSettings) -> int:
     """The size of one saved state: weights, averages and what the optimizer keeps."""
-    total = 0.0
-    for component in trained:
-        for shape in _shapes(base, component):
-            count = math.prod(shape)
-            small = count < _SMALLEST_8BIT
-            kept = OPTIMIZER_BYTES["adamw" if small else training.optimizer]
-            total += count * (4 + kept + 4 * training.use_ema) + 2 * _RECORD_BYTES
-    return int(total)
+    averaged = training.use_ema or kind_of(training.optimizer).averages
+    shapes = [shape for component in trained for shape in _shapes(base, component)]
+    total = sum(math.prod(shape) * (4 + 4 * averaged) + 2 * _RECORD_BYTES for shape in shapes)
+    return int(total + optimizer_bytes(base, trained, training.optimizer))
+
+
+def optimizer_bytes(base: LoadedModel, trained: Iterable[str], optimizer: str) -> float:
+    """What an optimizer keeps of the components that it trains."""
+    kept = kind_of(optimizer).bytes_of
+    return sum(kept(shape) for component in trained for shape in _shapes(base, component))
 
 
 def cache_bytes(settings: Settings, base: LoadedModel, data: DataPlan, missing: int) -> int:

@@ -24,7 +24,7 @@ from dreambooth.shared.config import (
     to_mapping,
 )
 from dreambooth.shared.errors import InputError
-from dreambooth.shared.settings import ConceptSettings, SavingSettings, Settings, TrainingSettings
+from dreambooth.shared.settings import OPTIMIZERS, ConceptSettings, SavingSettings, Settings, TrainingSettings
 
 
 @pytest.fixture
@@ -211,7 +211,20 @@ def test_a_choice_is_taken_in_any_case_and_its_spelling_is_ours(folder: Path) ->
 def test_another_choice_is_an_error_that_lists_them(folder: Path, text: str) -> None:
     error = problem(folder, f"optimizer: {text}")
     assert "`optimizer`" in error.what
-    assert error.remedy == "choose one of adamw, adamw8bit"
+    assert error.remedy == f"choose one of {', '.join(OPTIMIZERS)} or a class's import path"
+    assert "adamw, adamw8bit, " in error.remedy
+
+
+@pytest.mark.parametrize("text", ["torch.optim.SGD", "came_pytorch.CAME", "_a.B9"])
+def test_beside_its_choices_a_setting_may_take_what_it_says(folder: Path, text: str) -> None:
+    assert load(folder, f"optimizer: {text}")["optimizer"] == text
+
+
+@pytest.mark.parametrize(
+    "text", ["torch.", ".SGD", "torch..SGD", "torch.optim.SGD()", "a b.c", "9.x", "a.b\nc"]
+)
+def test_what_only_looks_like_it_is_refused(folder: Path, text: str) -> None:
+    assert "`optimizer`" in problem(folder, f"optimizer: {yaml.safe_dump(text)}").what
 
 
 @pytest.mark.parametrize("content", ["[1, 2]", "{a: 1}", "[]", "{}"])

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from dreambooth.trainer.ema import EMA
+from dreambooth.trainer.ema import EMA, OptimizersAverage
 
 
 def history(steps: int) -> list[torch.Tensor]:
@@ -66,3 +66,40 @@ def test_going_on_with_the_saved_counter_gives_the_same_bits():
     for value in values[5:]:
         second.update([value])
     assert torch.equal(second.averages[0], whole.averages[0])
+
+
+class Halving(torch.optim.SGD):
+    """`eval()` halves the weights, and says so in its groups; nothing but `train()` would bring them back."""
+
+    def eval(self) -> None:
+        for group in self.param_groups:
+            group["mode"] = "eval"
+            for parameter in group["params"]:
+                parameter.data.mul_(0.5)
+
+
+def test_an_optimizers_average_is_what_its_eval_gives_and_leaves_nothing_behind():
+    weight = torch.nn.Parameter(torch.tensor([0.1, 0.3]))
+    optimizer = Halving([weight], lr=1.0)
+    optimizer.param_groups[0]["mode"] = "train"
+    storage = weight.data_ptr()
+    average = OptimizersAverage([weight], optimizer)
+    for _ in range(2):
+        (found,) = average.averages
+        assert torch.equal(found, torch.tensor([0.05, 0.15]))
+        assert weight.data_ptr() == storage and torch.equal(weight, torch.tensor([0.1, 0.3]))
+        assert optimizer.param_groups[0]["mode"] == "train"
+    average.update([weight])
+    assert average.updates == 0
+
+
+def test_weights_are_put_back_when_the_optimizer_cannot_show_its_average():
+    class Broken(Halving):
+        def eval(self) -> None:
+            super().eval()
+            raise RuntimeError("no")
+
+    weight = torch.nn.Parameter(torch.tensor([0.1]))
+    with pytest.raises(RuntimeError):
+        _ = OptimizersAverage([weight], Broken([weight], lr=1.0)).averages
+    assert torch.equal(weight, torch.tensor([0.1]))

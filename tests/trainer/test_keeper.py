@@ -11,6 +11,8 @@ from dreambooth.trainer import keeper as keeping
 from dreambooth.trainer.checkpoint import load_state, saved_steps
 from dreambooth.trainer.control import StopNow
 from dreambooth.trainer.loading import canonical_state
+from dreambooth.trainer.optimizer_table import TABLE
+from dreambooth.trainer.optimizers import group_memory
 from dreambooth.trainer.schedules import Schedule
 
 BOTH = ("unet", "text_encoder")
@@ -52,6 +54,35 @@ RUNS = {
         "schedule": Schedule("cosine_with_restarts", 4, warmup=1, cycles=2),
     },
 }  # fmt: skip
+
+
+def of(name: str) -> TrainingSettings:
+    """An optimizer's settings under which some steps change much."""
+    found = {"d0": "1e-3"} if TABLE[name].own_rate else {}
+    return TrainingSettings(learning_rate=1.0 if found else 1e-3, optimizer=name, optimizer_args=found)
+
+
+@pytest.mark.filterwarnings("ignore:Paged optimizers are not supported on CPU")
+@pytest.mark.parametrize("name", [name for name, row in TABLE.items() if row.exact_resume])
+def test_every_optimizer_that_promises_it_goes_on_bit_for_bit(tmp_path, name):
+    """The text encoder stops on the way, so that what a group remembers differs between the two."""
+    options = {"trained": BOTH, "text_stop": 4, "training": of(name), "batch": 1}
+    whole, first, second = (make_rig(tmp_path, steps=6, **options) for _ in range(3))
+    losses = whole.train(0, 6)
+    first.train(0, 3)
+    first.keeper.save(3)
+    spoil(second)
+    assert second.keeper.restore(CPU) == 3
+    assert second.train(3, 6) == losses[3:]
+    same_bits(second.bits(), whole.bits())
+    memories = [
+        [
+            group_memory(rig.engine.stepper.optimizer, group)
+            for group in rig.engine.stepper.optimizer.param_groups
+        ]
+        for rig in (second, whole)
+    ]
+    assert memories[0] == memories[1]
 
 
 @pytest.mark.parametrize("options", RUNS.values(), ids=RUNS)
@@ -366,3 +397,33 @@ def test_parameters_have_the_optimizers_order_and_the_skipped_layers_are_none(tm
     assert [group["name"] for group in groups] == list(BOTH)
     rig.engine.step(0)
     assert all(parameter.requires_grad for *_, parameter in rig.weights.parameters())
+
+
+# ---- an optimizer's own average --------------------------------------------------------------------------------------
+
+
+def test_a_schedule_free_run_keeps_samples_and_exports_the_average_and_trains_on_untouched(tmp_path):
+    rig, left_alone = (make_rig(tmp_path, training=of("adamwschedulefree")) for _ in range(2))
+    for other in (rig, left_alone):
+        other.train(0, 4)
+    exported, sampled = [], []
+    rig.keeper._write_checkpoint = lambda path, trained: (
+        exported.append(trained) or SimpleNamespace(path=path, sha256="0" * 64)
+    )
+    parameter = rig.weights.parameters()[0][2]
+    rig.keeper._make_samples = lambda step, model: sampled.append(parameter.detach().clone())
+    rig.keeper.save(4)
+    rig.keeper.export(4)
+    rig.keeper.sample(4)
+    same_bits(rig.bits(), left_alone.bits())
+    component, name, _ = rig.weights.parameters()[0]
+    optimizer = left_alone.engine.stepper.optimizer
+    optimizer.eval()  # the library's own way, in place
+    wanted = dict(left_alone.weights.weights()[component])[name]
+    assert not torch.equal(wanted, parameter)
+    torch.testing.assert_close(wanted, exported[0][component][name], rtol=0, atol=0)
+    torch.testing.assert_close(wanted, sampled[0], rtol=0, atol=0)
+    state = load_state(tmp_path / "state")
+    torch.testing.assert_close(wanted, state.averages[component][name], rtol=0, atol=0)
+    assert torch.equal(state.weights[component][name], parameter), "what is trained goes on as it was"
+    assert rig.train(4, 6) and rig.engine.stepper.optimizer.param_groups[0]["train_mode"]

@@ -18,7 +18,7 @@ from dreambooth.trainer.cache import Latents
 from dreambooth.trainer.captions import Variation
 from dreambooth.trainer.dataset import Augmentation, DataPlan, plan_data
 from dreambooth.trainer.draws import words
-from dreambooth.trainer.ema import EMA
+from dreambooth.trainer.ema import EMA, OptimizersAverage
 from dreambooth.trainer.embeddings import Embeddings
 from dreambooth.trainer.encoding import LaterText
 from dreambooth.trainer.engine import Denoiser, TextEncoderSpan, TrainingEngine
@@ -27,7 +27,7 @@ from dreambooth.trainer.images import Probe
 from dreambooth.trainer.keeper import RunKeeper, TrainedWeights
 from dreambooth.trainer.noise import seeded_normal
 from dreambooth.trainer.objectives import Objective, scaled_linear_alphas_cumprod
-from dreambooth.trainer.optimizers import ParameterGroup, Stepper, build_optimizer
+from dreambooth.trainer.optimizers import ParameterGroup, Stepper, averages, build_optimizer
 from dreambooth.trainer.outputs import Outputs
 from dreambooth.trainer.schedules import Schedule
 from dreambooth.trainer.survey import ConceptImages, Survey
@@ -195,6 +195,10 @@ def make_rig(folder: Path, **changes: Any) -> Rig:
     if options.ema_decay is not None:
         weights.ema = EMA([parameter for *_, parameter in weights.parameters()], options.ema_decay)
     stepper = _stepper(weights, options)
+    if averages(stepper.optimizer):
+        weights.ema = OptimizersAverage(
+            [parameter for *_, parameter in weights.parameters()], stepper.optimizer
+        )
     embedded: list[str] = []
     batches = _batches(encoder, options, trains_text, embedded)
     engine = TrainingEngine(

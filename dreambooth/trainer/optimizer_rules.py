@@ -1,0 +1,105 @@
+"""Which optimizer goes with which other settings, on which device: refused with both names before anything is loaded."""
+
+from __future__ import annotations
+
+import torch
+
+from dreambooth.shared.errors import InputError
+from dreambooth.shared.settings import Settings, TrainingSettings
+from dreambooth.trainer.optimizer_class import class_of, require
+from dreambooth.trainer.optimizer_table import TABLE, OptimizerKind, kind_of
+from dreambooth.trainer.optimizers import ParameterGroup, build_optimizer
+
+# The rate that an optimizer finds is multiplied by the setting; from here on that is a factor and not a mistake.
+_SMALL_FACTOR = 0.1
+_DEVICES = {"cuda": "a card with CUDA or ROCm", "mps": "an Apple GPU", "cpu": "the processor"}
+
+
+def check_optimizer(settings: Settings) -> None:
+    """Raises InputError if the optimizer is not installed, refuses its arguments, or does not go with other settings.
+
+    Nothing of the model is needed for it: arguments are tried on one number.
+    """
+    training = settings.training
+    kind = kind_of(training.optimizer)
+    require(kind)
+    for check in (_check_schedule, _check_average, _check_rates):
+        check(kind, training)
+    class_of(kind)
+    group = ParameterGroup("tried", [torch.nn.Parameter(torch.zeros(1))], training.learning_rate or 1e-6)
+    build_optimizer(training, [group], torch.device("cpu"))
+
+
+def check_device(name: str, device: torch.device) -> None:
+    """Raises InputError if an optimizer cannot run on the device."""
+    kind = kind_of(name)
+    if device.type in kind.devices:
+        return
+    there = ", ".join(row.name for row in TABLE.values() if device.type in row.devices)
+    needs = " or ".join(_DEVICES[device] for device in ("cuda", "mps", "cpu") if device in kind.devices)
+    why = "moves its state between a card's memory and the computer's, so it " if kind.paged else ""
+    raise InputError(
+        f"{kind.title} {why}needs {needs}, and this run uses {_DEVICES.get(device.type, device.type)}",
+        where="optimizer",
+        remedy=f"here {there} work",
+    )
+
+
+def notes_on(settings: Settings) -> list[str]:
+    """What a plan says of the optimizer that is no error."""
+    training = settings.training
+    kind = kind_of(training.optimizer)
+    notes = []
+    if kind.own_rate and training.learning_rate < _SMALL_FACTOR:
+        notes.append(
+            f"{kind.title} finds the learning rate by itself and multiplies it by learning_rate: 1 is meant, and "
+            f"{training.learning_rate:g} will hardly learn anything"
+        )
+    if kind.name not in TABLE:
+        notes.append(
+            f"optimizer {kind.name} is not one that was tried here: its arguments are those of optimizer_args alone, "
+            "its memory is counted as AdamW's, and whether an interrupted run goes on to the same bits is not known"
+        )
+    return notes
+
+
+def _check_schedule(kind: OptimizerKind, training: TrainingSettings) -> None:
+    if not kind.averages:
+        return
+    if training.lr_scheduler != "constant":
+        raise InputError(
+            f"optimizer {kind.name} takes the place of a schedule, and lr_scheduler is {training.lr_scheduler}",
+            where="lr_scheduler",
+            remedy="use lr_scheduler: constant, or another optimizer",
+        )
+    if training.lr_warmup_steps:
+        raise InputError(
+            f"optimizer {kind.name} warms up by itself, and lr_warmup_steps is {training.lr_warmup_steps}",
+            where="lr_warmup_steps",
+            remedy=f"use 0, and optimizer_args: {{warmup_steps: {training.lr_warmup_steps}}}",
+        )
+
+
+def _check_average(kind: OptimizerKind, training: TrainingSettings) -> None:
+    if kind.averages and training.use_ema:
+        raise InputError(
+            f"optimizer {kind.name} keeps an average of the weights itself, and use_ema asks for another",
+            where="use_ema",
+            remedy="turn use_ema off: the optimizer's average is what is exported",
+        )
+    if kind.averages and not training.adam_beta1:
+        raise InputError(
+            f"optimizer {kind.name} needs an adam_beta1 above 0", where="adam_beta1", remedy="0.9 is usual"
+        )
+
+
+def _check_rates(kind: OptimizerKind, training: TrainingSettings) -> None:
+    both = training.train_unet and training.train_text_encoder
+    own = training.text_encoder_learning_rate
+    if kind.own_rate and both and own not in (0, training.learning_rate):
+        raise InputError(
+            f"optimizer {kind.name} finds one learning rate for all that is trained, and text_encoder_learning_rate "
+            f"({own:g}) is another than learning_rate ({training.learning_rate:g})",
+            where="text_encoder_learning_rate",
+            remedy="use 0, or an optimizer whose rate you choose",
+        )

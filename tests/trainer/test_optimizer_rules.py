@@ -1,0 +1,109 @@
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from dreambooth.shared.errors import InputError
+from dreambooth.shared.settings import Settings, TrainingSettings
+from dreambooth.trainer import optimizer_class
+from dreambooth.trainer.optimizer_rules import check_device, check_optimizer, notes_on
+from dreambooth.trainer.optimizer_table import TABLE
+
+
+def settings(name: str, **values) -> Settings:
+    return Settings(training=replace(TrainingSettings(optimizer=name), **values))
+
+
+@pytest.mark.parametrize("name", [*TABLE, "torch.optim.SGD"])
+def test_every_optimizer_goes_with_the_defaults(name):
+    check_optimizer(settings(name))
+
+
+def test_the_library_is_asked_for_before_anything_else(monkeypatch):
+    monkeypatch.setattr(optimizer_class, "is_installed", lambda module: False)
+    with pytest.raises(InputError, match="schedulefree, which is not installed"):
+        check_optimizer(settings("adamwschedulefree", lr_scheduler="cosine"))
+
+
+@pytest.mark.parametrize(
+    ("values", "where"),
+    [
+        ({"lr_scheduler": "cosine"}, "lr_scheduler"),
+        ({"lr_scheduler": "constant_with_warmup"}, "lr_scheduler"),
+        ({"lr_warmup_steps": 10}, "lr_warmup_steps"),
+        ({"use_ema": True}, "use_ema"),
+        ({"adam_beta1": 0.0}, "adam_beta1"),
+    ],
+)
+def test_what_a_schedule_free_optimizer_takes_the_place_of_is_refused_with_both_names(values, where):
+    with pytest.raises(InputError) as refused:
+        check_optimizer(settings("adamwschedulefree", **values))
+    assert refused.value.where == where
+    assert "adamwschedulefree" in refused.value.what and where in refused.value.what
+    check_optimizer(settings("adamw", **values))
+
+
+def test_its_own_warm_up_is_an_argument():
+    check_optimizer(settings("adamwschedulefree", optimizer_args={"warmup_steps": "10"}))
+
+
+@pytest.mark.parametrize("name", ["prodigy", "dadaptadam"])
+def test_a_rate_that_is_found_is_one_for_all(name):
+    with pytest.raises(InputError) as refused:
+        check_optimizer(settings(name, learning_rate=1.0, text_encoder_learning_rate=0.5))
+    assert refused.value.where == "text_encoder_learning_rate"
+    assert name in refused.value.what and "(0.5)" in refused.value.what
+    for values in (
+        {"text_encoder_learning_rate": 1.0},
+        {},
+        {"text_encoder_learning_rate": 0.5, "train_text_encoder": False},
+    ):
+        check_optimizer(settings(name, learning_rate=1.0, **values))
+    check_optimizer(settings("adamw", learning_rate=1.0, text_encoder_learning_rate=0.5))
+
+
+def test_arguments_are_tried_before_the_start():
+    with pytest.raises(InputError) as refused:
+        check_optimizer(settings("came", optimizer_args={"betas": "2, 2, 2"}))
+    assert refused.value.where == "optimizer_args" and "came refuses" in refused.value.what
+
+
+@pytest.mark.parametrize(
+    ("name", "rate", "said"), [("prodigy", 2e-6, True), ("prodigy", 1.0, False), ("adamw", 2e-6, False)]
+)
+def test_a_rate_that_is_too_small_for_a_factor_is_said(name, rate, said):
+    notes = notes_on(settings(name, learning_rate=rate))
+    assert any("1 is meant" in note for note in notes) is said
+    assert not said or "2e-06" in notes[0]
+
+
+def test_of_a_class_that_nobody_tried_it_is_said_what_is_not_known():
+    (note,) = notes_on(settings("torch.optim.SGD", learning_rate=1e-3))
+    assert "torch.optim.SGD" in note and "not known" in note
+
+
+@pytest.mark.parametrize(
+    ("name", "device", "works"),
+    [
+        ("pagedadamw8bit", "cpu", False),
+        ("pagedadamw8bit", "mps", False),
+        ("pagedadamw8bit", "cuda", True),
+        ("adamw8bit", "mps", False),
+        ("adamw8bit", "cpu", True),
+        ("lion8bit", "cuda", True),
+        ("adafactor", "mps", True),
+        ("torch.optim.SGD", "mps", True),
+    ],
+)
+def test_an_optimizer_is_refused_on_a_device_that_it_cannot_run_on(name, device, works):
+    if works:
+        check_device(name, torch.device(device))
+        return
+    with pytest.raises(InputError) as refused:
+        check_device(name, torch.device(device))
+    assert refused.value.where == "optimizer"
+    assert TABLE[name].title in refused.value.what
+    assert {"cpu": "the processor", "mps": "an Apple GPU"}[device] in refused.value.what
+    assert "adamw" in refused.value.remedy and name not in refused.value.remedy.split()
