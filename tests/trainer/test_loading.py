@@ -4,7 +4,7 @@ from dataclasses import replace
 import pytest
 import torch
 from checkpoints import same, write
-from ldm_layout import SMALL_SD1, SMALL_SD2, tensors
+from ldm_layout import SMALL_SD1, SMALL_SD2, SMALL_SDXL, tensors
 
 from dreambooth.shared.errors import InputError
 from dreambooth.trainer.convert import canonical_state, convert, load_model
@@ -25,6 +25,11 @@ def sd1(tmp_path_factory):
 @pytest.fixture(scope="module")
 def sd2(tmp_path_factory):
     return write(tmp_path_factory.mktemp("sd2") / "sd2.safetensors", tensors(SMALL_SD2))
+
+
+@pytest.fixture(scope="module")
+def sdxl(tmp_path_factory):
+    return write(tmp_path_factory.mktemp("sdxl") / "sdxl.safetensors", tensors(SMALL_SDXL))
 
 
 def states(model):
@@ -63,18 +68,20 @@ def test_the_state_shares_its_memory_with_the_module(sd1):
 def from_diffusers(path, folder):
     """diffusers' own reading of a single file, with the configs of a folder of the same sizes."""
     from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import StableDiffusionPipeline
+    from diffusers.pipelines.stable_diffusion_xl.pipeline_stable_diffusion_xl import StableDiffusionXLPipeline
 
-    return StableDiffusionPipeline.from_single_file(path, config=str(folder), local_files_only=True)
+    kind = StableDiffusionXLPipeline if path.stem == "sdxl" else StableDiffusionPipeline
+    return kind.from_single_file(path, config=str(folder), local_files_only=True)
 
 
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("name", ["sd1", "sd2"])
+@pytest.mark.parametrize("name", ["sd1", "sd2", "sdxl"])
 def test_diffusers_reads_the_same_weights_and_the_models_say_the_same(name, request, tmp_path):
     path = request.getfixturevalue(name)
     convert(path, tmp_path / "folder", prediction_type="epsilon")
     theirs, ours = from_diffusers(path, tmp_path / "folder"), load_model(path, prediction_type="epsilon")
-    components = ("unet", "vae") if name == "sd2" else ("unet", "vae", "text_encoder")
-    for component in components:
+    texts = {"sd1": ["text_encoder"], "sd2": [], "sdxl": ["text_encoder", "text_encoder_2"]}[name]
+    for component in ["unet", "vae", *texts]:
         expected = canonical_state(component, getattr(theirs, component))
         found = canonical_state(component, ours.components[component])
         assert found.keys() == expected.keys()
@@ -83,9 +90,11 @@ def test_diffusers_reads_the_same_weights_and_the_models_say_the_same(name, requ
         torch.randn(1, 4, 8, 8),
         torch.randn(1, 77, ours.configs["unet"]["cross_attention_dim"]),
     )
+    sizes = torch.tensor([[100.0, 200.0, 3.0, 0.0, 64.0, 64.0]])
+    told = {"text_embeds": torch.randn(1, SMALL_SDXL.second_width), "time_ids": sizes}
     with torch.no_grad():
-        expected = theirs.unet.float()(latents, 500, context).sample
-        found = ours.components["unet"](latents, 500, context).sample
+        expected = theirs.unet.float()(latents, 500, context, added_cond_kwargs=told).sample
+        found = ours.components["unet"](latents, 500, context, added_cond_kwargs=told).sample
         torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
         images = theirs.vae.float().decode(latents).sample
         torch.testing.assert_close(
@@ -93,17 +102,17 @@ def test_diffusers_reads_the_same_weights_and_the_models_say_the_same(name, requ
         )
 
 
-def openclip(weights, ids, heads, layers):
-    """OpenCLIP's text transformer up to a layer, then the final norm, with torch's own attention."""
-    width = weights[f"{OPENCLIP}token_embedding.weight"].shape[1]
-    hidden = weights[f"{OPENCLIP}token_embedding.weight"][ids] + weights[f"{OPENCLIP}positional_embedding"]
+def openclip(weights, ids, heads, layers, prefix=OPENCLIP):
+    """OpenCLIP's text transformer up to a layer, before and after the final norm, with torch's own attention."""
+    width = weights[f"{prefix}token_embedding.weight"].shape[1]
+    hidden = weights[f"{prefix}token_embedding.weight"][ids] + weights[f"{prefix}positional_embedding"]
     mask = torch.full((77, 77), float("-inf")).triu(1)
     functional = torch.nn.functional
     for layer in range(layers):
         own = {
-            name.removeprefix(f"{OPENCLIP}transformer.resblocks.{layer}."): tensor
+            name.removeprefix(f"{prefix}transformer.resblocks.{layer}."): tensor
             for name, tensor in weights.items()
-            if name.startswith(f"{OPENCLIP}transformer.resblocks.{layer}.")
+            if name.startswith(f"{prefix}transformer.resblocks.{layer}.")
         }
         attention = torch.nn.MultiheadAttention(width, heads, batch_first=True)
         attention.load_state_dict({name[5:]: own[name] for name in own if name.startswith("attn.")})
@@ -112,8 +121,8 @@ def openclip(weights, ids, heads, layers):
         normed = functional.layer_norm(hidden, (width,), own["ln_2.weight"], own["ln_2.bias"])
         inner = functional.gelu(functional.linear(normed, own["mlp.c_fc.weight"], own["mlp.c_fc.bias"]))
         hidden = hidden + functional.linear(inner, own["mlp.c_proj.weight"], own["mlp.c_proj.bias"])
-    final = weights[f"{OPENCLIP}ln_final.weight"], weights[f"{OPENCLIP}ln_final.bias"]
-    return functional.layer_norm(hidden, (width,), *final)
+    final = weights[f"{prefix}ln_final.weight"], weights[f"{prefix}ln_final.bias"]
+    return hidden, functional.layer_norm(hidden, (width,), *final)
 
 
 def test_the_second_generations_text_encoder_gives_openclips_penultimate_layer(sd2):
@@ -122,8 +131,31 @@ def test_the_second_generations_text_encoder_gives_openclips_penultimate_layer(s
     ]
     with torch.no_grad():
         found = encoder(input_ids=IDS).last_hidden_state
-        expected = openclip(tensors(SMALL_SD2), IDS, SMALL_SD2.context // 64, SMALL_SD2.text_layers - 1)
+        _, expected = openclip(tensors(SMALL_SD2), IDS, SMALL_SD2.context // 64, SMALL_SD2.text_layers - 1)
     torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+
+
+def test_sdxls_second_text_encoder_gives_openclips_penultimate_states_and_its_pooled_end(sdxl):
+    """Pooled as OpenCLIP does it: the last layer's normed state at the end token, times the bare matrix."""
+    encoder = load_model(sdxl, components=("text_encoder_2",)).components["text_encoder_2"]
+    weights, prefix, layers = tensors(SMALL_SDXL), "conditioner.embedders.1.model.", SMALL_SDXL.second_layers
+    with torch.no_grad():
+        found = encoder(input_ids=IDS, output_hidden_states=True)
+        penultimate, _ = openclip(weights, IDS, 1, layers - 1, prefix)
+        _, last = openclip(weights, IDS, 1, layers, prefix)
+        pooled = last[:, int(IDS[0].argmax())] @ weights[f"{prefix}text_projection"]
+    torch.testing.assert_close(found.hidden_states[-2], penultimate, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(found.text_embeds, pooled, rtol=1e-5, atol=1e-5)
+
+
+def test_the_vae_of_sdxl_is_float32_unless_another_is_named(sdxl):
+    def dtypes(model):
+        return {name: next(module.parameters()).dtype for name, module in model.components.items()}
+
+    half = dict.fromkeys(("unet", "text_encoder", "text_encoder_2"), torch.float16)
+    assert dtypes(load_model(sdxl, dtype=torch.float16)) == {**half, "vae": torch.float32}
+    named = load_model(sdxl, dtype=torch.float16, vae=sdxl)
+    assert dtypes(named) == {**half, "vae": torch.float16}
 
 
 def test_old_names_of_the_text_encoder_load_the_same(sd1, tmp_path):
