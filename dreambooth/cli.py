@@ -21,12 +21,7 @@ class _Parser(argparse.ArgumentParser):
     """Wrong usage gets one message and exit code 2, like every other wrong input."""
 
     def error(self, message: str) -> NoReturn:
-        self.exit(
-            WRONG_INPUT, f"{message}\n  What to do: see `python3 -m dreambooth {self._command()} --help`\n"
-        )
-
-    def _command(self) -> str:
-        return self.prog.split("dreambooth", 1)[-1].strip()
+        self.exit(WRONG_INPUT, f"{message}\n  What to do: see `{self.prog} --help`\n")
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -10,6 +10,7 @@ import contextlib
 import dataclasses
 import difflib
 import math
+import os
 import re
 import reprlib
 from collections.abc import Iterable, Mapping
@@ -120,7 +121,18 @@ def _absolute(value: Any, folder: Path) -> Any:
     path = Path(value)
     with contextlib.suppress(RuntimeError):  # `~nobody`: no user, so a name like any other
         path = path.expanduser()
-    return str((folder / path).absolute())
+    return _tidy((folder / path).absolute())
+
+
+def _tidy(path: Path) -> str:
+    """The path without `..`, unless a link makes that another place."""
+    plain = os.path.normpath(path)
+    with contextlib.suppress(
+        OSError, ValueError
+    ):  # a loop of links, a NUL in the name: said where it is used
+        if os.path.realpath(plain) == os.path.realpath(path):
+            return plain
+    return str(path)
 
 
 def settings_from(values: Mapping[str, Any], *, where: str) -> Settings:
@@ -220,8 +232,12 @@ def _choice(text: str, choices: tuple[str, ...]) -> str:
 
 
 def _assign(node: DictConfig, item: dataclasses.Field[Any], value: Any, where: str, name: str) -> None:
-    """Gives `node` a number or a truth value. Empty text leaves the default."""
+    """Gives `node` a number or a truth value; `null` leaves the default. Raises InputError, also for empty text,
+    which may as well be a value that got lost."""
     text = str(value).strip()
+    if not text:
+        wrong = f"`{name}` is empty"
+        raise InputError(wrong, where=where, remedy=f"{_expected(item)}, or null for the default")
     if text in _EMPTY:
         return
     try:

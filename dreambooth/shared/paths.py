@@ -182,8 +182,10 @@ def check_writable(folder: Path, *, setting: str) -> None:
         with tempfile.TemporaryFile(dir=place):
             pass
     except OSError as error:
+        # it is there: the file that was to be made in it is what the system says is not
+        reason = "it takes no files" if error.errno == errno.ENOENT else error.strerror
         raise InputError(
-            f"nothing can be written into {place} ({error.strerror})",
+            f"nothing can be written into {place} ({reason})",
             where=setting,
             remedy="choose another folder or change its permissions",
         ) from error

@@ -180,7 +180,8 @@ class ImageSettings:
     )
     aspect_ratio_buckets: bool = setting(
         False,
-        "Keep the images' shapes (in buckets) instead of cutting squares. Not with prior preservation.",
+        "Keep the images' shapes (in buckets) instead of cutting squares. With class images, which are square, the shape "
+        "may be learned as part of the subject.",
         label="Aspect ratio buckets",
     )
     background: str = setting(

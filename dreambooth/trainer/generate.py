@@ -48,7 +48,7 @@ def generate(
     wanted = parse_size(size)
     _check_out(out)
     device = choose_device()
-    model = load_model(model_path, dtype=_dtype_for(device.type))
+    model = load_model(model_path, dtype=_dtype_for(device.type), mapped=True)  # read once, and gone soon
     width, height = wanted or model_size(model)
     _check_clip_skip(model, clip_skip)
     request = SampleRequest(prompt, negative, seed, steps, guidance_scale, width, height, sampler)
@@ -75,6 +75,13 @@ def parse_size(size: str | tuple[int, int]) -> tuple[int, int] | None:
         if match is None:
             raise InputError(f"{size!r} is not a size", where="--size", remedy='write "512" or "512x768"')
         size = int(match[1]), int(match[2] or match[1])
+    if min(size) < 1:
+        width, height = size
+        raise InputError(
+            f"a picture of {width}x{height} pixels has none",
+            where="--size",
+            remedy='write "512" or "512x768"',
+        )
     check_size(*size, where="--size")
     return size
 

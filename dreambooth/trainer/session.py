@@ -169,6 +169,8 @@ class Session:
             prediction_type=self.settings.model.prediction_type,
             use_ema_weights=self.settings.model.use_ema_weights,
             vae=self.settings.model.vae or None,
+            # on its way to a card; on a CPU the weights stay for hours, in which others may write to the file
+            mapped=self.device.type != "cpu",
         )
         for module in model.components.values():
             module.to(self.device)
@@ -332,6 +334,7 @@ class Session:
                     prediction_type=self.plan.base.identified.prediction_type,
                     use_ema_weights=step == 0 and self.settings.model.use_ema_weights,
                     dtype=self.plan.machine.compute_dtype,
+                    mapped=self.device.type != "cpu",
                 )
                 for module in model.components.values():
                     module.to(self.device)

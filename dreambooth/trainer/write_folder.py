@@ -226,11 +226,13 @@ def _check_replaceable(dst: Path, *, overwrite: bool) -> None:
         raise InputError(
             "it exists already and is no diffusers folder, so it is not replaced",
             where=str(dst),
-            remedy="choose another name",
+            remedy="choose another name (--overwrite replaces diffusers folders only)",
         )
     if not overwrite:
         raise InputError(
-            "the folder exists already", where=str(dst), remedy="choose another name, or allow overwriting"
+            "the folder exists already",
+            where=str(dst),
+            remedy="choose another name, or replace it (--overwrite)",
         )
 
 

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import random
 import sys
 from pathlib import Path
@@ -114,9 +115,16 @@ def test_json_null_keeps_the_default_too(folder: Path) -> None:
 @pytest.mark.parametrize(
     "name", ["vae", "output_dir", "max_train_steps", "random_flip", "concepts", "optimizer_args"]
 )
-@pytest.mark.parametrize("text", ["null", ""])
-def test_an_empty_override_takes_a_setting_back_to_its_default(folder: Path, name: str, text: str) -> None:
-    assert load(folder, "", f"{name}={text}") == to_mapping(Settings())
+def test_null_in_an_override_takes_a_setting_back_to_its_default(folder: Path, name: str) -> None:
+    assert load(folder, "", f"{name}=null") == to_mapping(Settings())
+
+
+@pytest.mark.parametrize("name", ["learning_rate", "max_train_steps", "random_flip"])
+def test_a_number_that_is_left_out_in_an_override_is_an_error(folder: Path, name: str) -> None:
+    with pytest.raises(InputError, match=f"`{name}` is empty") as refused:
+        load(folder, f"{name}: 1", f"{name}=")
+    assert refused.value.setting == name and "null" in refused.value.remedy
+    assert load(folder, "vae: a.ckpt", "vae=")["vae"] == "", "text may be empty"
 
 
 @pytest.mark.parametrize("text", ["a\\0b", "\\0"])
@@ -354,9 +362,18 @@ def test_relative_paths_are_relative_to_the_file_and_in_overrides_to_the_working
     content = "model: models/v1 5.ckpt\nvae: ../é.ckpt\noutput_dir: .\n"
     found = load(folder, content, "output_dir=out put", "runs_dir=../runs")
     assert found["model"] == str(folder / "models" / "v1 5.ckpt")
-    assert found["vae"] == str(folder / ".." / "é.ckpt")
+    assert found["vae"] == str(folder.parent / "é.ckpt"), "as people would write it"
     assert found["output_dir"] == str(Path.cwd() / "out put")
-    assert found["runs_dir"] == str(Path.cwd() / ".." / "runs")
+    assert found["runs_dir"] == str(Path.cwd().parent / "runs")
+
+
+@pytest.mark.skipif(os.name == "nt", reason="links need rights there")
+def test_two_dots_behind_a_link_stay_since_they_lead_elsewhere(folder: Path) -> None:
+    (folder / "far" / "away").mkdir(parents=True)
+    (folder / "link").symlink_to(folder / "far" / "away")
+    found = load(folder, "model: link/../a.ckpt\nvae: far/../b.ckpt\n")
+    assert found["model"] == str(folder / "link" / ".." / "a.ckpt")
+    assert found["vae"] == str(folder / "b.ckpt")
 
 
 def test_a_file_named_by_a_relative_path_resolves_paths_alike(

@@ -3,6 +3,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -229,3 +230,9 @@ def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path, monkeypatch: p
     with pytest.raises(InputError, match="Permission denied") as error:
         paths.check_writable(tmp_path, setting="runs_dir")
     assert error.value.where == "runs_dir" and str(tmp_path) in error.value.what
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only there")
+def test_a_folder_that_takes_no_files_is_not_said_to_be_missing() -> None:
+    with pytest.raises(InputError, match=r"into /proc \(it takes no files\)"):
+        paths.check_writable(Path("/proc/results"), setting="output_dir")

@@ -188,15 +188,17 @@ def test_nothing_is_replaced_unasked_and_nothing_but_a_model_when_asked(tmp_path
     assert (tmp_path / "photos" / "cat.png").read_bytes() == b"meow"
     convert(path, tmp_path / "folder")
     (tmp_path / "folder" / "note.txt").write_text("mine")
-    with pytest.raises(InputError, match="exists already"):
+    with pytest.raises(InputError, match="exists already") as refused:
         convert(path, tmp_path / "folder")
+    assert "--overwrite" in refused.value.remedy
     assert (tmp_path / "folder" / "note.txt").exists()
     convert(path, tmp_path / "folder", overwrite=True)
     assert not (tmp_path / "folder" / "note.txt").exists()
     (tmp_path / "empty").mkdir()
     convert(path, tmp_path / "empty")
-    with pytest.raises(InputError, match="exists already"):
+    with pytest.raises(InputError, match="exists already") as refused:
         convert(tmp_path / "folder", path)
+    assert "--overwrite" in refused.value.remedy
     assert sorted(place.name for place in tmp_path.iterdir()) == [
         "a.safetensors",
         "empty",

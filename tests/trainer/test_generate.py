@@ -28,7 +28,8 @@ def loaded(family="sd1", prediction_type="epsilon", metadata=None, sample_size=N
 @pytest.fixture
 def model(monkeypatch):
     made = loaded()
-    monkeypatch.setattr(subject, "load_model", lambda path, dtype: made)
+    # read once by a process that ends soon: the weights stay in the file's pages
+    monkeypatch.setattr(subject, "load_model", lambda path, dtype, mapped: made if mapped else None)
     monkeypatch.setattr(subject, "choose_device", lambda: torch.device("cpu"))
     return made
 
@@ -128,3 +129,10 @@ def test_a_broken_model_leaves_no_picture(model, tmp_path):
     with pytest.raises(RunFailed):
         generate("base.safetensors", "a dog", tmp_path / "dog.png", steps=1)
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("size", ["64x0", "0", "0x64"])
+def test_a_size_of_nothing_is_told_what_a_size_is(size):
+    with pytest.raises(InputError, match="has none") as refused:
+        parse_size(size)
+    assert "512x768" in refused.value.remedy

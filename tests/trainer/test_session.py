@@ -15,6 +15,7 @@ import torch
 from tiny import config, dreambooth, tree
 from watching import at_event, events, run_in, same_tensors
 
+from dreambooth.shared.config import load_settings
 from dreambooth.shared.runfolder import summarize
 from dreambooth.trainer import control, run, session
 from dreambooth.trainer.checkpoint import latest_step, load_state
@@ -193,6 +194,29 @@ def test_samples_of_the_untrained_model_that_fail_are_a_warning_and_are_made_at_
     assert "step 0" in warning["text"] and "no more to be had" in warning["text"]
     assert [event["step"] for event in events(run_in(tmp_path), "sample")] == [0, 4]
     assert same_tensors(tmp_path / "out" / "sks.safetensors", plain)
+
+
+@pytest.mark.parametrize(("device", "mapped"), [("cpu", False), ("meta", True)])
+def test_weights_stay_in_the_file_s_pages_only_on_their_way_to_a_card(
+    device, mapped, tmp_path, monkeypatch
+) -> None:
+    """On a CPU they would stay there as long as the training lasts, in which another program may write to the file."""
+    asked = []
+    real = session.load_model
+
+    def noted(path, **options):
+        asked.append(options["mapped"])
+        return real(path, **options)
+
+    monkeypatch.setattr(session, "load_model", noted)
+    made = session.Session.__new__(session.Session)
+    made.settings = load_settings(config(tmp_path))
+    made.device = torch.device(device)
+    model = made._base_model(torch.float16)
+    assert asked == [mapped]
+    assert {weight.device.type for module in model.components.values() for weight in module.parameters()} == {
+        device
+    }
 
 
 def test_the_last_samples_come_from_the_written_file(tmp_path, monkeypatch, quick_pictures) -> None:

@@ -1,6 +1,7 @@
 """Single weight files, whatever their format: opened lazily, read by offset, written one tensor at a time.
 
-Nothing is ever mapped into memory, since mapped pages count as resident; and nothing a file contains is executed.
+Nothing is mapped into memory unless it is asked for (`WeightFile.mapped`), since mapped pages count as resident; and
+nothing a file contains is executed.
 """
 
 from __future__ import annotations
@@ -52,8 +53,9 @@ def write_weights(
 ) -> Written:
     """Write a weight file in the format of `path`'s suffix, whole or not at all.
 
-    The entries are produced one at a time, go to a temporary file in the same folder, which is synced, read
-    back and compared (`verify`: every entry is produced a second time and compared bit for bit) and renamed.
+    The entries are produced one at a time and go to a temporary file in the same folder, which is synced and
+    renamed. With `verify`, each piece is read back from the file and compared byte by byte with what was meant, while
+    the next one is written, and at the end the header is read again and compared with the entries.
     `extras` is what stands beside the `state_dict` of a `.ckpt` (plain values); `metadata` goes into a
     `.safetensors` header, and into a `.ckpt` under the key `metadata`. `before_rename` is called when the file
     is whole and about to get its name.

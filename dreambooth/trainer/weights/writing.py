@@ -70,7 +70,9 @@ def write_whole(
 def _check_free(path: Path, overwrite: bool) -> None:
     if path.exists() and not overwrite:
         raise InputError(
-            "the file exists already", where=str(path), remedy="choose another name, or allow overwriting"
+            "the file exists already",
+            where=str(path),
+            remedy="choose another name, or replace it (--overwrite)",
         )
 
 
