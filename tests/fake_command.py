@@ -51,7 +51,9 @@ def train(config: Path, note: Path) -> None:
 
 def _check(settings: Settings) -> None:
     if settings.result.output_name == "wrong":
-        raise InputError("wrong.safetensors is there already", where="output_name", remedy="choose another name")
+        raise InputError(
+            "wrong.safetensors is there already", where="output_name", remedy="choose another name"
+        )
 
 
 def _die() -> None:

@@ -45,12 +45,14 @@ def _is_wrong_on_windows(name: str) -> bool:
 def followed(text: str, *, base: Path, setting: str) -> Path:
     """`text` as a path, against `base` where it is relative. Raises InputError if it must not be followed."""
     problem = path_problem(text)
+    path = "" if problem else os.path.normpath(base / text)
+    problem = problem or path_problem(path)  # which it may have led to by a detour
     if problem:
         raise InputError(
             f"the path {problem}", where=setting, setting=setting,
             remedy="name a folder or file of this machine; a share can be given a drive letter or a mount point",
         )  # fmt: skip
-    return Path(os.path.normpath(base / text))
+    return Path(path)
 
 
 def is_inside(path: Path, roots: Iterable[Path]) -> bool:

@@ -58,7 +58,8 @@ def add_photo_routes(router: APIRouter, shared: Services) -> None:
 
     @router.post("/photos/look", summary="The photos of a folder", responses={200: {"model": LookAnswer}})
     def look(body: FolderBody) -> Any:
-        return uploads.look(forms.folder_to_read(body.path, places()), shared.thumbnails.name)
+        folder = forms.folder_to_read(body.path, places())
+        return {**uploads.look(folder, shared.thumbnails.name), "own": shared.photos.is_own(folder)}
 
     @router.get("/photos/thumbnail", summary="A small picture of a photo", response_class=Response)
     def thumbnail(id: str) -> Any:

@@ -89,6 +89,7 @@ class LookAnswer(BaseModel):
     count: int = 0
     files: list[dict[str, Any]] = Field([], description="`{name, thumbnail, width, height, caption}` each")
     problems: list[str] = []
+    own: bool = Field(False, description="whether its photos may be removed here")
 
 
 class EventsAnswer(BaseModel):

@@ -63,13 +63,12 @@ def opened(source: Path | bytes):  # type: ignore[no-untyped-def]  # noqa: ANN20
             )
             with image:
                 if image.size[0] * image.size[1] > MOST_PIXELS:
-                    raise InputError(
-                        f"has {image.size[0]} × {image.size[1]} pixels, which is too many",
-                        remedy="save it smaller",
-                    )
+                    raise Image.DecompressionBombError
                 yield image
     except InputError:
         raise
+    except Image.DecompressionBombError as error:  # Pillow's own limit may be lower
+        raise InputError("has too many pixels", remedy="save it smaller") from error
     except Exception as error:
         # Pillow's decoders raise nearly anything for a broken file
         raise InputError(

@@ -11,6 +11,7 @@ import os
 import re
 import time
 import uuid
+from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -52,6 +53,8 @@ class Photos:
 
     def __init__(self, root: Path) -> None:
         self.root = root
+        # what was stored last, by set and by the sender's name without ending: a caption may come in a later call
+        self._stored: OrderedDict[tuple[Path, str], Path] = OrderedDict()
 
     def set_folder(self, name: str) -> Path:
         """The folder of a set; "" is a new one. Raises InputError for a name that is none of ours."""
@@ -70,25 +73,35 @@ class Photos:
         """Takes photos and the captions beside them (`dog.txt` is `dog.jpg`'s) into a set."""
         folder = self.set_folder(set_name)
         captions: dict[str, Incoming] = {}
-        names: dict[str, Path] = {}
+        names: list[Path] = []
         refused: list[dict[str, str]] = []
         for one in files:
             if _suffix(one.name) == ".txt":
                 captions[_stem(one.name)] = one
                 continue
             try:
-                names[_stem(one.name)] = _keep(one, folder)
+                names.append(_keep(one, folder))
+                self._remember(folder, one.name, names[-1])
             except InputError as error:
                 refused.append({"name": _shown(one.name), "why": f"{error.what}. {error.remedy}".strip()})
         for stem, caption in captions.items():
-            why = _keep_caption(caption, names.get(stem))
+            why = _keep_caption(caption, self._stored.get((folder, stem)))
             if why:
                 refused.append({"name": _shown(caption.name), "why": why})
-        return Stored(folder, list(dict.fromkeys(names.values())), refused)
+        return Stored(folder, list(dict.fromkeys(names)), refused)
+
+    def _remember(self, folder: Path, name: str, path: Path) -> None:
+        self._stored[folder, _stem(name)] = path
+        while len(self._stored) > MOST_FILES:
+            self._stored.popitem(last=False)
+
+    def is_own(self, folder: Path) -> bool:
+        """Whether a folder is a set of ours, whose photos may be removed."""
+        return folder.parent == self.root and not folder.is_symlink()
 
     def remove(self, folder: Path, name: str) -> None:
         """Removes a photo of a set, and its caption. Raises InputError for a folder that is none of ours."""
-        if folder.parent != self.root or folder.is_symlink():
+        if not self.is_own(folder):
             raise InputError(
                 "photos are removed only from what was dropped into the page", where="path",
                 remedy="remove it from its folder yourself",
@@ -117,7 +130,7 @@ def _keep(one: Incoming, folder: Path) -> Path:
 
 def _keep_caption(caption: Incoming, photo: Path | None) -> str:
     """Keeps a caption beside its photo. Why not, if not."""
-    if photo is None:
+    if photo is None or not photo.exists():
         return "is no photo, and there is no photo of that name beside it"
     if len(caption.content) > LONGEST_CAPTION:
         return "is too long for a caption"

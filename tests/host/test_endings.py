@@ -27,7 +27,10 @@ def test_the_trainers_own_message_is_taken_with_its_advice(tmp_path):
 @pytest.mark.parametrize(
     ("last", "said"),
     [
-        ("torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 20 MiB", "the card has not enough memory"),
+        (
+            "torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 20 MiB",
+            "the card has not enough memory",
+        ),
         ("OSError: [Errno 28] No space left on device", "the disk is full"),
         ("ModuleNotFoundError: No module named 'diffusers'", "environment is not whole"),
         ("RuntimeError: CUDA error: unspecified launch failure", "the card or its driver gave up"),

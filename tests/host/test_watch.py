@@ -144,8 +144,16 @@ def fill(run: RunFolder, log: EventLog, steps: int) -> None:
     log.emit("phase", name="training", of=steps)
     lines = []
     for number in range(1, steps + 1):
-        fields = {"step": number, "of": steps, "loss": 0.123456789, "instance_loss": 0.0654321, "prior_loss": 0.0612}
-        lines.append(json.dumps({"time": 1e9, "event": "step", **fields, "lr": 1e-6, "it_s": 1.0, "eta_s": 1.0}))
+        fields = {
+            "step": number,
+            "of": steps,
+            "loss": 0.123456789,
+            "instance_loss": 0.0654321,
+            "prior_loss": 0.0612,
+        }
+        lines.append(
+            json.dumps({"time": 1e9, "event": "step", **fields, "lr": 1e-6, "it_s": 1.0, "eta_s": 1.0})
+        )
         if number % 50 == 0:
             for picture in range(4):
                 path = f"{run.samples}/step-{number}-{picture}.png"
@@ -183,7 +191,9 @@ def test_a_poll_of_ten_thousand_steps_is_small_and_soon_answered(run, log):
 def test_the_untrained_models_pictures_stay_in_a_long_list(run, log):
     for number in range(0, 1000, 10):
         for picture in range(2):
-            log.emit("sample", step=number, number=picture, seed=1, prompt="p", path=f"{number}-{picture}.png")
+            log.emit(
+                "sample", step=number, number=picture, seed=1, prompt="p", path=f"{number}-{picture}.png"
+            )
     steps = [sample["step"] for sample in look(watcher(), run)["samples"]]
     assert steps[0] == 0 and steps[-1] == 990 and len(steps) <= 48
     assert {steps.count(one) for one in steps} == {2}
