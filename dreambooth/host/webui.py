@@ -11,6 +11,7 @@ import os
 import sys
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -400,7 +401,7 @@ def device_environ() -> dict[str, str]:
 def guard_generation(reason: Callable[[], str]) -> None:
     """While `reason()` is not empty, Generate shows it in place of pictures, the API answers 503 with it, and no
     model is put on the card, also not at the WebUI's start. A checkpoint that is chosen meanwhile is loaded later."""
-    from modules import script_callbacks, sd_models
+    from modules import sd_models
 
     sd_models.reload_model_weights = busy.refusing(sd_models.reload_model_weights, reason)
     kind = type(sd_models.model_data)
@@ -408,7 +409,7 @@ def guard_generation(reason: Callable[[], str]) -> None:
         kind.get_sd_model, lambda: sd_models.model_data.sd_model is None and bool(reason())
     )
     # what the page calls is looked up when the page is made, which is after this callback
-    script_callbacks.on_before_ui(lambda: _guard_page(reason))
+    _on(before_ui=lambda: _guard_page(reason))
 
 
 def _guard_page(reason: Callable[[], str]) -> None:
@@ -437,8 +438,17 @@ def _guard_options(labels: dict[str, Any], keys: tuple[str, ...], skip: Callable
 def register(*, tab: Callable[[], list[Any]], app: Callable[[Any], None]) -> None:
     """Registers the tab (`tab` gives what `on_ui_tabs` wants), our section of Settings, and the routes (`app` gets
     the FastAPI app). "Reload UI" forgets all of it and runs our script again, which calls this again."""
+    _on(ui_settings=_add_options, ui_tabs=tab, app_started=lambda _page, fastapi: app(fastapi))
+
+
+def _on(**callbacks: Callable[..., Any]) -> None:
+    """Registers callbacks by their kind, from a thread of its own: the WebUI looks through the whole stack of whoever
+    registers, and from deep within its loading of scripts that takes longer than all of our imports."""
     from modules import script_callbacks
 
-    script_callbacks.on_ui_settings(_add_options)
-    script_callbacks.on_ui_tabs(tab)
-    script_callbacks.on_app_started(lambda _page, fastapi: app(fastapi))
+    def register_all() -> None:
+        for kind, callback in callbacks.items():
+            getattr(script_callbacks, f"on_{kind}")(callback)
+
+    with ThreadPoolExecutor(1) as thread:
+        thread.submit(register_all).result()
