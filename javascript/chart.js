@@ -11,6 +11,20 @@
 
     const isNumber = (value) => typeof value === "number" && isFinite(value);
 
+    /** An average that follows the values, corrected at its beginning as Adam's is; gaps stay gaps. */
+    function smoothed(values) {
+        const keep = Math.max(0, Math.min(0.95, 1 - 8 / Math.max(1, values.length)));
+        let mean = 0, weight = 0;
+        return values.map((value) => {
+            if (!isNumber(value)) {
+                return null;
+            }
+            mean = keep * mean + (1 - keep) * value;
+            weight = keep * weight + (1 - keep);
+            return mean / weight;
+        });
+    }
+
     /** 1, 2 or 5 times a power of ten: a step that gives at most `count` ticks. */
     function tickStep(span, count) {
         const rough = span / Math.max(1, count), power = Math.pow(10, Math.floor(Math.log10(rough)));
@@ -59,7 +73,7 @@
         const holder = db.h("div", {class: "dbt-chart-holder"}, tip);
         const legend = db.h("div", {class: "dbt-legend"});
         const root = db.h("div", {class: "dbt-chart"}, legend, holder);
-        let data = null, of = 0, svg = null, scale = null, key = "", cursor = null;
+        let data = null, given = null, of = 0, svg = null, scale = null, key = "", cursor = null;
 
         function drawLegend() {
             const there = LINES.filter((line) => ((data || {})[line.key] || []).some(isNumber));
@@ -142,7 +156,10 @@
         return {
             root,
             show(chart, steps) {
-                data = chart;
+                if (chart !== given) {
+                    given = chart;
+                    data = chart ? {...chart, instance: smoothed(chart.instance || []), prior: smoothed(chart.prior || [])} : null;
+                }
                 of = steps;
                 draw(false);
             },

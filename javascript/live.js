@@ -17,7 +17,7 @@
     const STATES = {running: "Running", finished: "Finished", stopped: "Stopped", failed: "Failed", interrupted: "Interrupted", starting: "Starting"};
     const KEPT = ["chart", "samples", "exports", "warnings"];  // what an answer may leave out when nothing is new
 
-    let view = null, shown = "", offset = 0, last = {}, empty = null, root = null, timer = 0, polling = false;
+    let view = null, shown = "", offset = 0, last = {}, empty = null, root = null, timer = 0, polling = false, waitingKey = "";
 
     const tile = (name, id) => {
         const value = db.h("span", {class: "dbt-tile-value", id}, "–");
@@ -36,7 +36,7 @@
             name, tiles, chart: db.chart(), samples: db.samples.view(), result: db.result.view(name),
             badge: db.h("span", {class: "dbt-badge", id: "dbt_state"}), phase: db.h("span", {class: "dbt-phase", id: "dbt_phase", "aria-live": "polite"}),
             bar: db.h("div", {class: "dbt-bar", role: "progressbar", "aria-valuemin": 0, "aria-valuemax": 100, "aria-label": db.t("Progress")}, db.h("i", {})),
-            problem: db.h("div", {class: "dbt-run-problem", role: "alert"}), warnings: db.h("ul", {class: "dbt-advice"}),
+            problem: db.h("div", {class: "dbt-run-problem", role: "alert"}), card: db.h("div", {class: "dbt-help", id: "dbt_card"}), warnings: db.h("ul", {class: "dbt-advice"}),
             log: db.h("pre", {class: "dbt-log", tabindex: 0, "aria-label": db.t("The last lines of the log")}), commands: [], drawn: {},
         };
         made.buttons = db.h("div", {class: "dbt-buttons"}, COMMANDS.map((command) => {
@@ -52,12 +52,36 @@
         made.root = db.h("div", {class: "dbt-live"},
             db.h("section", {class: "dbt-card"},
                 db.h("div", {class: "dbt-card-head"}, db.h("h2", {}, name), made.badge, db.h("span", {class: "dbt-space"}), made.phase),
-                made.bar, db.h("div", {class: "dbt-tiles"}, Object.values(tiles).map((one) => one.root)), made.problem, made.buttons, made.after, made.warnings),
+                made.bar, db.h("div", {class: "dbt-tiles"}, Object.values(tiles).map((one) => one.root)), made.card, made.problem, made.buttons, made.after, made.warnings),
             made.result.root, made.chartCard, made.samplesCard, card(db.t("Log"), made.log));
         return made;
     }
 
     const card = (title, ...children) => db.h("section", {class: "dbt-card"}, db.h("h2", {}, title), ...children);
+
+    const nothing = () => db.h("p", {class: "dbt-empty"}, db.t("Nothing is being trained. A training that you start is shown here."));
+
+    async function cancelStart() {
+        try {
+            await db.api.post("runs/cancel-start");
+            db.runs.soon();
+        } catch (error) {
+            db.failed(error);
+        }
+    }
+
+    /** A trainer that has no run yet: it starts, or it failed before it had one. */
+    function drawWaiting(starting, failed) {
+        if (!starting && !failed) {
+            db.fill(empty, nothing());
+            return;
+        }
+        const log = (starting || failed).log || [];
+        db.fill(empty, card(starting ? db.t("Starting") : db.t("The training could not be started"),
+            failed && !starting ? db.problem(failed) : db.h("p", {}, db.t("The trainer is starting. Its first words come in a moment.")),
+            log.length ? db.h("pre", {class: "dbt-log", tabindex: 0}, log.join("\n")) : null,
+            starting ? db.button(db.t("Cancel"), cancelStart, {id: "dbt_cancel_start"}) : null));
+    }
 
     async function order(name, command) {
         try {
@@ -88,6 +112,15 @@
             return phase.done / phase.of;
         }
         return state.of ? (state.step || 0) / state.of : 0;
+    }
+
+    /** What the WebUI's model gave back to the card before the training. */
+    function cardText(card) {
+        if (!card || typeof card.before_gb !== "number" || typeof card.after_gb !== "number") {
+            return "";
+        }
+        return db.t("The WebUI's model left the card: {before} GB were free before, {after} GB after.",
+            {before: card.before_gb.toFixed(1), after: card.after_gb.toFixed(1)});
     }
 
     const number = (value, digits) => (typeof value === "number" && isFinite(value) ? value.toFixed(digits) : "–");
@@ -125,6 +158,7 @@
         drawOnce("problem", [state.error, state.state], () => drawProblem(state));
         drawOnce("warnings", state.warnings, () => db.fill(view.warnings, (state.warnings || []).map((text) =>
             db.h("li", {class: "dbt-note dbt-warning"}, db.said(text.text || text)))));
+        db.setText(view.card, running ? cardText(state.card) : "");
         drawOnce("log", state.log, () => drawLog(state.log || []));
         view.result.show(state);
         const wasActive = db.run.active === shown;
@@ -202,7 +236,7 @@
 
     db.live = {
         section() {
-            empty = db.h("p", {class: "dbt-empty"}, db.t("Nothing is being trained. A training that you start is shown here."));
+            empty = db.h("div", {class: "dbt-live"}, nothing());
             root = db.h("div", {}, empty);
             return root;
         },
@@ -222,12 +256,20 @@
 
         get name() { return shown; },
 
+        waiting(starting, failed) {
+            const now = JSON.stringify([starting, failed]);
+            if (now !== waitingKey) {
+                waitingKey = now;
+                drawWaiting(starting, failed);
+            }
+        },
+
         later() {
             clearTimeout(timer);
             if (!shown || !db.isVisible() || db.view !== "live") {
                 return;
             }
-            timer = setTimeout(poll, last.state === "running" || last.state === "starting" || last.state === undefined ? 1000 : 8000);
+            timer = setTimeout(poll, last.behind ? 100 : last.state === "running" || last.state === "starting" || last.state === undefined ? 1000 : 8000);
         },
 
         now() {

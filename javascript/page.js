@@ -277,6 +277,10 @@
             return Boolean(root);
         }
         db.root = root;
+        const prose = root.closest(".prose");  // gradio's look for texts would recolour every part of ours
+        if (prose) {
+            prose.classList.remove("prose");
+        }
         db.fill(root, db.h("p", {class: "dbt-starting"}, db.t("The page is being drawn …")));
         load();
         document.addEventListener("visibilitychange", wake);

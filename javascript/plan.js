@@ -33,6 +33,10 @@
             db.fill(notes);
             return;
         }
+        const name = db.fields.find("output_name");
+        if (name && found.output) {  // what it will be called where nothing is written
+            name.control.placeholder = db.baseName(found.output).replace(/\.\w+$/, "");
+        }
         const epochs = typeof found.epochs === "number" ? db.t("each photo {n} times", {n: Math.round(found.epochs).toLocaleString()}) : "";
         const expected = typeof found.expected_seconds === "number"
             ? db.t("about {time}", {time: db.duration(found.expected_seconds)}) : db.t("not known before it has begun");
@@ -62,6 +66,9 @@
         }
         if (db.run.active) {
             return {text: db.t("A training is running: {name}.", {name: db.run.active}), show: () => db.show("live", db.run.active)};
+        }
+        if (db.run.starting) {
+            return {text: db.t("A training is being started."), show: () => db.show("live", "")};
         }
         for (const [where, text] of db.form.wrong) {
             return {text, where};
@@ -175,8 +182,10 @@
         drawButton();
         try {
             const {run} = await db.api.post("runs", {form: db.form.copy()}, {timeout: 300000});
-            db.run.active = run;
+            db.run.active = run;  // "" while the trainer has not made its folder yet
+            db.run.awaited = !run;
             db.show("live", run);
+            db.runs.soon();
         } catch (problem) {
             error = problem;
             db.fields.showError(problem);

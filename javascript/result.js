@@ -120,12 +120,12 @@
     }
 
     function changeText(change) {
-        const value = typeof change === "object" && change ? Object.entries(change).filter(([, item]) => typeof item === "number")
-            .map(([name, item]) => db.t(PARTS[name] || name) + " " + percent(item)).join(", ") : percent(change);
+        const value = Object.entries(change || {}).filter(([, item]) => item && typeof item.relative === "number")
+            .map(([name, item]) => db.t(PARTS[name] || name) + " " + percent(item.relative)).join(", ");
         return value ? db.t("Weights changed by {value}.", {value}) : "";
     }
 
-    const percent = (value) => (typeof value === "number" ? (value * 100).toPrecision(2) + " %" : "");
+    const percent = (value) => Number((value * 100).toPrecision(2)) + " %";
 
     function pairs(state) {
         return db.samples.pairs(state.samples || []).slice(0, 4).map((pair) => db.h("div", {class: "dbt-pair-small"},

@@ -39,26 +39,28 @@
         clearTimeout(timer);
         if (db.isVisible()) {
             try {
-                take((await db.api.get("runs", {timeout: 15000})).runs || []);
+                take(await db.api.get("runs", {timeout: 15000}));
             } catch (error) {
                 if (error.status > 0) {
                     db.failed(error);
                 }
             }
         }
-        timer = setTimeout(load, db.view === "runs" ? 5000 : 15000);
+        timer = setTimeout(load, db.run.starting ? 1000 : db.view === "runs" ? 5000 : 15000);
     }
 
-    function take(runs) {
-        const alive = runs.find((run) => run.state === "running" || run.state === "starting");
-        const before = db.run.active;
-        db.run.active = alive ? alive.name : "";
+    function take(found) {
+        const runs = found.runs || [], before = db.run.active;
+        db.run.active = found.active || (runs.find((run) => run.state === "running") || {}).name || "";
+        db.run.starting = found.starting || null;
         if (db.run.active !== before) {
-            db.plan.refreshButton();
-            if (db.run.active && !db.live.name) {
+            if (db.run.active && (!db.live.name || db.run.awaited)) {
                 db.live.show(db.run.active);
             }
+            db.run.awaited = false;
         }
+        db.live.waiting(db.run.starting, found.failed_start);
+        db.plan.refreshButton();
         db.markActive();
         const now = JSON.stringify([runs, Math.floor(Date.now() / 60000)]);
         if (now === key || list.querySelector(".dbt-confirm")) {
