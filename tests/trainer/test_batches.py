@@ -5,7 +5,7 @@ from training_rig import CPU, data_plan, made_up_latents, tokenize
 from dreambooth.trainer.batches import StepBatches
 from dreambooth.trainer.cache import Latents
 from dreambooth.trainer.captions import Variation
-from dreambooth.trainer.dataset import Augmentation, samples_of_step, timestep_of
+from dreambooth.trainer.dataset import Augmentation, samples_of_step, sizes_of, timestep_of
 from dreambooth.trainer.draws import words
 from dreambooth.trainer.embeddings import Embeddings as Told
 from dreambooth.trainer.noise import seeded_normal
@@ -207,3 +207,12 @@ def test_mirrored_samples_get_the_mirrored_pictures_latents():
     assert torch.equal(
         micro.instance.latents, made_up_latents().batch(samples_of_step(plan, SEED, 0).instance)
     )
+
+
+def test_only_models_that_know_sizes_are_told_them():
+    plan = data_plan(batch=4)
+    (plain,), (sized,) = (batches(plan, sized=on).of_step(3, encoded=True) for on in (False, True))
+    assert plain.instance.sizes is None and plain.prior.sizes is None
+    samples = samples_of_step(plan, SEED, 3)
+    for half, planned in ((sized.instance, samples.instance), (sized.prior, samples.prior)):
+        assert half.sizes.tolist() == [list(sizes_of(plan, sample)) for sample in planned]

@@ -41,6 +41,20 @@ def test_a_resolution_that_the_vae_cannot_take_is_refused(resolution):
     assert caught.value.where == "resolution"
 
 
+@pytest.mark.parametrize("resolution", [1024, 576])
+def test_sides_are_multiples_of_what_a_model_needs(resolution):
+    for size in bucket_sizes(resolution, aspect_ratio_buckets=True, multiple=64):
+        assert size[0] % 64 == size[1] % 64 == 0
+    assert (128, 64) in bucket_sizes(64, aspect_ratio_buckets=True, multiple=64)
+
+
+@pytest.mark.parametrize(("resolution", "nearest"), [(1000, 1024), (40, 64), (72, 64), (0, 64)])
+def test_a_resolution_that_a_model_cannot_take_is_refused_with_the_nearest_that_it_can(resolution, nearest):
+    with pytest.raises(InputError, match="multiple of 64") as caught:
+        bucket_sizes(resolution, aspect_ratio_buckets=False, multiple=64)
+    assert caught.value.where == "resolution" and str(nearest) in caught.value.remedy
+
+
 @pytest.mark.parametrize(
     ("size", "bucket"),
     [

@@ -3,7 +3,9 @@ from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 
+import numpy
 import pytest
+from PIL import Image
 
 from dreambooth.shared.concepts import Concept
 from dreambooth.trainer import dataset, draws
@@ -18,11 +20,12 @@ from dreambooth.trainer.dataset import (
     plan_data,
     samples_of_step,
     share,
+    sizes_of,
     timestep_of,
     view_of,
     views_used,
 )
-from dreambooth.trainer.images import Probe, View
+from dreambooth.trainer.images import Probe, View, pixels_of
 from dreambooth.trainer.survey import ConceptImages, Survey
 
 SQUARE = ((64, 64),)
@@ -260,3 +263,48 @@ def test_a_fingerprint_tells_plans_apart():
         plan(concept(class_images=2, repeats=2)),
     ]
     assert len({made.fingerprint(), *(other.fingerprint() for other in others)}) == 7
+
+
+# ---- what SDXL is told of sizes ------------------------------------------------------------------------------------
+
+
+def sized(size, bucket, *, random_crop=False, flip=False):
+    made = plan(concept(instance=1, sizes=(size,)), buckets=(bucket,), augmentation=Augmentation(random_crop))
+    return made, replace(samples_of_step(made, 0, 0).instance[0], flip=flip)
+
+
+@pytest.mark.parametrize(
+    ("size", "bucket", "expected"),
+    [
+        (
+            (640, 480),
+            (64, 64),
+            (480, 640, 0, 11, 64, 64),
+        ),  # 640 becomes 85.33, of which 10.67 are cut at each side
+        ((480, 640), (64, 64), (640, 480, 11, 0, 64, 64)),
+        ((1024, 1024), (1024, 1024), (1024, 1024, 0, 0, 1024, 1024)),
+        ((30, 30), (64, 64), (30, 30, 0, 0, 64, 64)),  # enlarged: the original's size is still told
+        ((3000, 2000), (768, 512), (2000, 3000, 0, 0, 512, 768)),
+        ((3000, 2000), (640, 576), (2000, 3000, 0, 112, 576, 640)),
+    ],
+)
+def test_the_sizes_told_are_the_originals_the_crops_and_the_targets(size, bucket, expected):
+    assert sizes_of(*sized(size, bucket)) == expected
+
+
+@pytest.mark.parametrize("size", [(200, 100), (100, 230), (317, 211)])
+@pytest.mark.parametrize("flip", [False, True])
+def test_the_crops_place_is_where_the_pixels_come_from(size, flip):
+    """Each pixel of the picture says where it stands in it; mirrored, the place is in the mirrored picture."""
+    made, sample = sized(size, (64, 64), random_crop=True, flip=flip)
+    for variant in range(made.items[0].variants):
+        sample = replace(sample, variant=variant)
+        _, _, top, left, _, _ = sizes_of(made, sample)
+        rows, columns = numpy.mgrid[: size[1], : size[0]]
+        columns = columns[:, ::-1] if flip else columns
+        where = numpy.stack([columns / size[0], rows / size[1], 0 * rows], axis=-1)
+        picture = Image.fromarray((where * 255).round().astype(numpy.uint8))
+        pixels = (pixels_of(picture, view_of(made, sample)) + 1) / 2
+        scale = 64 / min(size)
+        assert float(pixels[0, :, 0].mean()) * size[0] * scale == pytest.approx(left + 0.5, abs=1.5)
+        assert float(pixels[1, 0, :].mean()) * size[1] * scale == pytest.approx(top + 0.5, abs=1.5)

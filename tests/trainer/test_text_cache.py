@@ -11,12 +11,14 @@ CPU = torch.device("cpu")
 class Counting:
     """Encodes a text to numbers of its own, and remembers what it was asked."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, pooled: bool = False) -> None:
         self.asked: list[str] = []
+        self.pooled = pooled
 
     def __call__(self, text: str) -> Embeddings:
         self.asked.append(text)
-        return Embeddings(torch.full((77, 4), float(len(text))))
+        length = float(len(text))
+        return Embeddings(torch.full((77, 4), length), torch.full((3,), -length) if self.pooled else None)
 
 
 def test_each_caption_is_encoded_once_and_batches_are_looked_up():
@@ -76,3 +78,22 @@ def test_tokens_are_stacked_and_remembered():
     assert batch.shape == (3, 2, 77) and batch.dtype == torch.int64
     assert batch[:, 1, 5].tolist() == [1, 2, 1]
     assert asked == ["a", "bb"]
+
+
+def test_the_pooled_output_is_kept_and_looked_up_beside_the_context(tmp_path):
+    store, encode = TensorStore(tmp_path), Counting(pooled=True)
+    encoder = TextEncoder("one", encode, pooled=True)
+    first = CachedText(["a", "bbb"], encoder, CPU, store=store)
+    again = CachedText(["a", "bbb"], encoder, CPU, store=store)
+    assert encode.asked == ["a", "bbb"]
+    for source in (first, again, LiveText(encoder, CPU)):
+        batch = source.batch(["bbb", "a", "bbb"])
+        assert batch.context.shape == (3, 77, 4) and batch.pooled.shape == (3, 3)
+        assert batch.pooled[:, 0].tolist() == [-3, -1, -3] and batch.context[:, 0, 0].tolist() == [3, 1, 3]
+
+
+def test_a_caption_whose_pooled_output_is_lost_is_encoded_again(tmp_path):
+    store, encode = TensorStore(tmp_path), Counting(pooled=True)
+    CachedText(["a"], TextEncoder("one", Counting()), CPU, store=store)  # only its context is there
+    CachedText(["a"], TextEncoder("one", encode, pooled=True), CPU, store=store)
+    assert encode.asked == ["a"]
