@@ -173,7 +173,7 @@ def _add_options() -> None:
         ),
     )
     for key, default, label, info in rows:
-        opts.add_option(key, OptionInfo(default, label, section=SECTION).info(info))
+        opts.add_option(key, OptionInfo(default, label, section=SECTION, category_id="training").info(info))
     opts.restricted_opts.add(RUNS_DIR)
 
 
