@@ -28,7 +28,7 @@ from .errors import InputError, concerning
 from .settings import GROUPS, Settings
 from .settings_file import parse_yaml, read_file
 
-PATHS = frozenset({"model", "vae", "output_dir", "runs_dir"})
+PATHS = frozenset({"model", "vae", "output_dir", "runs_dir", "init_from"})
 CONCEPT_PATHS = frozenset({"instance_data_dir", "class_data_dir"})
 # Written into a run's config.yaml beside the settings; no settings themselves.
 NOTES = frozenset({"versions", "run"})

@@ -107,9 +107,10 @@ class ResultSettings:
     )
     output_kind: str = setting(
         "checkpoint",
-        "A single file, or a diffusers folder.",
+        "checkpoint, diffusers: the whole model is trained, written as one file or a folder. lora, lycoris: an adapter.",
         label="Kind of result",
-        choices=("checkpoint", "diffusers"),
+        choices=("checkpoint", "lora", "lycoris", "diffusers"),
+        common=True,
     )
     output_format: str = setting(
         "safetensors", "File format of a checkpoint.", label="File format", choices=("safetensors", "ckpt")
@@ -230,7 +231,10 @@ class PriorSettings:
         common=True,
     )
     prior: str = setting(
-        "class_images", "Where the prior comes from.", label="Source of the prior", choices=("class_images",)
+        "class_images",
+        "base_prediction: the model without the adapter says what a class is; no class images are made. Adapters only.",
+        label="Source of the prior",
+        choices=("class_images", "base_prediction"),
     )
     num_class_images: int = setting(
         100,
@@ -283,7 +287,13 @@ class TrainingSettings:
     gradient_accumulation_steps: int = setting(
         1, "Batches that make one step.", label="Gradient accumulation", minimum=1, maximum=1024
     )
-    learning_rate: float = setting(2e-6, "Learning rate of the UNet.", minimum=0, maximum=1, common=True)
+    learning_rate: float = setting(
+        0.0,
+        "Learning rate of the UNet. 0: the usual, 2e-6, or 1e-4 for an adapter.",
+        minimum=0,
+        maximum=1,
+        common=True,
+    )
     train_unet: bool = setting(True, "Train the UNet.", label="Train the UNet")
     train_text_encoder: bool = setting(
         True,
@@ -293,7 +303,7 @@ class TrainingSettings:
     )
     text_encoder_learning_rate: float = setting(
         0.0,
-        "Learning rate of the text encoder. 0: the UNet's.",
+        "Learning rate of the text encoder. 0: the UNet's, or half of it for an adapter.",
         label="Learning rate of the text encoder",
         minimum=0,
         maximum=1,
@@ -405,6 +415,52 @@ class SavingSettings:
 
 
 @dataclass
+class AdapterSettings:
+    """An adapter (output_kind: lora or lycoris): small and trained alone, the model stays as it is."""
+
+    adapter: str = setting(
+        "auto",
+        "Kind of adapter: lora or dora with output_kind lora; loha or lokr with lycoris. auto: lora, or lokr.",
+        label="Kind of adapter",
+        choices=("auto", "lora", "dora", "loha", "lokr"),
+    )
+    rank: int = setting(
+        0,
+        "Rank: how much an adapter can learn, and its size. 0: 16, or that of init_from.",
+        minimum=0,
+        maximum=1024,
+    )
+    lora_alpha: float = setting(
+        0.0,
+        "What an adapter adds is multiplied by this / rank. 0: the rank, or as init_from has it.",
+        label="Alpha",
+        minimum=0,
+        maximum=4096,
+    )
+    lora_dropout: float = setting(
+        0.0,
+        "Share of an adapter's input that is left out at each step.",
+        label="Dropout",
+        minimum=0,
+        maximum=0.9,
+    )
+    target_blocks: str = setting(
+        "",
+        "What an adapter changes: attention, feed-forward, projections, convolutions, embeddings, all; down, mid, up.1. "
+        "Empty: the first two.",
+        label="Adapted layers",
+    )
+    clip_rank: bool = setting(
+        False, "Lower the rank where a layer is narrower, instead of refusing it.", label="Clip the rank"
+    )
+    init_from: str = setting(
+        "",
+        "An adapter's file to go on from: kohya's, diffusers' or peft's. Empty: a new one.",
+        label="Start from",
+    )
+
+
+@dataclass
 class Settings:
     """All settings, by group. In a file the names stand at the top level; groups only order page and help."""
 
@@ -416,8 +472,9 @@ class Settings:
     prior: PriorSettings = field(default_factory=PriorSettings)
     training: TrainingSettings = field(default_factory=TrainingSettings)
     saving: SavingSettings = field(default_factory=SavingSettings)
+    adapters: AdapterSettings = field(default_factory=AdapterSettings)
     # what a concepts file held that means nothing here: said in the plan, never dropped in silence
     not_taken: tuple[str, ...] = ()
 
 
-GROUPS = ("model", "result", "concepts", "images", "captions", "prior", "training", "saving")
+GROUPS = ("model", "result", "concepts", "images", "captions", "prior", "training", "saving", "adapters")

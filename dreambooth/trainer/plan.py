@@ -29,6 +29,7 @@ from dreambooth.trainer.looks import look_at
 from dreambooth.trainer.machine import Machine
 from dreambooth.trainer.optimizer_rules import check_optimizer, notes_on
 from dreambooth.trainer.outputs import Outputs, PlannedFile, Volume, check_room, outputs_of, size_text
+from dreambooth.trainer.rates import with_rates
 from dreambooth.trainer.sizes import optimizer_bytes, parameters, planned_files
 from dreambooth.trainer.sources import EMA_PREFIX
 from dreambooth.trainer.survey import Survey, survey
@@ -207,6 +208,7 @@ def make_plan(
     parse_colour(settings.images.background)
     _check_vae(settings)
     check_optimizer(settings)
+    settings, rates = with_rates(settings)
     settings = _with_folders(settings)
     found = survey_of(settings, base)
     settings = _with_steps(settings, found, processes)
@@ -230,7 +232,7 @@ def make_plan(
         files=(),
         volumes=(),
         trained=trained,
-        notes=(*machine.notes, *notes_on(settings), *_notes(settings, base), *found.warnings),
+        notes=(*rates, *machine.notes, *notes_on(settings), *_notes(settings, base), *found.warnings),
         processes=processes,
     )
     data = data_plan(plan, found)
@@ -270,17 +272,11 @@ def check_together(settings: Settings) -> None:
             where="train_unet",
             remedy="train one of them",
         )
-    if training.train_unet and training.learning_rate == 0:
-        raise InputError("a learning rate of 0 learns nothing", where="learning_rate", remedy="2e-6 is usual")
     if not training.train_unet and training.text_encoder_stop < 1:
         raise InputError(
             "nothing would be trained once the text encoder has stopped",
             where="text_encoder_stop",
             remedy="use 1, or train the UNet too",
-        )
-    if training.train_text_encoder and not (training.text_encoder_learning_rate or training.learning_rate):
-        raise InputError(
-            "a learning rate of 0 learns nothing", where="text_encoder_learning_rate", remedy="1e-6 is usual"
         )
     for tracker in trackers_of(settings):
         if tracker not in TRACKERS:

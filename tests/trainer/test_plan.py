@@ -186,8 +186,6 @@ def test_a_yaml_in_the_result_s_way_is_found_before_the_training(tmp_path) -> No
     ("values", "where"),
     [
         ({"train_unet": False, "train_text_encoder": False}, "train_unet"),
-        ({"learning_rate": 0}, "learning_rate"),
-        ({"train_unet": False, "learning_rate": 0}, "text_encoder_learning_rate"),
         ({"train_unet": False, "text_encoder_stop": 0}, "text_encoder_stop"),
         ({"train_unet": False, "text_encoder_stop": 0.5}, "text_encoder_stop"),
         ({"report_to": "tensorboard, wandb"}, "report_to"),

@@ -1,0 +1,259 @@
+"""What an adapter will be, decided before anything is loaded: its kind, its layers, their ranks; and what is wrong."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from dreambooth.shared.errors import InputError
+from dreambooth.shared.settings import AdapterSettings, Settings
+from dreambooth.trainer.adapters.kinds import KINDS, MAGNITUDE, Kind, Shape, rank_of, scale_of
+from dreambooth.trainer.adapters.reading import Bound, bind, open_adapter
+from dreambooth.trainer.adapters.results import is_adapter
+from dreambooth.trainer.adapters.targets import Target, choose, parse_choice, targets_of
+from dreambooth.trainer.families import Family, TextPart
+from dreambooth.trainer.loading import LoadedModel
+
+DEFAULT_KINDS = {"lora": "lora", "lycoris": "lokr"}
+DEFAULT_RANK = 16
+
+
+@dataclass(frozen=True)
+class PlannedLayer:
+    """A layer that gets an adapter: the shapes of its tensors by kohya's names, and its alpha."""
+
+    target: Target
+    shapes: Mapping[str, Shape]
+    alpha: float
+
+    @property
+    def scale(self) -> float:
+        return scale_of(self.shapes, self.alpha)
+
+    @property
+    def parameters(self) -> int:
+        return sum(math.prod(shape) for shape in self.shapes.values())
+
+
+@dataclass(frozen=True)
+class AdapterPlan:
+    """An adapter: `layers` in the order of the table of names; `rank` and `alpha` are what most of them have.
+
+    `start` is the file that it goes on from, laid onto the model, or None.
+    """
+
+    kind: Kind
+    rank: int
+    alpha: float
+    dropout: float
+    layers: tuple[PlannedLayer, ...]
+    start: Bound | None = None
+    notes: tuple[str, ...] = ()
+
+    def parameters(self, component: str) -> int:
+        """How many numbers of a component's layers are trained."""
+        return sum(layer.parameters for layer in self.layers if layer.target.component == component)
+
+    def shapes(self, component: str) -> list[Shape]:
+        """The shapes of a component's tensors."""
+        return [
+            shape
+            for layer in self.layers
+            if layer.target.component == component
+            for shape in layer.shapes.values()
+        ]
+
+    def __str__(self) -> str:
+        roles = dict.fromkeys(layer.target.role.replace("_", "-") for layer in self.layers)
+        return (
+            f"{self.kind.title} of rank {self.rank}, alpha {self.alpha:g}, "
+            f"on {len(self.layers)} layers ({', '.join(roles)})"
+        )
+
+
+def adapter_plan(settings: Settings, base: LoadedModel, components: Collection[str]) -> AdapterPlan | None:
+    """The adapter that the settings ask for on `components`, None where the model itself is trained.
+
+    Raises InputError for a kind, rank, choice of layers or file to start from that cannot be.
+    """
+    asked = settings.adapters
+    if not is_adapter(settings):
+        _check_nothing_asked(asked)
+        return None
+    targets = targets_of(base.source, base.description)
+    family = base.identified.family
+    start = None
+    if asked.init_from:
+        start = bind(open_adapter(asked.init_from), family, targets, setting="init_from")
+    kind = _kind(settings, start)
+    rank, alpha = _rank_and_alpha(asked, start)
+    chosen = _chosen(asked, start, targets, components, _unused(settings, base))
+    layers, notes = _layers(kind, chosen, rank, alpha, asked, start)
+    return AdapterPlan(kind, rank, alpha, asked.lora_dropout, tuple(layers), start, tuple(notes))
+
+
+def _check_nothing_asked(asked: AdapterSettings) -> None:
+    """Raises InputError if something is asked for that only an adapter has."""
+    for name in ("init_from", "target_blocks"):
+        if getattr(asked, name):
+            raise InputError(
+                "only an adapter has that, and this trains the whole model",
+                where=name,
+                remedy="set output_kind: lora (or lycoris) for an adapter, or leave it empty",
+            )
+    if asked.adapter != "auto":
+        raise InputError(
+            f"{KINDS[asked.adapter].title} is an adapter, and output_kind says that the whole model is trained",
+            where="adapter",
+            remedy=f"set output_kind: {KINDS[asked.adapter].result}, or leave adapter at auto",
+        )
+
+
+def _kind(settings: Settings, start: Bound | None) -> Kind:
+    result, asked = settings.result.output_kind, settings.adapters.adapter
+    wanted = KINDS[DEFAULT_KINDS[result] if asked == "auto" else asked]
+    if start is not None:
+        found = start.file.kinds
+        if len(found) > 1:
+            raise _start_error(start, f"it mixes {' and '.join(kind.title for kind in found)}")
+        if asked != "auto" and found[0] != wanted:
+            raise _start_error(start, f"it is {found[0].title}, not {wanted.title}")
+        wanted = found[0]
+    if wanted.result != result:
+        raise InputError(
+            f"{wanted.title} is written with output_kind: {wanted.result}, not {result}",
+            where="adapter" if start is None else "init_from",
+            remedy=f"set output_kind: {wanted.result}",
+        )
+    return wanted
+
+
+def _start_error(start: Bound, why: str) -> InputError:
+    return InputError(
+        f"training cannot go on from this file: {why}",
+        where=f"init_from: {start.file.path}",
+        setting="init_from",
+        remedy="name another file, or leave init_from empty",
+    )
+
+
+def _rank_and_alpha(asked: AdapterSettings, start: Bound | None) -> tuple[int, float]:
+    """What is asked for, else what the file to start from has, else the usual."""
+    if start is None:
+        rank = asked.rank or DEFAULT_RANK
+        return rank, asked.lora_alpha or float(rank)
+    ranks = start.file.ranks
+    rank = ranks[-1] if ranks else asked.rank or DEFAULT_RANK
+    if asked.rank and asked.rank not in (ranks or (asked.rank,)):
+        raise _start_error(start, f"its rank is {', '.join(map(str, ranks))}, not {asked.rank}")
+    layers = start.layers.values()
+    alphas = [start.file.alpha(layer) for layer in layers if rank_of(layer.shapes) == rank]
+    alpha = float(alphas[0]) if alphas and alphas[0] is not None else float(rank)
+    if asked.lora_alpha and asked.lora_alpha != alpha:
+        raise _start_error(start, f"its alpha is {alpha:g}, not {asked.lora_alpha:g}")
+    return rank, alpha
+
+
+def _unused(settings: Settings, base: LoadedModel) -> list[str]:
+    """Layers of text encoders whose output reaches nobody, and which therefore can learn nothing."""
+    family = base.identified.family
+    found = []
+    for part in family.text_encoders:
+        count = int(base.configs[part.component]["num_hidden_layers"])
+        used = _layers_used(part, family, count, settings.model.clip_skip)
+        found += [f"{part.component}.encoder.layers.{number}" for number in range(used, count)]
+    return found
+
+
+def _layers_used(part: TextPart, family: Family, count: int, clip_skip: int) -> int:
+    if part.pooled:  # goes through all of them
+        return count
+    return count + 1 - part.layer - (clip_skip - 1 if family.clip_skip else 0)
+
+
+def _chosen(
+    asked: AdapterSettings,
+    start: Bound | None,
+    targets: Sequence[Target],
+    components: Collection[str],
+    unused: Collection[str],
+) -> list[Target]:
+    chosen = choose(targets, parse_choice(asked.target_blocks), components, unused)
+    if start is None:
+        return chosen
+    for target in start.layers:
+        if target.component not in components:
+            raise _start_error(
+                start, f"it has layers of the {target.component.replace('_', ' ')}, which is not trained"
+            )
+    if asked.target_blocks:
+        lost = [target.where for target in start.layers if target not in chosen]
+        if lost:
+            raise _start_error(start, f"{len(lost)} of its layers are not in target_blocks: {lost[0]}, …")
+        return chosen
+    of_components = {target.component for target in start.layers}
+    fresh = [target for target in chosen if target.component not in of_components]
+    return [target for target in targets if target in start.layers or target in fresh]
+
+
+def _layers(
+    kind: Kind,
+    chosen: Sequence[Target],
+    rank: int,
+    alpha: float,
+    asked: AdapterSettings,
+    start: Bound | None,
+) -> tuple[list[PlannedLayer], list[str]]:
+    layers, clipped = [], 0
+    for target in chosen:
+        if start is not None and target in start.layers:
+            layers.append(_as_in_file(kind, target, start))
+            continue
+        own = rank
+        width = min(target.shape[0], math.prod(target.shape[1:]))
+        if kind.ranked and rank > width:
+            if not asked.clip_rank:
+                raise InputError(
+                    f"rank {rank} is above the width {width} of {target.where}",
+                    where="rank",
+                    remedy=f"use at most {width}, leave that layer out of target_blocks, or set clip_rank: yes",
+                )
+            own, clipped = width, clipped + 1
+        # the factor alpha / rank is everywhere the same
+        layers.append(PlannedLayer(target, kind.shapes(target.shape, own), alpha * own / rank))
+    notes = [f"rank {rank} is lowered to the width of {clipped} narrower layers"] if clipped else []
+    return layers, notes
+
+
+def _as_in_file(kind: Kind, target: Target, start: Bound) -> PlannedLayer:
+    layer = start.layers[target]
+    weights = {name: shape for name, shape in layer.shapes.items() if name != "alpha"}
+    shapes = kind.like(target.shape, weights)
+    sizes = [{name: math.prod(shape) for name, shape in found.items()} for found in (shapes or {}, weights)]
+    for_outputs = weights.get(MAGNITUDE, (1,))[0] != 1
+    if shapes is None or sizes[0] != sizes[1] or for_outputs:
+        why = (
+            "has a magnitude for each output, as the WebUI does not compute it"
+            if for_outputs
+            else "is of a form"
+        )
+        raise _start_error(
+            start, f"its {layer.name} {why}{'' if for_outputs else ' that is not trained here'}"
+        )
+    alpha = start.file.alpha(layer)
+    return PlannedLayer(target, shapes, float(rank_of(shapes) or 1) if alpha is None else alpha)
+
+
+def with_resolved(settings: Settings, plan: AdapterPlan) -> Settings:
+    """The settings with what `auto` and 0 have become, and the file's whole path."""
+    asked = settings.adapters
+    resolved = replace(
+        asked,
+        adapter=plan.kind.name,
+        rank=plan.rank,
+        lora_alpha=plan.alpha,
+        init_from=str(Path(asked.init_from).absolute()) if asked.init_from else "",
+    )
+    return replace(settings, adapters=resolved)

@@ -1,0 +1,184 @@
+"""An adapter's file: kohya's names and alpha, and the metadata by which the WebUI knows it."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from dreambooth import __version__
+from dreambooth.shared.settings import Settings
+from dreambooth.trainer.adapters.names import kohya_name
+from dreambooth.trainer.adapters.plan import AdapterPlan, PlannedLayer
+from dreambooth.trainer.families import Family, Identified
+from dreambooth.trainer.loading import LoadedModel
+from dreambooth.trainer.modelspec import modelspec
+from dreambooth.trainer.weights import Entry, Written, write_weights
+from dreambooth.trainer.weights.base import file_sha256
+
+Trained = Mapping[str, Mapping[str, torch.Tensor]]
+# What the WebUI tells a LoRA's family by, and kohya's name for it (for v-prediction with "_v" behind it)
+_VERSIONS = {"sd1": "sd_v1", "sd2": "sd_v2", "sdxl": "sdxl_base_v1-0"}
+_ADAPTER_SPEC = "lora"
+
+
+def write_adapter(
+    path: Path,
+    base: LoadedModel,
+    plan: AdapterPlan,
+    trained: Trained,
+    *,
+    output_dtype: torch.dtype,
+    metadata: Mapping[str, str],
+    overwrite: bool,
+) -> Written:
+    """Writes the trained numbers (by component and "path.tensor") as an adapter's file, whole and read back.
+
+    `metadata` wins over what is said of the base and the adapter. Raises as `write_weights` does.
+    """
+    about = {**_modelspec(base, plan, path.stem), **_network(base.identified, plan), **_base(base)}
+    entries = list(adapter_entries(base.identified.family, plan, trained, output_dtype))
+    return write_weights(path, entries, {**about, **metadata}, overwrite=overwrite)
+
+
+def adapter_entries(
+    family: Family, plan: AdapterPlan, trained: Trained, dtype: torch.dtype
+) -> Iterator[Entry]:
+    """One entry for each tensor, and each layer's alpha in float32: a rounded one would weigh it wrongly."""
+    for layer in plan.layers:
+        name = kohya_name(family, layer.target)
+        for tensor, shape in layer.shapes.items():
+            held = trained[layer.target.component][f"{layer.target.path}.{tensor}"]
+            yield Entry(f"{name}.{tensor}", dtype, shape, partial(_written, held, dtype))
+        yield Entry(f"{name}.alpha", torch.float32, (), partial(torch.tensor, float(_alpha(layer))))
+
+
+def _written(tensor: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    return tensor.detach().to("cpu", dtype).contiguous()
+
+
+def _alpha(layer: PlannedLayer) -> float:
+    return layer.alpha
+
+
+def adapter_bytes(plan: AdapterPlan, family: Family, dtype: torch.dtype) -> int:
+    """The size of the file, without its metadata."""
+    from dreambooth.trainer.weights.safetensors_file import layout
+
+    nothing = {
+        component: {
+            f"{layer.target.path}.{tensor}": torch.empty(0) for layer in layers for tensor in layer.shapes
+        }
+        for component, layers in _by_component(plan).items()
+    }
+    entries = list(adapter_entries(family, plan, nothing, dtype))
+    return len(layout(entries, {})[0]) + sum(entry.nbytes for entry in entries)
+
+
+def _by_component(plan: AdapterPlan) -> dict[str, list[PlannedLayer]]:
+    found: dict[str, list[PlannedLayer]] = {}
+    for layer in plan.layers:
+        found.setdefault(layer.target.component, []).append(layer)
+    return found
+
+
+def _modelspec(base: LoadedModel, plan: AdapterPlan, title: str) -> dict[str, str]:
+    found = modelspec(base.source, base.identified, title=title)
+    return {
+        **found,
+        "modelspec.architecture": f"{found['modelspec.architecture']}/{_ADAPTER_SPEC}",
+    }
+
+
+def base_version(identified: Identified) -> str:
+    """kohya's name of the base: "sd_v1", "sd_v2", "sdxl_base_v1-0", and "_v" behind it where it predicts velocity."""
+    version = _VERSIONS[identified.family.name.partition("-")[0]]
+    return f"{version}_v" if identified.prediction_type == "v_prediction" else version
+
+
+def _network(identified: Identified, plan: AdapterPlan) -> dict[str, str]:
+    """What the WebUI and other programs read: family, kind, rank, alpha."""
+    arguments: dict[str, str] = {}
+    if plan.kind.result == "lycoris":
+        arguments["algo"] = plan.kind.algo
+    if plan.kind.name == "dora":
+        arguments["dora_wd"] = "True"
+    if any(len(layer.target.shape) == 4 for layer in plan.layers):
+        arguments |= {"conv_dim": str(plan.rank), "conv_alpha": f"{plan.alpha:g}"}
+    return {
+        "ss_base_model_version": base_version(identified),
+        "ss_v2": str(identified.family.name.startswith("sd2")),
+        "ss_network_module": plan.kind.module,
+        "ss_network_dim": str(plan.rank),
+        "ss_network_alpha": f"{plan.alpha:g}",
+        "ss_network_dropout": f"{plan.dropout:g}" if plan.dropout else "None",
+        **({"ss_network_args": json.dumps(arguments)} if arguments else {}),
+    }
+
+
+def _base(base: LoadedModel) -> dict[str, str]:
+    name = base.source.path.name
+    found = {"ss_sd_model_name": name, "dreambooth.base": name}
+    if base.source.path.is_file():
+        sha256 = base.base_sha256 or file_sha256(base.source.path)
+        found |= {
+            "ss_new_sd_model_hash": sha256,
+            "ss_sd_model_hash": sha256[:8],
+            "dreambooth.base_sha256": sha256,
+        }
+    return found
+
+
+def training_metadata(settings: Settings, learned: Mapping[str, Any]) -> dict[str, str]:
+    """What kohya's metadata say of a training; `learned` is what `tags_of` found when the run began."""
+    training, images = settings.training, settings.images
+    side = images.resolution
+    said: dict[str, Any] = {
+        "ss_output_name": settings.result.output_name,
+        "ss_learning_rate": training.learning_rate,
+        "ss_unet_lr": training.learning_rate if training.train_unet else None,
+        "ss_text_encoder_lr": training.text_encoder_learning_rate if training.train_text_encoder else None,
+        "ss_max_train_steps": training.max_train_steps,
+        "ss_steps": training.max_train_steps,
+        "ss_lr_scheduler": training.lr_scheduler,
+        "ss_lr_warmup_steps": training.lr_warmup_steps,
+        "ss_optimizer": training.optimizer,
+        "ss_gradient_accumulation_steps": training.gradient_accumulation_steps,
+        "ss_gradient_checkpointing": training.gradient_checkpointing,
+        "ss_total_batch_size": training.train_batch_size * training.gradient_accumulation_steps,
+        "ss_max_grad_norm": training.max_grad_norm,
+        "ss_min_snr_gamma": training.snr_gamma or None,
+        "ss_noise_offset": training.offset_noise or None,
+        "ss_prior_loss_weight": settings.prior.prior_loss_weight,
+        "ss_mixed_precision": training.mixed_precision,
+        "ss_seed": training.seed,
+        "ss_clip_skip": settings.model.clip_skip,
+        "ss_resolution": f"({side}, {side})",
+        "ss_enable_bucket": images.aspect_ratio_buckets,
+        "ss_cache_latents": images.cache_latents,
+        "ss_random_crop": images.crop == "random",
+        "ss_flip_aug": images.random_flip,
+        "ss_training_comment": "; ".join(learned.get("prompts", ())),
+        "ss_sd_scripts_commit_hash": f"dreambooth-trainer {__version__}",
+        "ss_num_train_images": learned.get("images", 0),
+        "ss_num_reg_images": learned.get("class_images", 0),
+        "ss_tag_frequency": json.dumps(learned.get("tags", {}), ensure_ascii=False),
+        "modelspec.tags": ", ".join(learned.get("triggers", ())),
+        "modelspec.trigger_phrase": "; ".join(learned.get("prompts", ())),
+    }
+    return {name: str(value) for name, value in said.items() if value != ""}
+
+
+def tags_of(captions: Sequence[tuple[str, int, Sequence[str]]]) -> dict[str, dict[str, int]]:
+    """How often each tag comes, by data set as kohya has it: of (name, repeats, captions) of every concept."""
+    return {
+        f"{repeats}_{name}": dict(
+            Counter(tag for caption in texts for tag in map(str.strip, caption.split(",")) if tag)
+        )
+        for name, repeats, texts in captions
+    }
