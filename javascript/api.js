@@ -62,8 +62,9 @@
             setAway(false);
             return content;
         }
-        if ([502, 504].includes(answer.status) || (answer.status === 503 && !(content && content.error))) {
-            setAway(true);  // a proxy answers for a WebUI that is starting
+        const ours = Boolean(content && content.error);
+        if ([502, 504].includes(answer.status) || ([404, 503].includes(answer.status) && !ours)) {
+            setAway(true);  // a proxy, or a WebUI that is still starting and has no routes of ours yet
             throw {status: 0, text: db.t("The WebUI does not answer.")};
         }
         setAway(false);

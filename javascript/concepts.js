@@ -253,10 +253,10 @@
         db.fill(card.thumbs, files.map((file) => thumbnail(card, file, marked.has(file.name))),
             count > files.length ? db.h("span", {class: "dbt-more"}, db.t("and {n} more", {n: count - files.length})) : null);
         db.fill(card.advice, advice.map((item) => db.h("li", {class: "dbt-note dbt-" + (item.level || "warning")},
-            db.h("span", {}, db.said(item.text)),
+            db.h("span", {}, db.sentences(item.text)),
             (item.files || []).length ? db.h("span", {class: "dbt-files"}, item.files.slice(0, 6).map(db.baseName).join(", ")
                 + (item.files.length > 6 ? " …" : "")) : null,
-            item.remedy ? db.h("span", {class: "dbt-remedy"}, db.said(item.remedy)) : null)));
+            item.remedy ? db.h("span", {class: "dbt-remedy"}, db.sentences(item.remedy)) : null)));
     }
 
     function drawTokens(card) {

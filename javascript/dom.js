@@ -86,14 +86,14 @@
     /** What went wrong, where, and what to do, as an element. */
     db.problem = function (error, level) {
         return db.h("div", {class: "dbt-note dbt-" + (level || "error")},
-            db.h("span", {}, db.said(error.text)), error.remedy ? db.h("span", {class: "dbt-remedy"}, db.said(error.remedy)) : null);
+            db.h("span", {}, db.sentences(error.text)), error.remedy ? db.h("span", {class: "dbt-remedy"}, db.sentences(error.remedy)) : null);
     };
 
     /** Asks in place of `button` whether it is meant. */
-    db.confirm = function (button, question, yes, act) {
+    db.confirm = function (button, question, yes, act, no) {
         const row = db.h("span", {class: "dbt-confirm", role: "alertdialog", "aria-label": question}, db.h("span", {}, question),
             db.button(yes, () => { row.replaceWith(button); act(); }, {class: "dbt-danger"}),
-            db.button(db.t("Keep"), () => { row.replaceWith(button); button.focus(); }));
+            db.button(no || db.t("Keep"), () => { row.replaceWith(button); button.focus(); }));
         row.addEventListener("keydown", (event) => {
             if (event.key === "Escape") {
                 row.replaceWith(button);
@@ -115,5 +115,5 @@
         toastTimer = setTimeout(() => { toast.className = "dbt-toast"; }, level === "error" ? 9000 : 5000);
     };
 
-    db.failed = (error) => db.toast([db.said(error.text), db.said(error.remedy)].filter(Boolean).join(" "), "error");
+    db.failed = (error) => db.toast(db.sentences(error.text, error.remedy), "error");
 })(window.dreamboothTrainer = window.dreamboothTrainer || {});

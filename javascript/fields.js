@@ -192,7 +192,7 @@
                 }
             });
             if (found) {
-                found.showError([db.said(error.text), db.said(error.remedy)].filter(Boolean).join(" "));
+                found.showError(db.sentences(error.text, error.remedy));
             }
             return Boolean(found);
         },

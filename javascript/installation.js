@@ -16,7 +16,7 @@
         root.hidden = found.state === "ready";
         root.className = "dbt-card dbt-installation dbt-installation-" + found.state;
         db.setText(title, db.t(TITLES[found.state] || TITLES.other));
-        db.setText(text, [db.said(found.text), db.said(found.remedy)].filter(Boolean).join(" "));
+        db.setText(text, db.sentences(found.text, found.remedy));
         const lines = (found.log || []).join("\n");
         log.hidden = !lines;
         const atEnd = log.scrollTop + log.clientHeight >= log.scrollHeight - 8;

@@ -4,7 +4,7 @@
 (function (db) {
     const COMMANDS = [
         {do: "stop", title: "Stop", help: "Stops after saving, so that it can go on later."},
-        {do: "stop_now", title: "Stop now", help: "Stops at once. What came after the last save is lost.", ask: "Stop without saving?"},
+        {do: "stop_now", title: "Stop now", help: "Stops at once. What came after the last save is lost.", ask: "Stop without saving?", no: "Go on"},
         {do: "save", title: "Save", help: "Saves the state to go on from."},
         {do: "export", title: "Export now", help: "Writes a checkpoint that can be used at once, and goes on."},
         {do: "sample", title: "Sample now", help: "Makes the sample pictures, and goes on."},
@@ -41,7 +41,7 @@
         };
         made.buttons = db.h("div", {class: "dbt-buttons"}, COMMANDS.map((command) => {
             const button = db.button(db.t(command.title), () => (command.ask
-                ? db.confirm(button, db.t(command.ask), db.t(command.title), () => order(name, command)) : order(name, command)),
+                ? db.confirm(button, db.t(command.ask), db.t(command.title), () => order(name, command), db.t(command.no)) : order(name, command)),
             {id: "dbt_do_" + command.do, title: db.t(command.help)});
             made.commands.push(button);
             return button;
@@ -93,10 +93,16 @@
         }
     }
 
+    /** A trainer is on its way that has not said anything yet: what is known is of an earlier one, or nothing. */
+    const isStarting = (state) => state.state === "running" && ["", "stopped"].includes((state.phase || {}).name || "");
+
     function phaseText(state) {
         const phase = state.phase || {};
-        if (state.state !== "running" || !phase.name) {
+        if (state.state !== "running") {
             return "";
+        }
+        if (isStarting(state)) {
+            return db.t("Starting");
         }
         const title = db.t(PHASES[phase.name] || phase.name);
         return phase.of > 1 && phase.name !== "training" && typeof phase.done === "number"
@@ -143,12 +149,13 @@
         view.bar.setAttribute("aria-valuenow", Math.round(share * 100));
         view.bar.className = "dbt-bar dbt-state-" + state.state;
         view.tiles.step.show(state.of ? (state.step || 0).toLocaleString() + " / " + state.of.toLocaleString() : "–");
-        view.tiles.eta.show(!running ? "" : state.eta_s === null ? "–" : db.duration(state.eta_s));
-        view.tiles.rate.show(running ? rate(state.it_s) : "");
+        view.tiles.eta.show(!running ? "" : state.eta_s === null || isStarting(state) ? "–" : db.duration(state.eta_s));
+        view.tiles.rate.show(!running ? "" : isStarting(state) ? "–" : rate(state.it_s));
         view.tiles.loss.show(smooth.length ? smooth[smooth.length - 1].toPrecision(3) : "–");
         view.tiles.memory.show(typeof state.memory_gb === "number" && state.memory_gb > 0 ? number(state.memory_gb, 1) + " GB" : "–");
         view.tiles.lr.show(typeof state.lr === "number" ? db.plainNumber(Number(state.lr.toPrecision(3))) : "–");
         view.buttons.hidden = !running;
+        view.commands.forEach((button) => { button.disabled = isStarting(state); });
         if (view.chartCard.hidden !== !((state.chart || {}).steps || []).length && !running) {
             view.chartCard.hidden = !((state.chart || {}).steps || []).length;
         }
@@ -157,7 +164,7 @@
         view.samples.show(state.samples || []);
         drawOnce("problem", [state.error, state.state], () => drawProblem(state));
         drawOnce("warnings", state.warnings, () => db.fill(view.warnings, (state.warnings || []).map((text) =>
-            db.h("li", {class: "dbt-note dbt-warning"}, db.said(text.text || text)))));
+            db.h("li", {class: "dbt-note dbt-warning"}, db.sentences(text.text || text)))));
         db.setText(view.card, running ? cardText(state.card) : "");
         drawOnce("log", state.log, () => drawLog(state.log || []));
         view.result.show(state);

@@ -51,7 +51,7 @@
             fact(db.t("Disk"), db.t("{needed} needed, {free} free", {needed: db.size(found.disk_needed), free: db.size(found.disk_free)})));
         const files = (found.files || []).filter((file) => file.path);
         db.fill(notes,
-            (found.notes || []).map((note) => db.h("li", {class: "dbt-note dbt-" + noteLevel(note)}, db.said(note))),
+            (found.notes || []).map((note) => db.h("li", {class: "dbt-note dbt-" + noteLevel(note)}, db.sentences(note))),
             files.length ? db.h("li", {class: "dbt-plain"}, db.accordion(db.t("Files that will be written"), {},
                 db.h("ul", {class: "dbt-file-list"}, files.map((file) => db.h("li", {}, db.h("code", {}, file.path),
                     db.h("span", {class: "dbt-help"}, [db.said(file.what), file.size ? db.size(file.size) : ""].filter(Boolean).join(", "))))))) : null);
@@ -81,7 +81,7 @@
             return {text: db.t("Drop some photos first, or name their folder."), beginning: true};
         }
         if (error) {
-            return {text: [db.said(error.text), db.said(error.remedy)].filter(Boolean).join(" "), where: error.where};
+            return {text: db.sentences(error.text, error.remedy), where: error.where};
         }
         if (asked || !db.plan.found) {
             return {text: db.t("Planning …"), quiet: true};

@@ -137,7 +137,7 @@
     db.result = {
         filesOf,
         view(run) {
-            const notice = db.h("div", {"aria-live": "polite"}), body = db.h("div", {});
+            const notice = db.h("div", {class: "dbt-notice", "aria-live": "polite"}), body = db.h("div", {});
             const title = db.h("h2", {});
             const root = db.h("section", {class: "dbt-card dbt-result", id: "dbt_result", hidden: true}, title, body, notice);
             let key = "";

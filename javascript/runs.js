@@ -14,7 +14,7 @@
                 db.button(run.name, () => db.show("live", run.name), {class: "dbt-link dbt-run-name"}),
                 db.h("span", {class: "dbt-badge dbt-state-" + run.state}, db.t(STATES[run.state] || run.state)),
                 db.h("span", {class: "dbt-help"}, [steps, db.ago(run.changed)].filter(Boolean).join(" · "))),
-            run.error && run.state !== "finished" ? db.h("div", {class: "dbt-run-error"}, db.said(run.error.text || run.error)) : null,
+            run.error && run.state !== "finished" ? db.h("div", {class: "dbt-run-error"}, db.sentences(run.error.text || run.error)) : null,
             db.h("div", {class: "dbt-buttons"},
                 db.button(alive ? db.t("Watch") : db.t("Look"), () => db.show("live", run.name), {class: "dbt-small"}),
                 ["stopped", "failed", "interrupted"].includes(run.state) ? db.button(db.t("Resume"), () => db.runs.resume(run.name), {class: "dbt-small"}) : null,
@@ -53,11 +53,9 @@
         const runs = found.runs || [], before = db.run.active;
         db.run.active = found.active || (runs.find((run) => run.state === "running") || {}).name || "";
         db.run.starting = found.starting || null;
-        if (db.run.active !== before) {
-            if (db.run.active && (!db.live.name || db.run.awaited)) {
-                db.live.show(db.run.active);
-            }
+        if (db.run.active && (!db.live.name || (db.run.awaited && db.run.active !== before))) {
             db.run.awaited = false;
+            db.live.show(db.run.active);
         }
         db.live.waiting(db.run.starting, found.failed_start);
         db.plan.refreshButton();
@@ -83,6 +81,7 @@
             try {
                 await db.api.post(db.api.run(name, "resume"), {}, {timeout: 300000});
                 db.run.active = name;
+                db.markActive();
                 db.live.show("");
                 db.show("live", name);
                 db.runs.soon();

@@ -64,6 +64,18 @@
         return text;
     };
 
+    /** Words of the trainer's as sentences: it writes them as parts of a line. Paths and names stay as they are. */
+    db.sentences = function (...texts) {
+        return texts.filter(Boolean).map((text) => {
+            let sentence = db.said(text).trim();
+            if (/^[a-z]+(?=[ ,'’])/.test(sentence)) {
+                sentence = sentence[0].toUpperCase() + sentence.slice(1);
+            }
+            const last = sentence[sentence.length - 1];
+            return /[.!?:…。！？：]/.test(last) ? sentence : sentence + (/[\u3000-\u9fff\uff00-\uffef]/.test(sentence) ? "。" : ".");
+        }).join(" ");
+    };
+
     /** A number as it is typed: 0.000002 is 2e-6. */
     db.plainNumber = function (value) {
         if (typeof value !== "number" || !isFinite(value)) {
@@ -114,7 +126,7 @@
             return db.t("just now");
         }
         if (seconds < 86400) {
-            return db.t("{time} ago", {time: db.duration(seconds < 600 ? Math.floor(seconds / 60) * 60 : seconds)});
+            return db.t("{time} ago", {time: seconds < 3600 ? db.t("{m} min", {m: Math.floor(seconds / 60)}) : db.duration(seconds)});
         }
         return new Date(time * 1000).toLocaleString([], {dateStyle: "medium", timeStyle: "short"});
     };

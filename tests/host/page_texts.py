@@ -15,7 +15,7 @@ _STRING = r'"((?:[^"\\]|\\.)+)"'
 _TABLES = re.compile(r"const (?:PHASES|STATES|TITLES|PARTS) = \{(.*?)\};", re.DOTALL)
 _CALLS = (
     re.compile(rf"\bdb\.t\(\s*{_STRING}"),
-    re.compile(rf"\b(?:title|help|ask): {_STRING}"),
+    re.compile(rf"\b(?:title|help|ask|no): {_STRING}"),
     # both sides of a choice inside a call: db.t(n === 1 ? "…" : "…")
     re.compile(rf"\bdb\.t\([^\"()]*\? {_STRING}"),
 )
