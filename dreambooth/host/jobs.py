@@ -157,7 +157,7 @@ class Jobs:
 
     def _new_folder(self) -> Path:
         self._sweep()
-        folder = self.folder / f"{time.strftime('%Y%m%d-%H%M%S')}-{uuid.uuid4().hex[:8]}"
+        folder = self.folder / f"{time.time_ns():020d}-{uuid.uuid4().hex[:4]}"
         folder.mkdir(parents=True)
         return folder
 
@@ -228,6 +228,7 @@ class Jobs:
         most every two seconds (or now, with `scan`)."""
         if self._living is not None and self._living.is_alive():
             return Active(self._living, self.job_of(self._living))
+        self._living = None
         for job in self.jobs(3):
             if self._is_alive(job):
                 run = RunFolder(Path(job.run)) if job.run else None
@@ -295,7 +296,7 @@ class Jobs:
 def _read_job(folder: Path) -> Job | None:
     try:
         known: dict[str, Any] = json.loads((folder / "job.json").read_bytes())
-        card = Card(**known["card"]) if known.get("card") else None
+        card = Card(**known["card"]) if known["card"] else None
         return Job(
             folder,
             str(known["what"]),
