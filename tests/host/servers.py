@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -38,6 +39,13 @@ def install_extension(data: Path, name: str = "dreambooth") -> Path:
         if (ROOT / part).exists():
             (folder / part).symlink_to(ROOT / part)
     return folder
+
+
+def place_base(data: Path) -> Path:
+    """Puts the small base among a WebUI's checkpoints, alone: for the stand-in, which loads nothing of it."""
+    folder = data / "models" / "Stable-diffusion"
+    folder.mkdir(parents=True, exist_ok=True)
+    return Path(shutil.copy(ROOT / "dreambooth" / "assets" / "base" / "small-base.safetensors", folder))
 
 
 @dataclass
@@ -120,6 +128,12 @@ def real_webui(webui: Path, data: Path, *flags: str, environ: Mapping[str, str] 
         *("--use-cpu", "all", "--no-half", "--precision", "full", "--skip-version-check"),
         *("--do-not-download-clip", "--no-download-sd-model", *flags),
     ]
-    offline = {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1", "GRADIO_ANALYTICS_ENABLED": "False"}
-    kept = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
+    offline = {
+        "HF_HUB_OFFLINE": "1",
+        "TRANSFORMERS_OFFLINE": "1",
+        "GRADIO_ANALYTICS_ENABLED": "False",
+        "PYTHONUNBUFFERED": "1",
+    }
+    dropped = ("PYTHON", "DREAMBOOTH_", "VIRTUAL_ENV")
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(dropped)}
     return Server(data, command, kept | offline | dict(environ or {}), cwd=webui)

@@ -1,0 +1,91 @@
+"""The same walk in the real WebUI v1.10.1, started by its own launcher: from install.py to a picture.
+
+Runs where DREAMBOOTH_WEBUI names a folder with one installed (its Python in venv/). What it is given is a data folder
+of the test's own; the trainer's environment is made, or found again, in this checkout's environments/.
+"""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+import os
+import subprocess
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import walking
+from PIL import Image
+from servers import ROOT, Server, install_extension, real_webui
+from walking import NAME, Tab
+
+pytestmark = [pytest.mark.slow, pytest.mark.webui]
+SIDE = 64
+
+
+def place_base_for_ldm(data: Path, trainer: str) -> None:
+    """The small base with its yaml and tokenizer, as the project places it."""
+    code = (
+        "import sys; from pathlib import Path\n"
+        "from dreambooth.trainer.place_base import place_base; place_base(Path(sys.argv[1]))"
+    )
+    subprocess.run([trainer, "-c", code, str(data / "models" / "Stable-diffusion")], cwd=ROOT, check=True)
+
+
+def packages(server: Server) -> str:
+    done = subprocess.run(
+        [server.command[0], "-m", "pip", "freeze"], capture_output=True, text=True, check=True
+    )
+    return done.stdout
+
+
+@pytest.fixture
+def webui(tmp_path, trainer) -> Iterator[Server]:
+    data = tmp_path / "data"
+    place_base_for_ldm(data, trainer)
+    install_extension(data)
+    server = real_webui(Path(os.environ["DREAMBOOTH_WEBUI"]), data)
+    yield server
+    server.stop()
+
+
+def txt2img(server: Server, prompt: str, **more: object) -> tuple[Image.Image, dict]:
+    """A picture through the WebUI's API, and what it says of it."""
+    asked = {"prompt": prompt, "steps": 20, "width": SIDE, "height": SIDE, "cfg_scale": 3, "seed": 5, **more}
+    headers = {"Content-Type": "application/json"}
+    request = urllib.request.Request(f"{server.url}/sdapi/v1/txt2img", json.dumps(asked).encode(), headers)
+    with urllib.request.urlopen(request, timeout=300) as answer:
+        found = json.loads(answer.read())
+    return Image.open(io.BytesIO(base64.b64decode(found["images"][0]))), json.loads(found["info"])
+
+
+def test_from_install_to_a_picture_in_the_real_webui(webui, page, browser):
+    before = packages(webui)
+    webui.start(patience=300)
+    picture, _ = txt2img(webui, "photo of cat")
+    assert picture.size == (SIDE, SIDE)
+    assert len(picture.convert("RGB").getcolors(SIDE * SIDE) or []) > 500, (
+        "the small base loads: no flat picture"
+    )
+
+    tab = Tab(page, webui.url).open()
+    tab.page.locator("#dbt_train").wait_for(timeout=60_000)
+    tab.shoot("first")
+    walking.fill_the_form(tab, installing=900)
+    walking.train_stop_and_resume(tab, webui, browser)
+    for name in ("width", "height"):
+        page.locator(f"#txt2img_{name} input[type=number]").evaluate(
+            "(input, side) => { input.value = side; input.dispatchEvent(new Event('input', {bubbles: true})); }",
+            SIDE,
+        )
+    walking.use_the_result(tab)
+    page.locator("#html_info_txt2img", has_text=f"Model: {NAME}").first.wait_for(timeout=120_000)
+    tab.shoot("picture")
+
+    assert packages(webui) == before
+    stored = json.loads((webui.data / "ui-config.json").read_text())
+    assert not [name for name in stored if "dreambooth" in name.lower()]
+    _, said = txt2img(webui, "photo of ohwx cat")
+    assert said["sd_model_name"] == NAME
