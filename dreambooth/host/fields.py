@@ -37,9 +37,21 @@ THEMES = (
         ("snr_gamma", "offset_noise", "use_ema", "ema_decay", "seed", "deterministic"),
     ),
     Theme("training", "Steps and rates", "training", "preset"),
+    Theme("adapters", "Adapters (LoRA)", "adapters", "preset"),
     Theme("saving", "Samples and saving", "saving", "preset"),
 )  # fmt: skip
-ORDER = ("model", "result", "training", "images", "captions", "prior", "optimizer", "averaging", "saving")
+ORDER = (
+    "model",
+    "result",
+    "training",
+    "images",
+    "captions",
+    "prior",
+    "adapters",
+    "optimizer",
+    "averaging",
+    "saving",
+)
 # drawn by the page in forms of their own
 OWN_FORM = frozenset({"concepts"})
 
