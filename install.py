@@ -14,8 +14,9 @@ def main() -> None:
                 "DreamBooth: the trainer's environment is being made in the background; its tab shows the progress."
             )
     except Exception as error:  # noqa: BLE001 -- the WebUI starts, whatever is wrong here
-        detail = "it needs Python 3.10" if sys.version_info < (3, 10) else f"{type(error).__name__}: {error}"
-        print(f"DreamBooth: the trainer's environment cannot be made: {detail}")
+        ours = hasattr(error, "remedy")
+        what = str(error) if ours else f"install.py failed: {type(error).__name__}: {error}"
+        print(f"DreamBooth: {what if sys.version_info >= (3, 10) else 'it needs Python 3.10 or newer'}")
 
 
 if __name__ == "__main__":

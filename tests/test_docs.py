@@ -6,6 +6,8 @@ import argparse
 import re
 from pathlib import Path
 
+import pytest
+
 from dreambooth import __version__, cli
 from dreambooth.shared.catalog import concept_catalog, reference_table
 
@@ -44,10 +46,11 @@ def test_every_field_of_a_concept_stands_in_the_readme():
     assert all(f"`{entry.name}`" in table for entry in concept_catalog())
 
 
-def test_every_module_of_the_trainer_stands_in_the_readmes_tree():
+@pytest.mark.parametrize("part", ["", "shared", "host", "trainer"])
+def test_every_module_stands_in_the_readmes_tree(part: str):
     tree = README[README.index("## Architecture") : README.index("## Licence")]
-    trainer = ROOT / "dreambooth" / "trainer"
-    modules = [path.name for path in trainer.glob("*.py") if path.name != "__init__.py"]
+    folder = ROOT / "dreambooth" / part
+    modules = [path.name for path in folder.glob("*.py") if path.name != "__init__.py"]
     # helpers of a module that is named stand behind it
     behind = {"sources.py", "pictures.py", "inpainting.py", "noise.py"}
     assert sorted(name for name in modules if name not in tree and name not in behind) == []
