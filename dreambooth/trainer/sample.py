@@ -366,7 +366,8 @@ def _extra_channels(model: LoadedModel, request: SampleRequest) -> torch.Tensor 
 def _precision(module: torch.nn.Module, dtype: torch.dtype | None) -> torch.autocast:
     """Autocast to `dtype` where it is narrower than the module's float32; else the module's own precision."""
     narrower = dtype is not None and dtype != torch.float32 and _dtype(module) == torch.float32
-    return torch.autocast(_device(module).type, dtype, enabled=narrower)
+    # torch 2.1 refuses some dtypes on a CPU even for an autocast that is switched off
+    return torch.autocast(_device(module).type, dtype if narrower else None, enabled=narrower)
 
 
 @contextlib.contextmanager
