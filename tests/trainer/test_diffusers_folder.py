@@ -150,6 +150,16 @@ def test_a_folder_of_another_kind_is_refused_with_its_reason(folder, weights, fi
     assert expected in refused(folder)
 
 
+def test_the_inpainting_form_of_sdxl_is_refused_by_name(tmp_path):
+    convert(write(tmp_path / "a.safetensors", tensors(TINY_SDXL)), tmp_path / "folder")
+    unet = tmp_path / "folder" / "unet"
+    edit(unet / "config.json", lambda config: config.update(in_channels=9))
+    weights = load_file(unet / "diffusion_pytorch_model.safetensors")
+    weights["conv_in.weight"] = torch.zeros(32, 9, 3, 3)
+    save_file(weights, unet / "diffusion_pytorch_model.safetensors", metadata={"format": "pt"})
+    assert "inpainting form of Stable Diffusion XL" in refused(tmp_path / "folder")
+
+
 def test_half_of_the_text_encoders_is_one_message(tmp_path):
     convert(write(tmp_path / "a.safetensors", tensors(TINY_SDXL)), tmp_path / "folder")
     shutil.rmtree(tmp_path / "folder" / "text_encoder_2")

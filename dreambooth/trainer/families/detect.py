@@ -2,7 +2,8 @@
 
 The family is told by its text encoders' names and the first convolution's channels. Nothing in the tensors'
 names tells epsilon from v: that is told, in this order, by the setting, a `.yaml` beside the file, metadata, the
-marker tensors `v_pred` and `ztsnr`, and for SD2 by running the UNet.
+marker tensors `v_pred` and `ztsnr`, and for SD2 by running the UNet. For SDXL those tensors come before metadata,
+since it is by them that other programs use such a file.
 """
 
 from __future__ import annotations
@@ -83,6 +84,7 @@ def identify(
     found, told_by = (
         _from_setting(prediction_type)
         or _from_stated(stated)
+        or (_from_marks(weights.tensors) if family.marked else None)
         or _from_metadata(weights)
         or _from_marks(weights.tensors)
         or _from_probe(family, probe)

@@ -165,6 +165,9 @@ def test_sdxl_is_told_to_predict_v_by_its_marks():
     found = identify(described(SDXL, v_pred=torch.ones(1), ztsnr=torch.ones(1)))
     assert found.prediction_type == "v_prediction" and found.zero_terminal_snr
     assert identify(described(SDXL), probe=never).prediction_type == "epsilon"
+    stale = {"modelspec.prediction_type": "epsilon"}
+    found = identify(described(SDXL, stale, v_pred=torch.ones(1)))
+    assert found.prediction_type == "v_prediction" and "v_pred" in found.told_by
 
 
 def test_the_marks_are_those_that_a_checkpoint_needs_to_be_known():
