@@ -86,6 +86,21 @@ def look(server: Server) -> tuple[str, dict[str, Any]]:
     return active, ask(server.url, f"/runs/{runs[0]['name']}/live")
 
 
+def look_until_found(server: Server, patience: float = 60.0) -> tuple[str, dict[str, Any]]:
+    """The same, waiting for a trainer that has not made its run folder yet."""
+    deadline = time.monotonic() + patience
+    while True:
+        active, live = look(server)
+        if active or live["state"] not in ("running", "starting") or time.monotonic() > deadline:
+            return active, live
+        time.sleep(0.1)
+
+
+def has_started(data: Path) -> bool:
+    """Whether a trainer was started: before that, a killed WebUI has nothing to lose."""
+    return any((data / "dreambooth" / "jobs").glob("*/log.txt"))
+
+
 def wait_for_end(server: Server, patience: float = 600.0) -> dict[str, Any]:
     deadline = time.monotonic() + patience
     while time.monotonic() < deadline:
@@ -117,7 +132,9 @@ def kill_again_and_again(server: Server, steps: int, kills: int, moments: random
         time.sleep(moments.uniform(0.0, 1.5))
         server.kill()
         server.start()
-        active, live = look(server)
+        if not has_started(server.data):
+            begin(server, steps, patience=moments.uniform(0.2, 2.0))
+        active, live = look_until_found(server)
         if live["state"] in ("running", "starting"):
             if not active:
                 raise Difference(f"after kill {kill} the tab has lost the run")
