@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from dataclasses import dataclass
 from pathlib import Path
 
+from ..shared.concepts import Concept
+from ..shared.config import setting_fields
 from ..shared.errors import DreamboothError, InputError
 
 _TAIL = 32_000
 _ADVICE = re.compile(r"^\s*What to do: (.*)$")
 _STAMP = re.compile(r"^\d{4}-\d\d-\d\d \d\d:\d\d:\d\d ")
+_CONCEPT = re.compile(r"^concept (\d+), (\w+)$")
+_CONCEPT_FIELDS = frozenset(field.name for field in dataclasses.fields(Concept))
 _LAST_WORD = re.compile(r"^(?:[\w.]+\.)?(\w*(?:Error|Exception|Interrupt|Exit|Failed))(?:: (.*))?$")
 # what a log says → what that means, what to do
 _KNOWN = (
@@ -88,8 +93,18 @@ def _own_message(lines: list[str]) -> Ending | None:
     for index in range(len(lines) - 1, max(0, len(lines) - 12), -1):
         advice = _ADVICE.match(lines[index])
         if advice:
-            return Ending(lines[index - 1].strip().removeprefix("error: "), advice[1].strip())
+            where, text = _split(lines[index - 1].strip().removeprefix("error: "))
+            return Ending(text, advice[1].strip(), where)
     return None
+
+
+def _split(text: str) -> tuple[str, str]:
+    """`learning_rate: is 0` is about that setting; a concept's is called as a form calls it."""
+    place, colon, what = text.partition(": ")
+    concept = _CONCEPT.match(place)
+    if concept and concept[2] in _CONCEPT_FIELDS:
+        return f"concepts[{int(concept[1]) - 1}].{concept[2]}", text
+    return (place, what) if colon and place in setting_fields() else ("", text)
 
 
 def _last_word(lines: list[str]) -> str:

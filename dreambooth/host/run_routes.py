@@ -17,7 +17,7 @@ from starlette.responses import FileResponse
 from ..shared.config import load_settings
 from ..shared.errors import DreamboothError, InputError
 from ..shared.paths import file_name_problem
-from ..shared.runfolder import COMMANDS, RunFolder, is_run, list_runs
+from ..shared.runfolder import COMMANDS, RunFolder, is_run
 from . import checkpoint_file, forms, opening, webui
 from .answers import Conflict, Json, NotFound
 from .endings import tail
@@ -163,17 +163,12 @@ def _card(shared: Services, run: RunFolder) -> dict[str, Any] | None:
 def _runs(shared: Services) -> dict[str, Any]:
     active = shared.jobs.active()
     living = active.run.path if active is not None and active.run is not None else None
-    found = []
-    for one in list_runs(webui.runs_dir()):
-        state = "running" if one.path == living else one.state
-        known = {"name": one.name, "state": state, "step": one.step, "steps": one.steps}
-        found.append({**known, "error": one.error, "changed": one.changed, "result": one.result})
     starting = None
     if active is not None and active.run is None:
         job = active.job
         starting = {"since": job.started if job else 0.0, "log": tail(job.log, 10) if job else []}
     return {
-        "runs": found,
+        "runs": shared.listing.rows(webui.runs_dir(), living),
         "active": living.name if living is not None else "",
         "starting": starting,
         "failed_start": _failed_start(shared) if active is None else None,

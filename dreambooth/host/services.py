@@ -11,6 +11,7 @@ from . import installation, webui
 from .following import Follower
 from .forms import LastForm, Places
 from .jobs import Card, Jobs, TakeCard, Trainer
+from .listing import Listing
 from .planner import Planner
 from .thumbnails import Thumbnails
 from .uploads import Photos
@@ -24,6 +25,7 @@ class Services:
     jobs: Jobs
     planner: Planner
     watcher: Watcher
+    listing: Listing
     follower: Follower
     photos: Photos
     thumbnails: Thumbnails
@@ -40,6 +42,7 @@ def services() -> Services:
         jobs=jobs,
         planner=Planner(trainer),
         watcher=watcher,
+        listing=Listing(watcher, jobs.ending_of),
         follower=Follower(jobs.active, watcher.exports, webui.list_again),
         photos=Photos(webui.photos_dir()),
         thumbnails=Thumbnails(home / "thumbnails"),

@@ -16,8 +16,9 @@ from ..shared.runfolder import RunFolder, read_result
 from .chart import Chart
 from .endings import Ending, tail
 
-BUDGET = 0.010  # seconds that one look may spend on reading; the rest is read at the next
-BLOCK = 64 * 1024
+BUDGET = 0.006  # seconds that a look at a living run may spend on reading; the rest is read at the next
+BLOCK = 32 * 1024
+ALL = 60.0
 LARGEST = 48_000  # bytes of an answer to a poll
 LOG_LINES = 20
 _KEPT_RUNS = 16
@@ -140,6 +141,11 @@ def _count(value: Any) -> int:
     return value if isinstance(value, int) and not isinstance(value, bool) else 0
 
 
+def _step(view: View) -> int:
+    """The last step that was said, or else the one of the last state."""
+    return _count(view.now.get("step")) or _count((view.saved or {}).get("step"))
+
+
 def _name(path: str) -> str:
     return Path(path.replace("\\", "/")).name
 
@@ -162,15 +168,14 @@ class Watcher:
         `chart` is None if nothing came since the offset `since`."""
         view = self._view(run)
         with view.lock:
-            whole = view.read()
-            state, error = self._state(view, whole)
+            state, error, whole = self._look(view)
             now = view.now
             answer: dict[str, Any] = {
                 "offset": view.offset,
                 "behind": not whole,
                 "state": state,
                 "phase": dict(view.phase),
-                "step": _count(now.get("step")) or _count((view.saved or {}).get("step")),
+                "step": _step(view),
                 "of": _count(now.get("of")) or _count(view.plan.get("steps")),
                 **{name: now.get(name) for name in ("loss", "eta_s", "it_s", "memory_gb", "lr")},
                 "chart": None if since is not None and since == view.offset else view.chart.as_json(),
@@ -190,13 +195,13 @@ class Watcher:
         """Everything about a run but its chart."""
         view = self._view(run)
         with view.lock:
-            whole = view.read(budget=5.0)
-            state, error = self._state(view, whole)
+            view.read(budget=ALL)
+            state, error, _ = self._look(view)
             return {
                 "name": run.name,
                 "path": str(run.path),
                 "state": state,
-                "step": _count(view.now.get("step")) or _count((view.saved or {}).get("step")),
+                "step": _step(view),
                 "steps": _count(view.plan.get("steps")),
                 "changed": view.changed,
                 "plan": view.plan,
@@ -213,8 +218,15 @@ class Watcher:
         """The checkpoints that a run has written so far, in the order of writing."""
         view = self._view(run)
         with view.lock:
-            view.read(budget=5.0)
+            view.read(budget=ALL)
             return list(view.exports.values())
+
+    def progress(self, run: RunFolder) -> tuple[int, int, float]:
+        """A run's step, its steps, and when it last said something."""
+        view = self._view(run)
+        with view.lock:
+            view.read()
+            return _step(view), _count(view.plan.get("steps")), view.changed
 
     def forget(self, run: RunFolder) -> None:
         """Lets go of a run that was deleted."""
@@ -229,20 +241,19 @@ class Watcher:
                 self._views.popitem(last=False)
             return view
 
-    def _state(self, view: View, whole: bool) -> tuple[str, dict[str, str] | None]:
-        """running, finished, stopped, failed or interrupted; and what went wrong."""
+    def _look(self, view: View) -> tuple[str, dict[str, str] | None, bool]:
+        """running, finished, stopped, failed or interrupted; what went wrong; and whether all was read. Of a run that
+        is over everything is read at once: it will not grow, and half of it would say that it still runs."""
         if view.run.is_alive() or self._is_starting(view.run):
-            return "running", None
-        if not whole:
-            return "running", None
-        view.read()  # its last words may have come between the first look and its end
+            return "running", None, view.read()
+        view.read(budget=ALL)
         if view.ended:
-            return view.ended, view.error
+            return view.ended, view.error, True
         key = (view.run.path, view.offset)
         if key not in self._endings:
             ending = self._ending_of(view.run)
             self._endings[key] = {"text": ending.text, "remedy": ending.remedy}
-        return "interrupted", self._endings[key]
+        return "interrupted", self._endings[key], True
 
 
 def _samples(view: View, url: Callable[[str], str], *, most: int, width: int) -> list[dict[str, Any]]:

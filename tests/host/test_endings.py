@@ -19,7 +19,7 @@ def log_of(tmp_path, text: str):
 def test_the_trainers_own_message_is_taken_with_its_advice(tmp_path):
     log = log_of(tmp_path, "Training\nmodel: there is no such file\n  What to do: check the path\n")
     ending = ending_of(log, code=2)
-    assert (ending.text, ending.remedy) == ("model: there is no such file", "check the path")
+    assert (ending.where, ending.text, ending.remedy) == ("model", "there is no such file", "check the path")
     assert isinstance(as_error(ending, code=2), InputError)
     assert not isinstance(as_error(ending, code=1), InputError)
 
@@ -42,6 +42,23 @@ def test_a_traceback_is_said_in_a_sentence_with_what_to_do(tmp_path, last, said)
     ending = ending_of(log_of(tmp_path, "Training\n" + TRACEBACK.format(last=last)), code=1)
     assert said in ending.text
     assert ending.remedy
+
+
+@pytest.mark.parametrize(
+    ("said", "where", "text"),
+    [
+        (
+            "concept 2, class_prompt: is empty",
+            "concepts[1].class_prompt",
+            "concept 2, class_prompt: is empty",
+        ),
+        ("/photos/a.png: is no image", "", "/photos/a.png: is no image"),
+        ("stopped: by hand", "", "stopped: by hand"),
+    ],
+)
+def test_a_message_is_said_of_the_setting_that_it_names(tmp_path, said, where, text):
+    ending = ending_of(log_of(tmp_path, f"{said}\n  What to do: something\n"), code=2)
+    assert (ending.where, ending.text) == (where, text)
 
 
 def test_a_crash_of_the_interpreter_is_known(tmp_path):

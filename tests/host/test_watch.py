@@ -227,3 +227,18 @@ def test_an_offset_behind_the_end_begins_anew(run, log):
 def test_a_run_without_events_has_none(run):
     assert read_page(run, 0, 5) == {"events": [], "offset": 0, "more": False}
     assert look(watcher(), run)["step"] == 0
+
+
+def test_a_run_that_is_over_is_read_at_once_however_long_it_was(run, log):
+    fill(run, log, 10_000)
+    log.emit("done", path="x", weight_change={})
+    found = watcher().live(run, url=str)
+    assert (found["behind"], found["state"], found["step"]) == (False, "finished", 10_000)
+
+
+def test_a_living_run_is_read_in_parts_so_that_no_poll_is_slow(run, log):
+    fill(run, log, 10_000)
+    seen = watcher()
+    with run.hold():
+        assert seen.live(run, url=str)["behind"]
+        assert look(seen, run)["step"] == 10_000
