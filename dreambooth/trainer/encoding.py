@@ -70,8 +70,8 @@ class Encoding:
         looks = looks_for(views, masked=bool(self.data.masks))
         self.emit("phase", name="caching", of=len(looks))
         own = looks[self.processes.index :: self.processes.count]
-        encode_missing(own, pictures, encoder, self.store, self._progress("images"))
-        self.processes.wait()
+        with self.processes.together():
+            encode_missing(own, pictures, encoder, self.store, self._progress("images"))
         return cached_latents(looks, pictures, encoder, self.store, self.device)
 
     def tokens(self) -> TextSource:

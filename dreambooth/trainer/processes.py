@@ -2,16 +2,28 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
-from collections.abc import Callable
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
+from dreambooth.shared.errors import DreamboothError
 from dreambooth.shared.runfolder import Command
 from dreambooth.trainer.control import Inbox, StopNow
 from dreambooth.trainer.loop import Keeper
 
 T = TypeVar("T")
+
+
+class OtherEnded(DreamboothError):
+    """Another process of the run ended, so this one does too, with the same exit code; that one says why."""
+
+    def __init__(self, own: int, other: int, exit_code: int) -> None:
+        super().__init__(
+            f"process {own} ends, since process {other} did", remedy=f"see what process {other} says"
+        )
+        self.exit_code = exit_code
 
 
 @dataclass(frozen=True)
@@ -36,12 +48,33 @@ class Processes:
         shared: T = box[0]
         return shared
 
-    def wait(self) -> None:
-        """Returns when every process has come here."""
-        if self.count > 1:
-            from accelerate.state import PartialState
+    @contextlib.contextmanager
+    def together(self) -> Iterator[None]:
+        """A block of which every process does its part. None goes on before all are through, and where one failed
+        all end at once: that one with its own error, the others with `OtherEnded`; none waits for one that is gone.
 
-            PartialState().wait_for_everyone()
+        Every process has to come here, whatever it does in the block.
+        """
+        failure: Exception | None = None
+        try:
+            yield
+        except Exception as error:  # noqa: BLE001 - it is raised as soon as the others know
+            failure = error
+        codes = self._all_exit_codes(failure)
+        if failure is not None:
+            raise failure
+        for index, code in enumerate(codes):
+            if code:
+                raise OtherEnded(self.index, index, code)
+
+    def _all_exit_codes(self, failure: Exception | None) -> list[int]:
+        """With which code each process is about to end; 0 goes on."""
+        if self.count == 1:
+            return []
+        from accelerate.utils import gather_object
+
+        codes: list[int] = gather_object([0 if failure is None else getattr(failure, "exit_code", 1)])
+        return codes
 
 
 ALONE = Processes()
@@ -88,22 +121,23 @@ class SharedInbox:
 
 
 class SharedKeeper:
-    """The first process keeps things; the others wait until it is done."""
+    """The first process keeps things; the others wait until it is done, and end with it where it fails."""
 
     def __init__(self, processes: Processes, keeper: Keeper) -> None:
         self._processes = processes
         self._keeper = keeper
 
-    def _by_main(self, act: Callable[[int], None], step: int) -> None:
-        if self._processes.is_main:
-            act(step)
-        self._processes.wait()
-
     def save(self, step: int) -> None:
-        self._by_main(self._keeper.save, step)
+        with self._processes.together():
+            if self._processes.is_main:
+                self._keeper.save(step)
 
     def export(self, step: int) -> None:
-        self._by_main(self._keeper.export, step)
+        with self._processes.together():
+            if self._processes.is_main:
+                self._keeper.export(step)
 
     def sample(self, step: int) -> None:
-        self._by_main(self._keeper.sample, step)
+        with self._processes.together():
+            if self._processes.is_main:
+                self._keeper.sample(step)

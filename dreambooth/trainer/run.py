@@ -120,11 +120,16 @@ def _follow(processes: Processes) -> int:
     if not path:
         return FAILED
     folder = RunFolder(Path(path))
-    plan = make_plan(load_settings(folder.config), run=folder.path, processes=processes.count)
     try:
+        plan = make_plan(load_settings(folder.config), run=folder.path, processes=processes.count)
         Session(plan, folder, run_id(folder), _quiet, None, processes).run()
-    except DreamboothError as error:
-        return error.exit_code
+    except DreamboothError:
+        raise
+    except Exception as error:
+        raise DreamboothError(
+            f"process {processes.index} ended ({type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''})",
+            remedy=f"see what process 0 says, and {folder.log}",
+        ) from error
     return DONE
 
 

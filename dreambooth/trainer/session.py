@@ -68,9 +68,10 @@ class Session:
 
     def run(self) -> None:
         """Everything. Raises StoppedByUser after a save when it was told to stop."""
-        if self.processes.is_main:
-            naming.claim(self.plan.outputs, self.folder.path)
-            naming.remove_half_written(self.plan.outputs)
+        with self.processes.together():
+            if self.processes.is_main:
+                naming.claim(self.plan.outputs, self.folder.path)
+                naming.remove_half_written(self.plan.outputs)
         self._restore_threads()
         assembly.make_deterministic(self.plan)
         self._make_class_images()
@@ -81,9 +82,9 @@ class Session:
         keeper, engine = self._prepare(data, model, encoding)
         try:
             self._train(keeper, engine)
-            if self.processes.is_main:
-                self._finish(keeper.trained)
-            self.processes.wait()
+            with self.processes.together():
+                if self.processes.is_main:
+                    self._finish(keeper.trained)
         finally:
             self._accelerator.end_training()  # what trackers still hold is written; processes part
 
@@ -128,6 +129,11 @@ class Session:
         if not missing:
             return
         self.emit("phase", name="class images", of=missing)
+        with self.processes.together():
+            self._make_own_class_images(missing)
+
+    def _make_own_class_images(self, missing: int) -> None:
+        """This process's part of the class images."""
         model = self._base_model(self.plan.machine.compute_dtype)
         recipe = recipe_of(
             self.settings.prior,
@@ -146,7 +152,6 @@ class Session:
             ):
                 self._check_stop()
             before += len(wanted.missing)
-        self.processes.wait()
 
     def _plan_data(self) -> DataPlan:
         data = data_plan(self.plan, survey_of(self.settings, self.plan.base))
