@@ -56,6 +56,29 @@ def test_every_module_stands_in_the_readmes_tree(part: str):
     assert sorted(name for name in modules if name not in tree and name not in behind) == []
 
 
+def _routes() -> set[str]:
+    """`GET /page` and its like, as the source of the routes says; what they are made with is not installed here."""
+    sources = (ROOT / "dreambooth" / "host").glob("*routes.py")
+    found = (
+        re.findall(r"@router\.(get|post|delete)\(\s*\"([^\"]+)\"", path.read_text("utf-8"))
+        for path in sources
+    )
+    return {f"{method.upper()} {route}" for routes in found for method, route in routes}
+
+
+def test_every_rest_route_stands_in_the_readme_and_no_other():
+    table = README[README.index("## REST") : README.index("## The environment")]
+    assert set(re.findall(r"`((?:GET|POST|DELETE) [^`]+)`", table)) == _routes() != set()
+
+
+def test_every_module_of_the_host_stands_in_the_readmes_tree():
+    tree = README[README.index("## Architecture") : README.index("## Licence")]
+    modules = [
+        path.name for path in (ROOT / "dreambooth" / "host").glob("*.py") if path.name != "__init__.py"
+    ]
+    assert sorted(name for name in modules if name not in tree) == []
+
+
 def test_every_file_that_the_readme_shows_is_there():
     for target in re.findall(r"!\[[^]]*\]\(([^)]+)\)", README):
         assert (ROOT / target).is_file(), target
