@@ -396,7 +396,7 @@ class SavingSettings:
     )
     validation_steps: int = setting(
         0,
-        "Make sample pictures every so many steps. 0: only at the end.",
+        "Make sample pictures every so many steps. 0: only before the first step and at the end.",
         label="Sample pictures every",
         minimum=0,
         unit="steps",

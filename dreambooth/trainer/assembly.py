@@ -35,10 +35,18 @@ def make_accelerator(plan: Plan, folder: Path) -> Accelerator:
         project_dir=str(folder),
     )
     if trackers:
-        settings = to_mapping(plan.settings)
-        plain = {key: value for key, value in settings.items() if isinstance(value, (int, float, str))}
-        accelerator.init_trackers(plan.outputs.name, config=plain)
+        _start_trackers(plan, accelerator)
     return accelerator
+
+
+def _start_trackers(plan: Plan, accelerator: Accelerator) -> None:
+    """TensorBoard writes into the run's folder `dreambooth`, W&B has all runs in the project of that name."""
+    accelerator.init_trackers("dreambooth", init_kwargs={"wandb": {"name": plan.outputs.name}})
+    settings = to_mapping(plan.settings)
+    plain = {key: value for key, value in settings.items() if isinstance(value, (int, float, str))}
+    for tracker in accelerator.trackers:
+        if tracker.name != "tensorboard":  # it would show a second run that has settings and no losses
+            tracker.store_init_configuration(plain)
 
 
 def make_deterministic(plan: Plan) -> None:

@@ -161,6 +161,13 @@ def release(outputs: Outputs) -> None:
     outputs.claim.unlink(missing_ok=True)
 
 
+def release_own(outputs: Outputs, run: Path) -> None:
+    """Ends a claim if it is this run's."""
+    claimed = claimant(outputs)
+    if claimed is not None and claimed.resolve() == run.resolve():
+        release(outputs)
+
+
 @dataclass(frozen=True)
 class PlannedFile:
     """A file or folder that a run will write: the bytes of all of it that is there at once, and those of them that

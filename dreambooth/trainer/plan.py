@@ -24,6 +24,7 @@ from dreambooth.trainer.convert import LoadedModel, load_model
 from dreambooth.trainer.dataset import Augmentation, DataPlan, plan_data
 from dreambooth.trainer.expected import Expected, expect, likeness, time_text
 from dreambooth.trainer.export_file import yaml_beside
+from dreambooth.trainer.families.detect import told_by_file
 from dreambooth.trainer.images import parse_colour
 from dreambooth.trainer.looks import look_at
 from dreambooth.trainer.machine import Machine
@@ -31,7 +32,7 @@ from dreambooth.trainer.optimizer_rules import check_optimizer, notes_on
 from dreambooth.trainer.outputs import Outputs, PlannedFile, Volume, check_room, outputs_of, size_text
 from dreambooth.trainer.rates import with_rates
 from dreambooth.trainer.sizes import optimizer_bytes, parameters, planned_files
-from dreambooth.trainer.sources import EMA_PREFIX
+from dreambooth.trainer.sources import EMA_PREFIX, open_model
 from dreambooth.trainer.survey import Survey, survey
 from dreambooth.trainer.tokenizer import default_tokenizer
 
@@ -420,7 +421,19 @@ def _notes(settings: Settings, base: LoadedModel) -> list[str]:
         notes.append("the model's own averaged (EMA) weights are left out of the result")
     if settings.model.clip_skip > 1 and not base.identified.family.clip_skip:
         notes.append(f"clip_skip is ignored by {base.identified.family.title}, as the WebUI does")
-    return notes + _notes_on_family(settings, base)
+    return notes + _contradiction(settings, base) + _notes_on_family(settings, base)
+
+
+def _contradiction(settings: Settings, base: LoadedModel) -> list[str]:
+    """A prediction type that is set against what the file states of itself."""
+    wanted = settings.model.prediction_type
+    told = None if wanted == "auto" else told_by_file(base.source, open_model(settings.model.model).stated)
+    if told is None or told[0] == wanted:
+        return []
+    return [
+        f"prediction_type: {wanted} is set, but the model predicts {told[0]} ({told[1]}); if the model is right, the "
+        "result's pictures will be noise"
+    ]
 
 
 def _notes_on_family(settings: Settings, base: LoadedModel) -> list[str]:

@@ -62,6 +62,7 @@ class Reporter:
         self._bar: tqdm[Any] | None = None
         self._shown = 0.0
         self._phase = self._what = ""
+        self._sampled: int | None = None
 
     def close(self) -> None:
         """Ends the bar and the log."""
@@ -157,6 +158,9 @@ class Reporter:
 
     def _show_sample(self, fields: dict[str, Any]) -> None:
         self.log(f"sample of step {fields['step']}: {fields['path']}")
+        if fields["step"] != self._sampled:  # one line for all pictures of a step
+            self._sampled = fields["step"]
+            self.write(f"Sample pictures of step {fields['step']}: {Path(fields['path']).parent}")
 
     def _show_checkpoint(self, fields: dict[str, Any]) -> None:
         self.log(f"state of step {fields['step']} saved: {fields['path']}")

@@ -19,7 +19,7 @@ from dreambooth.trainer.machine import DTYPES
 from dreambooth.trainer.outputs import RUN_ID_KEY
 from dreambooth.trainer.sources import open_model
 from dreambooth.trainer.weights import Written
-from dreambooth.trainer.weights.base import file_sha256
+from dreambooth.trainer.weights.base import file_sha256, folder_sha256
 
 Trained = Mapping[str, Mapping[str, torch.Tensor]]
 
@@ -120,7 +120,8 @@ def write_checkpoint(
 ) -> Written:
     """Writes the base with the trained weights in their place, whole and read back, or not at all.
 
-    A diffusers folder is made from a single file that is written into `scratch` first, and has no sha256.
+    A diffusers folder is made from a single file that is written into `scratch` first, and has the
+    sha256 that `folder_sha256` gives it.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     overwrite = may_replace(path, metadata[RUN_ID_KEY], overwrite=settings.result.overwrite)
@@ -136,7 +137,7 @@ def write_checkpoint(
     finally:
         single.unlink(missing_ok=True)
         single.with_suffix(".yaml").unlink(missing_ok=True)
-    return Written(path, made.nbytes, "")
+    return Written(path, made.nbytes, folder_sha256(path))
 
 
 def files_of(written: Written) -> list[dict[str, str]]:

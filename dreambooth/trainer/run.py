@@ -25,7 +25,7 @@ from dreambooth.shared.settings import Settings
 from dreambooth.trainer import results
 from dreambooth.trainer.checkpoint import load_state, saved_steps
 from dreambooth.trainer.control import Inbox, Signals, ignore_stop_signals
-from dreambooth.trainer.outputs import outputs_of
+from dreambooth.trainer.outputs import outputs_of, release_own
 from dreambooth.trainer.plan import Plan, make_plan, open_base, versions
 from dreambooth.trainer.processes import Processes, join_processes
 from dreambooth.trainer.reporter import Reporter
@@ -138,6 +138,10 @@ def export(folder: RunFolder, step: int | None) -> int:
     with folder.hold():
         settings = load_settings(folder.config)
         _check_saved(folder, step)
+        final = outputs_of(settings, run=folder.path).final
+        if _is_result(final, folder, saved_steps(folder.states)[-1] if step is None else step):
+            Reporter().write(f"This run is finished, and its checkpoint is there: {final}")
+            return DONE
         state = load_state(folder.states, step)
         base, outputs = open_base(settings), outputs_of(settings, run=folder.path)
         written = results.write_checkpoint(
@@ -150,6 +154,12 @@ def export(folder: RunFolder, step: int | None) -> int:
         )
     Reporter().write(f"Written: {written.path}")
     return DONE
+
+
+def _is_result(path: Path, folder: RunFolder, step: int) -> bool:
+    """Whether a finished run's own result is there, and is that of `step`."""
+    is_it = is_finished(folder) and read_result(folder).get("steps") == step and path.exists()
+    return is_it and results.belongs_to_run(path, run_id(folder))
 
 
 def _check_saved(folder: RunFolder, step: int | None) -> None:
@@ -201,6 +211,10 @@ def _work(folder: RunFolder, plan: Plan, processes: Processes) -> int:
             except BaseException as error:
                 ignore_stop_signals()
                 ending = _ending(error, folder, reporter)
+                if isinstance(ending, InputError) and not saved_steps(folder.states):
+                    release_own(
+                        plan.outputs, folder.path
+                    )  # nothing to go on from: the name is anybody's again
                 with contextlib.suppress(DreamboothError, OSError):  # a full disk does not hide why it ended
                     _note_ending(ending, emit)
                 if ending is error:

@@ -21,7 +21,7 @@ STRINGS = dict.fromkeys(
         "concepts_path", "custom_model_name", "lora_model_name", "model_dir", "model_name", "model_path",
         "pretrained_model_name_or_path", "pretrained_vae_name_or_path", "sanity_prompt",
         "shared_diffusers_path", "snapshot", "src",
-    ],  # fmt: skip
+    ],
     "",
 ) | {
     "attention": "xformers", "lr_scheduler": "constant_with_warmup", "mixed_precision": "fp16", "model_type": "v1x",

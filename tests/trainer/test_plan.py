@@ -172,6 +172,19 @@ def test_what_was_chosen_or_left_out_is_a_note(tmp_path) -> None:
     assert torch.cuda.is_available() or "CPU" in notes
 
 
+def test_a_prediction_type_against_what_the_file_says_is_a_note(tmp_path) -> None:
+    stated = tiny.write_checkpoint(
+        tmp_path / "a.safetensors", metadata={"modelspec.prediction_type": "epsilon"}
+    )
+    for asked, noted in (("v_prediction", 1), ("epsilon", 0), ("auto", 0)):
+        notes = planned(tmp_path, model=str(stated), prediction_type=asked).notes
+        found = [note for note in notes if note.startswith(f"prediction_type: {asked} is set")]
+        assert len(found) == noted
+        assert all("epsilon (its metadata says so" in note for note in found)
+    silent = planned(tmp_path, prediction_type="v_prediction").notes
+    assert not any("is set, but" in note for note in silent), "the file says nothing"
+
+
 def test_a_yaml_in_the_result_s_way_is_found_before_the_training(tmp_path) -> None:
     base = shutil.copy(tiny.base(), tmp_path / "base.safetensors")
     tiny.write_yaml(base.with_suffix(".yaml"))

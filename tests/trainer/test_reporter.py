@@ -65,6 +65,14 @@ def test_each_part_of_a_phase_counts_for_itself(shown) -> None:
     assert lines(out) == ["Encoding images", "images 1/2", "images 2/2", "captions 1/1"]
 
 
+def test_where_sample_pictures_are_is_said_once_for_each_step(shown, tmp_path) -> None:
+    made, out, log = shown
+    for step, number in ((0, 0), (0, 1), (5, 0), (5, 1)):
+        made.show("sample", {"step": step, "path": tmp_path / f"{step}-{number}.png"})
+    assert lines(out) == [f"Sample pictures of step {step}: {tmp_path}" for step in (0, 5)]
+    assert log.read_text().count(".png") == 4
+
+
 def test_numbers_that_are_not_known_are_left_out(shown) -> None:
     made, out, _ = shown
     made.show("step", {**STEP, "loss": None, "prior_loss": 0.0, "eta_s": None})
@@ -75,7 +83,7 @@ def test_what_happens_besides_is_told_or_only_logged(shown) -> None:
     made, out, log = shown
     made.show("exported", {"step": 4, "path": "out/a.safetensors", "sha256": "0"})
     made.show("warning", {"text": "odd"})
-    made.show("sample", {"step": 4, "prompt": "cat", "path": "p.png"})
+    made.show("sample", {"step": 4, "prompt": "cat", "path": "samples/p.png"})
     made.show("checkpoint", {"step": 4, "path": "state/step-4"})
     made.show("error", {"text": "broken", "remedy": "mend it"})
     made.show("phase", {"name": "stopped", "of": 0})
@@ -86,6 +94,7 @@ def test_what_happens_besides_is_told_or_only_logged(shown) -> None:
     assert lines(out) == [
         "Written: out/a.safetensors",
         "Note: odd",
+        "Sample pictures of step 4: samples",
         "Done: out/a.safetensors  (relative change of the weights: unet 1.00e-02)",
     ]
     logged = log.read_text(encoding="utf-8")

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 import math
 import shutil
+import subprocess
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -142,6 +144,16 @@ def test_all_files_of_a_result_are_listed_with_their_hashes(base, weights, tmp_p
     listed = {Path(row["path"]): row["sha256"] for row in results.files_of(folder)}
     assert listed == {path: sha256(path) for path in (tmp_path / "folder").rglob("*") if path.is_file()}
     assert tmp_path / "folder" / "model_index.json" in listed
+
+
+@pytest.mark.skipif(shutil.which("sha256sum") is None, reason="there is no sha256sum")
+def test_a_folder_s_hash_is_that_of_what_sha256sum_says_of_its_files(base, weights, tmp_path) -> None:
+    folder = write(tmp_path / "folder", base, {"text_encoder": weights}, output_kind="diffusers")
+    names = sorted(
+        path.relative_to(folder.path).as_posix() for path in folder.path.rglob("*") if path.is_file()
+    )
+    said = subprocess.run(["sha256sum", *names], cwd=folder.path, capture_output=True, check=True).stdout
+    assert folder.sha256 == hashlib.sha256(said).hexdigest()
 
 
 @pytest.mark.parametrize("content", [b"", b"precious", b"\x08\0\0\0\0\0\0\0{}      "])

@@ -16,6 +16,7 @@ from PIL import Image
 from tiny import config, dreambooth, tree
 from watching import at_event, events, is_finite, metadata, raw, run_in, same_tensors, sha256
 
+from dreambooth.shared.errors import InputError
 from dreambooth.shared.events import SCHEMA
 from dreambooth.shared.runfolder import list_runs, summarize
 from dreambooth.trainer import control, previews, run
@@ -211,6 +212,16 @@ def test_export_writes_the_saved_state_which_is_the_result_also_without_the_phot
     assert "step 3" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("step", [[], ["--step", "4"]])
+def test_export_of_a_finished_run_names_the_result_that_is_there_and_writes_no_second_one(
+    step, finished, capsys
+) -> None:
+    before = tree(finished / "out")
+    assert dreambooth("export", finished / "runs" / "sks", *step) == 0
+    assert f"is there: {finished / 'out' / 'sks.safetensors'}" in capsys.readouterr().err
+    assert tree(finished / "out") == before
+
+
 @pytest.mark.parametrize(
     ("settings", "still"),
     [
@@ -252,15 +263,12 @@ def test_the_second_run_of_a_config_repeats_the_first_bit_for_bit(plain, tmp_pat
     assert [found.name for found in list_runs(tmp_path / "runs")] == ["sks-2", "sks"]
 
 
-def test_tensorboard_gets_the_losses(tmp_path) -> None:
+def test_tensorboard_gets_the_losses_in_one_folder_of_the_run(tmp_path) -> None:
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     assert dreambooth("train", config(tmp_path, report_to="tensorboard")) == 0
-    (found,) = {
-        path.parent
-        for path in run_in(tmp_path).path.rglob("events.out.tfevents.*")
-        if path.parent.name == "sks"
-    }
+    (found,) = run_in(tmp_path).path.rglob("events.out.tfevents.*")
+    assert found.parent == run_in(tmp_path).path / "dreambooth"
     read = EventAccumulator(str(found))
     read.Reload()
     losses = [scalar.value for scalar in read.Scalars("loss")]
@@ -335,6 +343,33 @@ def test_a_file_that_takes_the_result_s_name_meanwhile_is_not_touched(
     theirs.rename(tmp_path / "elsewhere")
     assert dreambooth("resume", run_in(tmp_path).path) == 0
     assert same_tensors(theirs, plain)
+
+
+def test_wrong_input_before_the_first_step_leaves_the_name_free(tmp_path, capsys, monkeypatch) -> None:
+    photos = tiny.write_photos(tmp_path / "photos")
+    concept = {"instance_prompt": "sks cat", "class_prompt": "cat", "instance_data_dir": str(photos)}
+    settings = config(tmp_path, concepts=[concept])
+    at_event(
+        monkeypatch,
+        "phase",
+        lambda found: (photos / "photo 0.png").write_bytes(b"no picture"),
+        name="caching",
+    )
+    assert dreambooth("train", settings) == 2
+    assert "photo 0.png" in capsys.readouterr().err
+    assert not list((tmp_path / "out").iterdir()), "no claim is left"
+    tiny.write_photos(photos)
+    assert dreambooth("train", settings) == 0
+    assert [found.name for found in list_runs(tmp_path / "runs")] == ["sks-2", "sks"]
+
+
+def test_wrong_input_later_keeps_the_name_for_resume(tmp_path, monkeypatch) -> None:
+    def spoil(found) -> None:
+        raise InputError("something is wrong")
+
+    at_event(monkeypatch, "checkpoint", spoil, step=2)
+    assert dreambooth("train", config(tmp_path, checkpointing_steps=2)) == 2
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["sks.claimed-by-a-run"]
 
 
 def test_an_error_that_nobody_foresaw_is_one_message_and_its_traceback_is_in_the_log(

@@ -93,6 +93,11 @@ def identify(
     return Identified(family, found, told_by, _zero_terminal_snr(weights, stated))
 
 
+def told_by_file(weights: WeightFile, stated: Stated | None) -> Told | None:
+    """The prediction type that a file states, and where; None if it says nothing (a UNet that is asked may still)."""
+    return _from_stated(stated) or _from_metadata(weights) or _from_marks(weights.tensors)
+
+
 def marks_of(identified: Identified) -> tuple[str, ...]:
     """The marker tensors by which other programs know what a checkpoint predicts, where its family has them."""
     if not identified.family.marked or identified.prediction_type == "epsilon":

@@ -76,7 +76,7 @@ class Entry:
 
 @dataclass(frozen=True)
 class Written:
-    """A finished file: where it is, its size in bytes, and the sha256 of the whole file.
+    """A finished file or folder: where it is, its size in bytes, and the sha256 of all of it.
 
     `beside` are files written along with it (its `.yaml`), `notes` say what a reader should know of it.
     """
@@ -108,6 +108,14 @@ def file_sha256(path: Path) -> str:
         while count := file.readinto(memory):
             digest.update(memoryview(memory)[:count])
     return digest.hexdigest()
+
+
+def folder_sha256(folder: Path) -> str:
+    """One hash for all files of a folder: the sha256 of what `sha256sum` prints of them, a line each, sorted by name
+    with the folder's own left out."""
+    paths = {path.relative_to(folder).as_posix(): path for path in folder.rglob("*") if path.is_file()}
+    lines = [f"{file_sha256(paths[name])}  {name}\n" for name in sorted(paths)]
+    return hashlib.sha256("".join(lines).encode()).hexdigest()
 
 
 class OpenedFile:
