@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -10,8 +11,12 @@ import torch
 
 from dreambooth.shared.config import to_mapping
 from dreambooth.trainer import text
+from dreambooth.trainer.adapters.attached import attach
+from dreambooth.trainer.adapters.results import from_base
 from dreambooth.trainer.convert import LoadedModel
+from dreambooth.trainer.draws import words
 from dreambooth.trainer.ema import EMA, OptimizersAverage
+from dreambooth.trainer.engine import Denoiser, Half, Teacher
 from dreambooth.trainer.keeper import TrainedWeights
 from dreambooth.trainer.loop import Cadence
 from dreambooth.trainer.objectives import Objective, scaled_linear_alphas_cumprod, zero_terminal_snr
@@ -71,13 +76,15 @@ def rest(plan: Plan, model: LoadedModel) -> None:
 
 def trained_weights(plan: Plan, model: LoadedModel) -> TrainedWeights:
     """Makes what is trained want gradients, as the settings have it, and averages if they are asked for."""
-    training, family = plan.settings.training, model.identified.family
-    encoders = text.encoders_of(model.components, family)
+    training = plan.settings.training
+    encoders = text.encoders_of(model.components, model.identified.family)
+    attached = None
+    if plan.adapter is not None:
+        attached = attach(model.components, plan.adapter, training.seed)
+    else:
+        _want_gradients(plan, model)
     for name in plan.trained:
-        model.components[name].requires_grad_(True).train()
-    if plan.trains_text:
-        for unused in text.unused_modules(encoders, family, plan.settings.model.clip_skip):
-            unused.requires_grad_(False)
+        model.components[name].train()
     if training.gradient_checkpointing:
         model.components["unet"].train()  # diffusers checkpoints in training mode only
         model.components["unet"].enable_gradient_checkpointing()  # type: ignore[operator]
@@ -86,10 +93,48 @@ def trained_weights(plan: Plan, model: LoadedModel) -> TrainedWeights:
                 encoder.gradient_checkpointing_enable()  # type: ignore[operator]
     if plan.machine.attention == "xformers":
         model.components["unet"].enable_xformers_memory_efficient_attention()  # type: ignore[operator]
-    weights = TrainedWeights(model, tuple(plan.trained))
+    weights = TrainedWeights(model, tuple(plan.trained), attached=attached)
     if training.use_ema:
         weights.ema = EMA([parameter for *_, parameter in weights.parameters()], training.ema_decay)
     return weights
+
+
+def _want_gradients(plan: Plan, model: LoadedModel) -> None:
+    family = model.identified.family
+    for name in plan.trained:
+        model.components[name].requires_grad_(True)
+    if plan.trains_text:
+        encoders = text.encoders_of(model.components, family)
+        for unused in text.unused_modules(encoders, family, plan.settings.model.clip_skip):
+            unused.requires_grad_(False)
+
+
+def teacher(plan: Plan, weights: TrainedWeights, denoiser: Denoiser) -> Teacher | None:
+    """What the class half is to look like where the prior is the base's own prediction, None elsewhere."""
+    attached = weights.attached
+    if attached is None or not (plan.prior and from_base(plan.settings)):
+        return None
+
+    @torch.no_grad()
+    def predict(noisy: torch.Tensor, half: Half) -> torch.Tensor:
+        with attached.off():
+            prediction: torch.Tensor = denoiser(noisy, half.timesteps, half.condition, half.sizes)
+        return prediction
+
+    return predict
+
+
+def before_step(plan: Plan, process: int) -> Callable[[int], None]:
+    """What is done before each step: dropout's draws depend on seed, step and process alone, so that they are the
+    same in a resumed run."""
+    if plan.adapter is None or not plan.adapter.dropout:
+        return lambda step: None
+    seed = plan.settings.training.seed
+
+    def reseed(step: int) -> None:
+        torch.manual_seed(words(seed, "dropout", step, process)[0] % 2**63)
+
+    return reseed
 
 
 def stepper(plan: Plan, weights: TrainedWeights, scaler: GradScaler | None) -> Stepper:

@@ -144,9 +144,11 @@ def plan_data(
     variation: Variation,
     cached: bool,
     inpainting: bool = False,
+    photos_as_class: bool = False,
 ) -> DataPlan:
     """Plans from what a survey found; class images that are still missing are not in it.
 
+    `photos_as_class`: a concept without class images has its photos with the class prompt in their place.
     `cached`: each image has at most `CACHED_VARIANTS` crops and jitters, else a new one each time. Class images are
     cropped and mirrored like the others, but neither turned nor lit: they show what the base model draws.
     """
@@ -165,7 +167,8 @@ def plan_data(
         for image in entry.instance:
             item = add(image, entry.instance_prompt(image), index, is_class=False)
             instance += [item] * entry.concept.repeats
-        for image in entry.class_images:
+        shown = entry.class_images or (entry.instance if photos_as_class else ())
+        for image in shown:
             prior.append(add(image, entry.class_prompt(image), index, is_class=True))
     masks = (CACHED_MASKS if cached else _ENDLESS) if inpainting else 0
     streams = _stream("instance", items, instance), _stream("prior", items, prior) if prior else None

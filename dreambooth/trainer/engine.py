@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Protocol
 
 import torch
@@ -27,7 +27,8 @@ class Half:
 
     latents and noise (B, 4, h, w); timesteps (B,) int64; condition: token ids (B, chunks, 77) while the text
     encoders are needed, else their output; extra: the inpainting model's further input channels (B, 5, h, w), or
-    None; sizes: what SDXL is told of them (B, 6), or None.
+    None; sizes: what SDXL is told of them (B, 6), or None; target: what is to be predicted (B, 4, h, w), None for what
+    the objective makes of latents and noise.
     """
 
     latents: torch.Tensor
@@ -36,6 +37,11 @@ class Half:
     condition: Embeddings | torch.Tensor
     extra: torch.Tensor | None = None
     sizes: torch.Tensor | None = None
+    target: torch.Tensor | None = None
+
+
+# What the class half is to look like: a prediction (B, 4, h, w) for the UNet's input and that half
+Teacher = Callable[[torch.Tensor, Half], torch.Tensor]
 
 
 @dataclass(frozen=True)
@@ -116,6 +122,8 @@ class TrainingEngine:
         prior_weight: float,
         text_span: TextEncoderSpan,
         ema: Average | None = None,
+        teacher: Teacher | None = None,
+        before_step: Callable[[int], None] = lambda step: None,
     ) -> None:
         self.denoiser = denoiser
         self.stepper = stepper
@@ -126,6 +134,8 @@ class TrainingEngine:
         self._accelerator = accelerator
         self._prior_weight = prior_weight
         self._text_span = text_span
+        self._teacher = teacher
+        self._before_step = before_step
         self._parameters = [p for group in stepper.optimizer.param_groups for p in group["params"]]
         self._model: torch.nn.Module = denoiser
         if accelerator.num_processes > 1:
@@ -147,7 +157,10 @@ class TrainingEngine:
         if not self._text_left and not self._text_span.active(step):
             self._leave_text_encoder()
         self.stepper.set_rates(lambda rate: self._schedule.factor(step, rate))
-        micro_batches = list(self._batches.of_step(step, encoded=self._text_left))
+        self._before_step(step)
+        # a teacher has text encoders of its own, which the embeddings of the trained ones say nothing of
+        encoded = self._text_left and self._teacher is None
+        micro_batches = list(self._batches.of_step(step, encoded=encoded))
         losses = [
             self._backward(micro, share=1 / len(micro_batches), last=number == len(micro_batches))
             for number, micro in enumerate(micro_batches, 1)
@@ -176,6 +189,8 @@ class TrainingEngine:
         instance, prior = micro.instance, micro.prior
         if prior is None:
             return self._objective.combine(self._errors(instance), instance.timesteps, None, 0.0)
+        if self._teacher is not None:
+            instance, prior = self._with_target(instance), self._taught(prior, self._teacher)
         if _alike(instance, prior):
             errors = self._errors(_joined(instance, prior))
             count = len(instance.latents)
@@ -185,12 +200,23 @@ class TrainingEngine:
         return self._objective.combine(own, instance.timesteps, others, self._prior_weight)
 
     def _errors(self, half: Half) -> torch.Tensor:
+        noisy, target = self._noised(half)
+        prediction = self._model(noisy, half.timesteps, half.condition, half.sizes)
+        return self._objective.per_sample(prediction, target)
+
+    def _noised(self, half: Half) -> tuple[torch.Tensor, torch.Tensor]:
+        """The UNet's input and what it is to predict."""
         noisy, target = self._objective.noised(half.latents, half.noise, half.timesteps)
         if half.extra is not None:
             noisy = torch.cat([noisy, half.extra], dim=1)
-        return self._objective.per_sample(
-            self._model(noisy, half.timesteps, half.condition, half.sizes), target
-        )
+        return noisy, target if half.target is None else half.target
+
+    def _with_target(self, half: Half) -> Half:
+        return replace(half, target=self._noised(half)[1])
+
+    def _taught(self, half: Half, teacher: Teacher) -> Half:
+        """The class half with the teacher's prediction of the same noisy latents as its target."""
+        return replace(half, target=teacher(self._noised(half)[0], half).float())
 
     def _leave_text_encoder(self) -> None:
         """Stops training the text encoders: from here their output for a caption never changes."""
@@ -249,6 +275,7 @@ def _joined(one: Half, other: Half) -> Half:
         condition=condition,
         extra=_both(one.extra, other.extra),
         sizes=_both(one.sizes, other.sizes),
+        target=_both(one.target, other.target),
     )
 
 

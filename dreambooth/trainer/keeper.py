@@ -14,6 +14,7 @@ import torch
 from dreambooth.shared.errors import DreamboothError, RunFailed
 from dreambooth.shared.events import Emit
 from dreambooth.shared.paths import write_json
+from dreambooth.trainer.adapters.attached import Attached
 from dreambooth.trainer.checkpoint import Progress, State, load_state, save_state
 from dreambooth.trainer.convert import LoadedModel, canonical_state
 from dreambooth.trainer.ema import Average
@@ -30,19 +31,25 @@ NOTES = "made.json"
 
 @dataclass
 class TrainedWeights:
-    """The trained modules, seen as the tensors that states and exports hold, by component and canonical name."""
+    """What is trained, seen as the tensors that states and exports hold, by component and canonical name: the modules'
+    own, or those of the adapter that is `attached`."""
 
     model: LoadedModel
     components: tuple[str, ...]
     ema: Average | None = None
+    attached: Attached | None = None
+
+    def _state(self, component: str) -> dict[str, torch.Tensor]:
+        if self.attached is not None:
+            return self.attached.state(component)
+        return canonical_state(component, self.model.components[component])
 
     def parameters(self) -> list[tuple[str, str, torch.nn.Parameter]]:
         """(component, canonical name, parameter) of all that the optimizer changes, in its order."""
         found = []
         for component in self.components:
             named = dict(self.model.components[component].named_parameters())
-            canonical = canonical_state(component, self.model.components[component])
-            names = {tensor.data_ptr(): name for name, tensor in canonical.items()}
+            names = {tensor.data_ptr(): name for name, tensor in self._state(component).items()}
             found += [
                 (component, names[parameter.data_ptr()], parameter)
                 for parameter in named.values()
@@ -52,7 +59,7 @@ class TrainedWeights:
 
     def weights(self) -> dict[str, dict[str, torch.Tensor]]:
         """The weights as they are in training; they share memory with the modules."""
-        return {name: canonical_state(name, self.model.components[name]) for name in self.components}
+        return {name: self._state(name) for name in self.components}
 
     def averages(self) -> dict[str, dict[str, torch.Tensor]]:
         """The averaged weights, {} without EMA."""

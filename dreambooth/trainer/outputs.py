@@ -12,9 +12,11 @@ from pathlib import Path
 from dreambooth.shared.errors import InputError
 from dreambooth.shared.lock import is_held
 from dreambooth.shared.paths import check_file_name, check_writable, existing_parent, write_json
-from dreambooth.shared.settings import Settings
+from dreambooth.shared.settings import ResultSettings, Settings
 
 CLAIM_SUFFIX = ".claimed-by-a-run"
+# what stands behind the model's name where none is given, for results that are no models
+_WORDS = {"lora": "lora", "lycoris": "lycoris"}
 RUN_ID_KEY = "dreambooth.run_id"
 # what a killed process leaves of a checkpoint (weights/writing.py gives these names)
 _HALF_WRITTEN = re.compile(r"\.(?P<stem>.+)-[0-9a-f]{8}\.tmp(\.\w+)?")
@@ -47,7 +49,7 @@ def outputs_of(settings: Settings, *, run: Path | None = None) -> Outputs:
     a run that is resumed, whose names they are already.
     """
     result, model = settings.result, Path(settings.model.model)
-    suffix = "" if result.output_kind == "diffusers" else f".{result.output_format}"
+    suffix = _suffix(result)
     folder = Path(result.output_dir) if result.output_dir else model.absolute().parent
     if result.output_name:
         name = check_file_name(result.output_name, setting="output_name")
@@ -57,9 +59,21 @@ def outputs_of(settings: Settings, *, run: Path | None = None) -> Outputs:
         else:
             _check_own(made, run)
     else:
-        made = _first_free(folder, f"{model.stem}-dreambooth", suffix)
+        made = _first_free(folder, f"{model.stem}-{_WORDS.get(result.output_kind, 'dreambooth')}", suffix)
     check_writable(folder, setting="output_dir")
     return made
+
+
+def _suffix(result: ResultSettings) -> str:
+    if result.output_kind == "diffusers":
+        return ""
+    if result.output_kind in _WORDS and result.output_format != "safetensors":
+        raise InputError(
+            f"an adapter is never written as .{result.output_format}",
+            where="output_format",
+            remedy="use output_format: safetensors",
+        )
+    return f".{result.output_format}"
 
 
 def _first_free(folder: Path, stem: str, suffix: str) -> Outputs:

@@ -17,18 +17,22 @@ from dreambooth.shared.errors import InputError, concerning
 from dreambooth.shared.paths import check_writable, default_runs_dir
 from dreambooth.shared.settings import Settings
 from dreambooth.trainer import machine as machines
+from dreambooth.trainer.adapters.plan import AdapterPlan, adapter_plan, with_resolved
+from dreambooth.trainer.adapters.results import check_prior, from_base
 from dreambooth.trainer.advice import Surroundings, concept_facts
 from dreambooth.trainer.buckets import Size, bucket_sizes
 from dreambooth.trainer.captions import Variation
 from dreambooth.trainer.convert import LoadedModel, load_model
 from dreambooth.trainer.dataset import Augmentation, DataPlan, plan_data
+from dreambooth.trainer.eightbit import Verdict
+from dreambooth.trainer.eightbit.instead import check_8bit
 from dreambooth.trainer.expected import Expected, expect, likeness, time_text
 from dreambooth.trainer.export_file import yaml_beside
 from dreambooth.trainer.families.detect import told_by_file
 from dreambooth.trainer.images import parse_colour
 from dreambooth.trainer.looks import look_at
 from dreambooth.trainer.machine import Machine
-from dreambooth.trainer.optimizer_rules import check_optimizer, notes_on
+from dreambooth.trainer.optimizer_rules import check_optimizer, notes_on, try_arguments
 from dreambooth.trainer.outputs import Outputs, PlannedFile, Volume, check_room, outputs_of, size_text
 from dreambooth.trainer.rates import with_rates
 from dreambooth.trainer.sizes import optimizer_bytes, parameters, planned_files
@@ -61,6 +65,8 @@ class Plan:
     processes: int = 1
     concepts: tuple[Mapping[str, Any], ...] = ()
     expected: Expected = Expected(None, "")
+    eight_bit: Verdict | None = None
+    adapter: AdapterPlan | None = None
 
     @property
     def steps(self) -> int:
@@ -96,10 +102,11 @@ class Plan:
 
     def memory(self) -> dict[str, float]:
         """What weights, gradients and optimizer take, in GB; activations come on top."""
-        optimizer = optimizer_bytes(self.base, self.trained, self.settings.training.optimizer)
+        optimizer = optimizer_bytes(self.base, self.trained, self.settings.training.optimizer, self.adapter)
         average = 4.0 if self.settings.training.use_ema else 0.0
         trained = sum(self.trained.values())
-        frozen = sum(parameters(self.base, name) for name in self.base.description.bindings) - trained
+        whole = sum(parameters(self.base, name) for name in self.base.description.bindings)
+        frozen = whole if self.adapter else whole - trained
         width = self.machine.compute_dtype.itemsize
         return {
             "weights_gb": round((trained * 4 + frozen * width) / 1e9, 2),
@@ -118,6 +125,7 @@ class Plan:
             "steps": self.steps,
             "epochs": round(self.epochs, 2),
             "trained": [TITLES[name] for name in self.trained],
+            "adapter": str(self.adapter or ""),
             "files": [{"path": str(f.path), "size": f.size, "what": f.what} for f in self.files],
             "disk_needed": sum(volume.needed for volume in self.volumes),
             "disk_free": min((volume.free for volume in self.volumes), default=0),
@@ -128,6 +136,7 @@ class Plan:
             "prediction_type": self.base.identified.prediction_type,
             "told_by": self.base.identified.told_by,
             "device": self.machine.device_name,
+            **({"eight_bit": self.eight_bit.as_json()} if self.eight_bit else {}),
             "mixed_precision": self.machine.mixed_precision,
             "output": str(self.outputs.final),
             "notes": list(self.notes),
@@ -145,9 +154,7 @@ class Plan:
         """The plan as people read it before they say yes."""
         event = self.as_event()
         training = self.settings.training
-        prior = "no prior preservation"
-        if self.prior:
-            prior = f"{event['class_images']} class images found, {event['class_images_to_make']} to be made"
+        prior = self._prior_text(event["class_images"], event["class_images_to_make"])
         buckets = ", ".join(f"{count} at {size}" for size, count in event["buckets"].items())
         trained = ", ".join(f"{TITLES[name]} ({count / 1e6:.3g}M)" for name, count in self.trained.items())
         factors = (training.train_batch_size, training.gradient_accumulation_steps, self.processes)
@@ -160,6 +167,7 @@ class Plan:
             f"Training   {self.steps} steps of {batch} image{'' if batch == '1' else 's'}"
             f"{' and as many of the class' if self.prior else ''}, {event['epochs']:g} epochs",
             f"           {trained}; {training.optimizer}, learning rate {training.learning_rate:g}",
+            *([f"           {self.adapter}"] if self.adapter else []),
             f"Machine    {event['device']}, mixed precision {event['mixed_precision']}; weights "
             f"{memory['weights_gb']} GB, gradients {memory['gradients_gb']} GB, optimizer {memory['optimizer_gb']} GB, "
             "and the activations",
@@ -173,6 +181,13 @@ class Plan:
             *self._advice_lines(),
         ]
         return "\n".join(lines)
+
+    def _prior_text(self, found: int, missing: int) -> str:
+        if not self.prior:
+            return "no prior preservation"
+        if from_base(self.settings):
+            return f"the prior is the base's own prediction, of {f'{found} class images' if found else 'the photos'}"
+        return f"{found} class images found, {missing} to be made"
 
     def _expected_lines(self) -> list[str]:
         seconds = self.expected.seconds
@@ -209,7 +224,9 @@ def make_plan(
     parse_colour(settings.images.background)
     _check_vae(settings)
     check_optimizer(settings)
-    settings, rates = with_rates(settings)
+    components = _trained_components(settings, base)
+    adapter = adapter_plan(settings, base, components)
+    settings, rates = with_rates(with_resolved(settings, adapter))
     settings = _with_folders(settings)
     found = survey_of(settings, base)
     settings = _with_steps(settings, found, processes)
@@ -222,7 +239,14 @@ def make_plan(
         settings,
         result=dataclasses.replace(settings.result, output_name=outputs.name, output_dir=str(outputs.folder)),
     )
-    trained = {name: parameters(base, name) for name in _trained_components(settings, base)}
+    trained = {name: parameters(base, name, adapter) for name in components}
+    eight_bit = check_8bit(
+        settings.training.optimizer,
+        machine.device,
+        lambda name: optimizer_bytes(base, trained, name, adapter),
+    )
+    if eight_bit:
+        try_arguments(settings.training)
     plan = Plan(
         settings=settings,
         machine=machine,
@@ -233,8 +257,17 @@ def make_plan(
         files=(),
         volumes=(),
         trained=trained,
-        notes=(*rates, *machine.notes, *notes_on(settings), *_notes(settings, base), *found.warnings),
+        notes=(
+            *rates,
+            *(adapter.notes if adapter else ()),
+            *machine.notes,
+            *notes_on(settings),
+            *_notes(settings, base),
+            *found.warnings,
+        ),
         processes=processes,
+        eight_bit=eight_bit,
+        adapter=adapter,
     )
     data = data_plan(plan, found)
     files = tuple(planned_files(plan, data, run))
@@ -279,6 +312,7 @@ def check_together(settings: Settings) -> None:
             where="text_encoder_stop",
             remedy="use 1, or train the UNet too",
         )
+    check_prior(settings)
     for tracker in trackers_of(settings):
         if tracker not in TRACKERS:
             raise InputError(
@@ -363,6 +397,7 @@ def survey_of(settings: Settings, base: LoadedModel) -> Survey:
         settings.concepts.concepts,
         prior=settings.prior.prior_loss_weight > 0,
         num_class_images=settings.prior.num_class_images,
+        makes_class_images=not from_base(settings),
         allow_bad_images=settings.images.allow_bad_images,
         class_root=class_root(settings, base),
     )
@@ -398,6 +433,7 @@ def data_plan(plan: Plan, found: Survey) -> DataPlan:
         variation=Variation(captions.caption_dropout, captions.shuffle_tags, captions.keep_tokens),
         cached=images.cache_latents,
         inpainting=plan.base.identified.family.in_channels == 9,
+        photos_as_class=plan.prior and from_base(plan.settings),
     )
 
 

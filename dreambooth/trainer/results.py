@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from dreambooth.shared.config import CONCEPT_PATHS, PATHS, to_mapping
 from dreambooth.shared.errors import InputError
+from dreambooth.shared.runfolder import RunFolder
 from dreambooth.shared.settings import Settings
+from dreambooth.trainer.adapters.merging import adapted_weights
+from dreambooth.trainer.adapters.plan import AdapterPlan
+from dreambooth.trainer.adapters.results import is_adapter
+from dreambooth.trainer.adapters.writing import training_metadata, write_adapter
 from dreambooth.trainer.checkpoint import State
 from dreambooth.trainer.convert import LoadedModel, convert, export_single_file
 from dreambooth.trainer.loading import in_file_order
@@ -35,19 +41,45 @@ class WeightChange:
     changed: float
 
 
-def weight_change(base: LoadedModel, trained: Trained, dtype: torch.dtype) -> dict[str, WeightChange]:
-    """The change of each trained component against the base, both cast to the written `dtype`."""
+def weight_change(
+    base: LoadedModel, trained: Trained, dtype: torch.dtype, adapter: AdapterPlan | None = None
+) -> dict[str, WeightChange]:
+    """The change of each trained component against the base, both cast to the written `dtype`; of an adapter, what
+    it makes of the weights of its layers when it is written so."""
+    if adapter is not None:
+        return {
+            component: _adapted(base, component, tensors, dtype, adapter)
+            for component, tensors in trained.items()
+        }
     return {component: _change(base, component, tensors, dtype) for component, tensors in trained.items()}
 
 
 def _change(
     base: LoadedModel, component: str, new: Mapping[str, torch.Tensor], dtype: torch.dtype
 ) -> WeightChange:
+    return _change_of(
+        (before.to(dtype).float(), new[name].detach().cpu().to(dtype).float())
+        for name, before in _original(base, component, new)
+    )
+
+
+def _adapted(
+    base: LoadedModel,
+    component: str,
+    tensors: Mapping[str, torch.Tensor],
+    dtype: torch.dtype,
+    adapter: AdapterPlan,
+) -> WeightChange:
+    written = {name: tensor.detach().cpu().to(dtype).float() for name, tensor in tensors.items()}
+    return _change_of(adapted_weights(base, component, adapter, written))
+
+
+def _change_of(weights: Iterable[tuple[torch.Tensor, torch.Tensor]]) -> WeightChange:
+    """Of weights before and after, float32."""
     moved = length = 0.0
     differing = count = 0
-    for name, before in _original(base, component, new):
-        before = before.to(dtype).float()
-        difference = new[name].detach().cpu().to(dtype).float() - before
+    for before, after in weights:
+        difference = after - before
         # double accumulators: a billion small squares are lost in float32
         moved += float(difference.double().pow(2).sum())
         length += float(before.double().pow(2).sum())
@@ -79,14 +111,25 @@ def trained_of(state: State) -> Trained:
     return {name: {**tensors, **state.averages.get(name, {})} for name, tensors in state.weights.items()}
 
 
-def metadata(settings: Settings, run_id: str) -> dict[str, str]:
-    """What the written file says of itself; folders of the user's machine are left out of it."""
+def metadata(settings: Settings, run_id: str, learned: Mapping[str, Any] | None = None) -> dict[str, str]:
+    """What the written file says of itself; folders of the user's machine are left out of it. An adapter's also says
+    what it was shown: `learned`, as `learned_by` has it."""
     plain = {key: value for key, value in to_mapping(settings).items() if key not in PATHS}
     plain["concepts"] = [
         {key: value for key, value in concept.items() if key not in CONCEPT_PATHS}
         for concept in plain["concepts"]
     ]
-    return {RUN_ID_KEY: run_id, "dreambooth.settings": json.dumps(plain, ensure_ascii=False)}
+    said = training_metadata(settings, learned or {}) if is_adapter(settings) else {}
+    return {**said, RUN_ID_KEY: run_id, "dreambooth.settings": json.dumps(plain, ensure_ascii=False)}
+
+
+def learned_by(folder: RunFolder) -> Mapping[str, Any]:
+    """What a run was shown, noted when it began."""
+    try:
+        learned: Mapping[str, Any] = json.loads((folder.path / "data.json").read_bytes())["learned"]
+    except (OSError, ValueError, KeyError):  # a run that began before this was noted
+        return {}
+    return learned
 
 
 def belongs_to_run(path: Path, run_id: str) -> bool:
@@ -117,8 +160,9 @@ def write_checkpoint(
     settings: Settings,
     metadata: Mapping[str, str],
     scratch: Path,
+    adapter: AdapterPlan | None = None,
 ) -> Written:
-    """Writes the base with the trained weights in their place, whole and read back, or not at all.
+    """Writes the base with the trained weights in their place, or an adapter, whole and read back, or not at all.
 
     A diffusers folder is made from a single file that is written into `scratch` first, and has the
     sha256 that `folder_sha256` gives it.
@@ -126,6 +170,10 @@ def write_checkpoint(
     path.parent.mkdir(parents=True, exist_ok=True)
     overwrite = may_replace(path, metadata[RUN_ID_KEY], overwrite=settings.result.overwrite)
     dtype = DTYPES[settings.result.output_dtype]
+    if adapter is not None:
+        return write_adapter(
+            path, base, adapter, trained, output_dtype=dtype, metadata=metadata, overwrite=overwrite
+        )
     if settings.result.output_kind == "checkpoint":
         return export_single_file(
             path, base, trained, output_dtype=dtype, metadata=dict(metadata), overwrite=overwrite

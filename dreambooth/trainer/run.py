@@ -23,6 +23,7 @@ from dreambooth.shared.paths import write_json
 from dreambooth.shared.runfolder import RunFolder, create_run, read_result
 from dreambooth.shared.settings import Settings
 from dreambooth.trainer import results
+from dreambooth.trainer.adapters.plan import adapter_plan
 from dreambooth.trainer.checkpoint import load_state, saved_steps
 from dreambooth.trainer.control import Inbox, Signals, ignore_stop_signals
 from dreambooth.trainer.outputs import outputs_of, release_own
@@ -144,13 +145,15 @@ def export(folder: RunFolder, step: int | None) -> int:
             return DONE
         state = load_state(folder.states, step)
         base, outputs = open_base(settings), outputs_of(settings, run=folder.path)
+        adapter = adapter_plan(settings, base, list(state.weights))
         written = results.write_checkpoint(
             outputs.at_step(state.progress.step),
             base,
             results.trained_of(state),
             settings,
-            results.metadata(settings, run_id(folder)),
+            results.metadata(settings, run_id(folder), results.learned_by(folder)),
             scratch=folder.path,
+            adapter=adapter,
         )
     Reporter().write(f"Written: {written.path}")
     return DONE

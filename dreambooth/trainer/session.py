@@ -15,6 +15,8 @@ from dreambooth.shared.paths import write_json
 from dreambooth.shared.runfolder import RunFolder
 from dreambooth.trainer import assembly, results, text
 from dreambooth.trainer import outputs as naming
+from dreambooth.trainer.adapters.merging import Request, merge_into
+from dreambooth.trainer.adapters.writing import learned_from
 from dreambooth.trainer.batches import StepBatches
 from dreambooth.trainer.checkpoint import latest_step
 from dreambooth.trainer.class_images import make_class_images, plan_class_images, recipe_of
@@ -158,7 +160,7 @@ class Session:
         noted = self.folder.path / "data.json"
         fingerprint = data.fingerprint()
         if not noted.exists() and self.processes.is_main:
-            write_json(noted, {"fingerprint": fingerprint})
+            write_json(noted, {"fingerprint": fingerprint, "learned": learned_from(self.plan.survey)})
         elif noted.exists() and json.loads(noted.read_bytes())["fingerprint"] != fingerprint:
             self.emit(
                 "warning",
@@ -184,8 +186,9 @@ class Session:
     def _load_model(self) -> LoadedModel:
         """The model as it is trained: what is trained, and the VAE, in float32; the rest as it is computed."""
         model = self._base_model(torch.float32)
+        whole = self.plan.trained if self.plan.adapter is None else ()
         for name, module in model.components.items():
-            if name != "vae" and name not in self.plan.trained:
+            if name != "vae" and name not in whole:
                 module.to(dtype=self.plan.machine.compute_dtype)
         return model
 
@@ -243,6 +246,8 @@ class Session:
             prior_weight=self.settings.prior.prior_loss_weight,
             text_span=TextEncoderSpan(trains_text, self.plan.text_encoder_stop),
             ema=weights.ema,
+            teacher=assembly.teacher(self.plan, weights, denoiser),
+            before_step=assembly.before_step(self.plan, self.processes.index),
         )
         keeper = RunKeeper(
             self.folder.states,
@@ -271,13 +276,14 @@ class Session:
             self.plan.base,
             trained,
             self.settings,
-            results.metadata(self.settings, self.run_id),
+            results.metadata(self.settings, self.run_id, results.learned_by(self.folder)),
             scratch=self.folder.path,
+            adapter=self.plan.adapter,
         )
 
     def _finish(self, trained: Trained) -> None:
         dtype = DTYPES[self.settings.result.output_dtype]
-        change = results.weight_change(self.plan.base, trained, dtype)
+        change = results.weight_change(self.plan.base, trained, dtype, self.plan.adapter)
         if results.is_unchanged(change):
             raise RunFailed(
                 f"the training changed nothing that {self.settings.result.output_dtype} can hold, so nothing was written",
@@ -331,18 +337,25 @@ class Session:
             return
         self.emit("phase", name="samples", of=2)
         try:
-            for step, file in ((0, Path(self.settings.model.model)), (self.plan.steps, path)):
+            for step, written in ((0, None), (self.plan.steps, path)):
                 if step == 0 and self.previews.are_made(0):
                     continue
-                model = load_model(
-                    file,
-                    prediction_type=self.plan.base.identified.prediction_type,
-                    use_ema_weights=step == 0 and self.settings.model.use_ema_weights,
-                    dtype=self.plan.machine.compute_dtype,
-                    mapped=self.device.type != "cpu",
-                )
-                for module in model.components.values():
-                    module.to(self.device)
-                self.previews.make(step, model)
+                self.previews.make(step, self._written_model(written))
         except Exception as error:  # noqa: BLE001 - the checkpoint is written; a picture is never worth a run
             self.emit("warning", text=f"no sample pictures of the result: {type(error).__name__}: {error}")
+
+    def _written_model(self, result: Path | None) -> LoadedModel:
+        """What a user has now: the result, an adapter's on its base; None: the base alone."""
+        is_base = result is None or self.plan.adapter is not None
+        model = load_model(
+            self.settings.model.model if result is None or is_base else result,
+            prediction_type=self.plan.base.identified.prediction_type,
+            use_ema_weights=is_base and self.settings.model.use_ema_weights,
+            dtype=self.plan.machine.compute_dtype,
+            mapped=self.device.type != "cpu",
+        )
+        for module in model.components.values():
+            module.to(self.device)
+        if result is not None and is_base:
+            merge_into(model, [Request(result)])
+        return model

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING
 import torch
 
 from dreambooth.shared.settings import Settings, TrainingSettings
+from dreambooth.trainer.adapters.plan import AdapterPlan
+from dreambooth.trainer.adapters.writing import adapter_bytes
 from dreambooth.trainer.buckets import Size
 from dreambooth.trainer.dataset import DataPlan
 from dreambooth.trainer.export_file import export_entries
@@ -35,12 +37,14 @@ _LATENT_CHANNELS = 4
 _TOKENS = 77
 
 
-def parameters(base: LoadedModel, component: str) -> int:
-    """The number of a component's weights."""
-    return sum(math.prod(shape) for shape in _shapes(base, component))
+def parameters(base: LoadedModel, component: str, adapter: AdapterPlan | None = None) -> int:
+    """The number of a component's weights, or of its adapter's."""
+    return sum(math.prod(shape) for shape in _shapes(base, component, adapter))
 
 
-def _shapes(base: LoadedModel, component: str) -> list[tuple[int, ...]]:
+def _shapes(base: LoadedModel, component: str, adapter: AdapterPlan | None) -> list[tuple[int, ...]]:
+    if adapter is not None:
+        return adapter.shapes(component)
     bindings = base.description.bindings[component]
     return [base.source.tensors[binding.original].shape for binding in bindings]
 
@@ -52,18 +56,33 @@ def checkpoint_bytes(base: LoadedModel, dtype: torch.dtype, *, ckpt: bool = Fals
     return header + sum(entry.nbytes for entry in entries)
 
 
-def state_bytes(base: LoadedModel, trained: Mapping[str, int], training: TrainingSettings) -> int:
+def result_bytes(settings: Settings, base: LoadedModel, adapter: AdapterPlan | None = None) -> int:
+    """The size of what is written at the end: a checkpoint or an adapter's file, without its metadata."""
+    dtype = DTYPES[settings.result.output_dtype]
+    if adapter is not None:
+        return adapter_bytes(adapter, base.identified.family, dtype)
+    return checkpoint_bytes(base, dtype, ckpt=settings.result.output_format == "ckpt")
+
+
+def state_bytes(
+    base: LoadedModel,
+    trained: Mapping[str, int],
+    training: TrainingSettings,
+    adapter: AdapterPlan | None = None,
+) -> int:
     """The size of one saved state: weights, averages and what the optimizer keeps."""
     averaged = training.use_ema or kind_of(training.optimizer).averages
-    shapes = [shape for component in trained for shape in _shapes(base, component)]
+    shapes = [shape for component in trained for shape in _shapes(base, component, adapter)]
     total = sum(math.prod(shape) * (4 + 4 * averaged) + 2 * _RECORD_BYTES for shape in shapes)
-    return int(total + optimizer_bytes(base, trained, training.optimizer))
+    return int(total + optimizer_bytes(base, trained, training.optimizer, adapter))
 
 
-def optimizer_bytes(base: LoadedModel, trained: Iterable[str], optimizer: str) -> float:
+def optimizer_bytes(
+    base: LoadedModel, trained: Iterable[str], optimizer: str, adapter: AdapterPlan | None = None
+) -> float:
     """What an optimizer keeps of the components that it trains."""
     kept = kind_of(optimizer).bytes_of
-    return sum(kept(shape) for component in trained for shape in _shapes(base, component))
+    return sum(kept(shape) for component in trained for shape in _shapes(base, component, adapter))
 
 
 def cache_bytes(settings: Settings, base: LoadedModel, data: DataPlan, missing: int) -> int:
@@ -93,13 +112,14 @@ def planned_files(plan: Plan, data: DataPlan, resumed: Path | None) -> list[Plan
     gone on with."""
     settings, result = plan.settings, plan.settings.result
     run = resumed or Path(result.runs_dir) / plan.outputs.name
-    checkpoint = checkpoint_bytes(plan.base, DTYPES[result.output_dtype], ckpt=result.output_format == "ckpt")
-    files = [PlannedFile(plan.outputs.final, checkpoint, "the trained checkpoint")]
+    checkpoint = result_bytes(settings, plan.base, plan.adapter)
+    what = f"the trained {plan.adapter.kind.title if plan.adapter else 'checkpoint'}"
+    files = [PlannedFile(plan.outputs.final, checkpoint, what)]
     files += _on_the_way(settings, plan.outputs, checkpoint)
     if result.output_kind == "diffusers":
         files.append(PlannedFile(run, checkpoint, "while the folder is written"))
     kept = settings.saving.checkpoints_total_limit + 1  # one is whole while the next is written
-    states = kept * state_bytes(plan.base, plan.trained, settings.training)
+    states = kept * state_bytes(plan.base, plan.trained, settings.training, plan.adapter)
     there = _folder_bytes(resumed / "state") if resumed else 0
     files.append(PlannedFile(run / "state", states, f"states to go on from, {kept} at most", there))
     side = settings.images.resolution

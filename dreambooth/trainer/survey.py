@@ -93,10 +93,12 @@ def survey(
     num_class_images: int,
     allow_bad_images: bool = False,
     class_root: Path | None = None,
+    makes_class_images: bool = True,
 ) -> Survey:
     """Looks at every concept's folders. Nothing is written.
 
-    `prior`: with class images; those of a concept without class_data_dir lie under `class_root`.
+    `prior`: with class images; those of a concept without class_data_dir lie under `class_root`. Where none are made
+    (`makes_class_images`), those in class_data_dir are used, all that there are.
     Raises `InputError` naming the concept's number and the key, or listing all images that cannot be used.
     """
     if not concepts:
@@ -108,10 +110,16 @@ def survey(
         with concerning(setting_name(number, "instance_data_dir")):
             wanted.append(_instance_paths(number, concept))
     counts = [
-        class_image_count(concept, len(paths), num_class_images) if prior else 0
-        for concept, paths in zip(concepts, wanted, strict=True)
+        (
+            class_image_count(concept, len(paths), num_class_images)
+            if makes_class_images
+            else _there(number, concept)
+        )
+        if prior
+        else 0
+        for number, (concept, paths) in enumerate(zip(concepts, wanted, strict=True), 1)
     ]
-    if prior and not any(counts):
+    if prior and makes_class_images and not any(counts):
         raise InputError(
             "prior preservation is on, but no concept asks for class images",
             where="num_class_images",
@@ -188,7 +196,14 @@ def _found(folder: Path, where: str) -> list[Path]:
     return find_images(folder)
 
 
-def _class_dir(number: int, concept: Concept, class_root: Path | None) -> Path:
+def _there(number: int, concept: Concept) -> int:
+    """How many class images a concept has that are to be used as they are; its prompt is needed in any case."""
+    _check_class_prompt(number, concept)
+    with concerning(setting_name(number, "class_data_dir")):
+        return len(_class_paths(number, Path(concept.class_data_dir))) if concept.class_data_dir else 0
+
+
+def _check_class_prompt(number: int, concept: Concept) -> None:
     if not concept.class_prompt:
         raise InputError(
             "is empty, but prior preservation is on",
@@ -196,6 +211,10 @@ def _class_dir(number: int, concept: Concept, class_root: Path | None) -> Path:
             setting=setting_name(number, "class_prompt"),
             remedy="Describe the class (such as: photo of a dog), or set prior_loss_weight: 0.",
         )
+
+
+def _class_dir(number: int, concept: Concept, class_root: Path | None) -> Path:
+    _check_class_prompt(number, concept)
     if concept.class_data_dir:
         return Path(concept.class_data_dir)
     if class_root is None:

@@ -133,7 +133,8 @@ def _norm_with_lora(layer: Adapted) -> torch.Tensor:
         own = (up.T @ up @ down) * down
         each = (2 * layer.scale * cross + layer.scale**2 * own).sum(0)
         squares = layer.squares() + each.view(weight.shape[1], -1).sum(1)
-    return squares.clamp(min=_TINY).sqrt()
+        norm: torch.Tensor = squares.clamp(min=_TINY).sqrt()
+    return norm
 
 
 class _Hadamard(torch.autograd.Function):
@@ -143,7 +144,8 @@ class _Hadamard(torch.autograd.Function):
     def forward(ctx: Any, *factors: torch.Tensor) -> torch.Tensor:
         ctx.save_for_backward(*factors)
         a1, b1, a2, b2 = factors
-        return (a1 @ b1) * (a2 @ b2)
+        product: torch.Tensor = (a1 @ b1) * (a2 @ b2)
+        return product
 
     @staticmethod
     def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor, ...]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -12,11 +12,12 @@ import torch
 
 from dreambooth.shared.errors import InputError
 from dreambooth.trainer.adapters import kinds
+from dreambooth.trainer.adapters.plan import AdapterPlan
 from dreambooth.trainer.adapters.reading import Bound, bind, open_adapter
 from dreambooth.trainer.adapters.targets import Target, targets_of
 from dreambooth.trainer.families.description import Description
 from dreambooth.trainer.families.names import Binding
-from dreambooth.trainer.loading import LoadedModel
+from dreambooth.trainer.loading import LoadedModel, in_file_order
 from dreambooth.trainer.weights import Entry, WeightFile
 
 MOST_WEIGHT = 100.0
@@ -130,3 +131,22 @@ def _merged(
             weight = merge.merged(target, weight)
         parts.append(weight.to(entry.dtype))
     return binding.join(parts, entry.shape)
+
+
+@torch.no_grad()
+def adapted_weights(
+    base: LoadedModel, component: str, plan: AdapterPlan, trained: Mapping[str, torch.Tensor]
+) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """The weights of a component's adapted layers, float32, before and after; one after the other.
+
+    `trained` are the adapter's numbers by "path.tensor".
+    """
+    layers = {layer.target.weight: layer for layer in plan.layers if layer.target.component == component}
+    for binding in in_file_order(base.description.bindings[component], base.source):
+        if not any(name in layers for name in binding.canonical):
+            continue
+        for name, part in binding.split(base.source.read(binding.original)):
+            if name in layers:
+                layer, before = layers[name], part.float()
+                tensors = {tensor: trained[f"{layer.target.path}.{tensor}"] for tensor in layer.shapes}
+                yield before, plan.kind.merged(before, tensors, layer.scale)

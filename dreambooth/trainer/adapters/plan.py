@@ -246,8 +246,10 @@ def _as_in_file(kind: Kind, target: Target, start: Bound) -> PlannedLayer:
     return PlannedLayer(target, shapes, float(rank_of(shapes) or 1) if alpha is None else alpha)
 
 
-def with_resolved(settings: Settings, plan: AdapterPlan) -> Settings:
+def with_resolved(settings: Settings, plan: AdapterPlan | None) -> Settings:
     """The settings with what `auto` and 0 have become, and the file's whole path."""
+    if plan is None:
+        return settings
     asked = settings.adapters
     resolved = replace(
         asked,

@@ -4,27 +4,27 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from dreambooth import __version__
 from dreambooth.shared.settings import Settings
 from dreambooth.trainer.adapters.names import kohya_name
 from dreambooth.trainer.adapters.plan import AdapterPlan, PlannedLayer
 from dreambooth.trainer.families import Family, Identified
 from dreambooth.trainer.loading import LoadedModel
 from dreambooth.trainer.modelspec import modelspec
+from dreambooth.trainer.survey import Survey
 from dreambooth.trainer.weights import Entry, Written, write_weights
-from dreambooth.trainer.weights.base import file_sha256
 
 Trained = Mapping[str, Mapping[str, torch.Tensor]]
 # What the WebUI tells a LoRA's family by, and kohya's name for it (for v-prediction with "_v" behind it)
 _VERSIONS = {"sd1": "sd_v1", "sd2": "sd_v2", "sdxl": "sdxl_base_v1-0"}
 _ADAPTER_SPEC = "lora"
+_MOST_PROMPTS = 20
 
 
 def write_adapter(
@@ -55,15 +55,11 @@ def adapter_entries(
         for tensor, shape in layer.shapes.items():
             held = trained[layer.target.component][f"{layer.target.path}.{tensor}"]
             yield Entry(f"{name}.{tensor}", dtype, shape, partial(_written, held, dtype))
-        yield Entry(f"{name}.alpha", torch.float32, (), partial(torch.tensor, float(_alpha(layer))))
+        yield Entry(f"{name}.alpha", torch.float32, (), partial(torch.tensor, float(layer.alpha)))
 
 
 def _written(tensor: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     return tensor.detach().to("cpu", dtype).contiguous()
-
-
-def _alpha(layer: PlannedLayer) -> float:
-    return layer.alpha
 
 
 def adapter_bytes(plan: AdapterPlan, family: Family, dtype: torch.dtype) -> int:
@@ -125,12 +121,7 @@ def _base(base: LoadedModel) -> dict[str, str]:
     name = base.source.path.name
     found = {"ss_sd_model_name": name, "dreambooth.base": name}
     if base.source.path.is_file():
-        sha256 = base.base_sha256 or file_sha256(base.source.path)
-        found |= {
-            "ss_new_sd_model_hash": sha256,
-            "ss_sd_model_hash": sha256[:8],
-            "dreambooth.base_sha256": sha256,
-        }
+        found |= {"ss_new_sd_model_hash": base.base_sha256, "dreambooth.base_sha256": base.base_sha256}
     return found
 
 
@@ -164,21 +155,28 @@ def training_metadata(settings: Settings, learned: Mapping[str, Any]) -> dict[st
         "ss_random_crop": images.crop == "random",
         "ss_flip_aug": images.random_flip,
         "ss_training_comment": "; ".join(learned.get("prompts", ())),
-        "ss_sd_scripts_commit_hash": f"dreambooth-trainer {__version__}",
         "ss_num_train_images": learned.get("images", 0),
         "ss_num_reg_images": learned.get("class_images", 0),
         "ss_tag_frequency": json.dumps(learned.get("tags", {}), ensure_ascii=False),
-        "modelspec.tags": ", ".join(learned.get("triggers", ())),
         "modelspec.trigger_phrase": "; ".join(learned.get("prompts", ())),
     }
     return {name: str(value) for name, value in said.items() if value != ""}
 
 
-def tags_of(captions: Sequence[tuple[str, int, Sequence[str]]]) -> dict[str, dict[str, int]]:
-    """How often each tag comes, by data set as kohya has it: of (name, repeats, captions) of every concept."""
+def learned_from(found: Survey) -> dict[str, Any]:
+    """What a run is shown, for an adapter's metadata: prompts, how many images, and how often each tag comes, by data
+    set as kohya has it ("<repeats>_<folder>")."""
+    tags: dict[str, dict[str, int]] = {}
+    prompts: dict[str, None] = {}
+    for entry in found.concepts:
+        texts = [entry.instance_prompt(image) for image in entry.instance]
+        prompts |= dict.fromkeys(texts)
+        name = f"{entry.concept.repeats}_{Path(entry.concept.instance_data_dir).name}"
+        counted = Counter(tag for text in texts for tag in map(str.strip, text.split(",")) if tag)
+        tags[name] = dict(Counter(tags.get(name, {})) + counted)
     return {
-        f"{repeats}_{name}": dict(
-            Counter(tag for caption in texts for tag in map(str.strip, caption.split(",")) if tag)
-        )
-        for name, repeats, texts in captions
+        "images": found.instance_count,
+        "class_images": sum(len(entry.class_images) for entry in found.concepts),
+        "prompts": list(prompts)[:_MOST_PROMPTS],
+        "tags": tags,
     }
