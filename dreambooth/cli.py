@@ -158,7 +158,8 @@ def _plan(arguments: argparse.Namespace) -> int:
     except InputError as error:
         if not arguments.json:
             raise
-        print(json.dumps({"error": error.as_json(form=str(arguments.config))}, ensure_ascii=False))
+        told = {"error": error.as_json(form=str(arguments.config)), **error.more}
+        print(json.dumps(told, ensure_ascii=False))
         return WRONG_INPUT
     print(json.dumps(plan.as_event(), ensure_ascii=False, indent=1) if arguments.json else plan.text())
     return DONE

@@ -9,20 +9,31 @@ DreamboothError      something went wrong that is not the input's fault (exit co
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from typing import Any
 
 
 class DreamboothError(Exception):
     """What happened (`what`), where (`where`: a file, a setting's name) and what to do about it (`remedy`).
 
     `setting` is the name of the setting that it is about, where `where` says something else: a form puts the reason
-    beside that field. A concept's is `concepts[0].class_prompt`, the first concept's number being 0.
+    beside that field. A concept's is `concepts[0].class_prompt`, the first concept's number being 0. `more` is what
+    programs are told besides, as plain JSON values by name.
     """
 
     exit_code = 1
 
-    def __init__(self, what: str, *, where: str = "", remedy: str = "", setting: str = "") -> None:
+    def __init__(
+        self,
+        what: str,
+        *,
+        where: str = "",
+        remedy: str = "",
+        setting: str = "",
+        more: Mapping[str, Any] | None = None,
+    ) -> None:
         super().__init__(what)
+        self.more = dict(more or {})
         self.what = what
         self.where = where
         self.remedy = remedy

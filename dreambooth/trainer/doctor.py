@@ -15,7 +15,7 @@ from typing import NamedTuple
 from dreambooth import environment, pins, torchbuild
 from dreambooth.shared.errors import DreamboothError
 from dreambooth.shared.paths import default_runs_dir
-from dreambooth.trainer.eightbit import probe_adamw8bit
+from dreambooth.trainer import eightbit
 
 GOOD, NOTE, BAD = "ok", "note", "bad"
 _GIB = 1024**3
@@ -230,7 +230,7 @@ def _disk() -> list[Finding]:
 
 
 def _eight_bit() -> list[Finding]:
-    verdict = probe_adamw8bit()
+    verdict = eightbit.examine()
     return [Finding("8-bit AdamW", GOOD if verdict.works else NOTE, verdict.text, verdict.remedy)]
 
 

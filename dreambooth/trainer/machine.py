@@ -14,7 +14,6 @@ import torch
 from dreambooth.shared.errors import InputError
 from dreambooth.shared.settings import Settings
 from dreambooth.trainer.optimizer_rules import check_device
-from dreambooth.trainer.optimizer_table import kind_of
 
 DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32}
 PRECISIONS = {"no": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
@@ -62,8 +61,6 @@ def examine(settings: Settings) -> Machine:
         notes.append("no graphics card was found: the CPU trains, many times slower")
     attention = _attention(settings.model.attention, device)
     check_device(settings.training.optimizer, device)
-    if kind_of(settings.training.optimizer).eight_bit:
-        check_8bit(device)
     return Machine(device, device_title(device), precision, attention, tuple(notes))
 
 
@@ -98,16 +95,3 @@ def _attention(asked: str, device: torch.device) -> str:
     if device.type != "cuda":
         raise InputError("xformers needs an NVIDIA card", where="attention", remedy="use attention: auto")
     return "xformers"
-
-
-def check_8bit(device: torch.device) -> None:
-    """Proves bitsandbytes' 8-bit AdamW by a real step in another process. Raises InputError with the verdict."""
-    from dreambooth.trainer.eightbit import probe_adamw8bit
-
-    verdict = probe_adamw8bit(device=device.type)
-    if not verdict.works:
-        raise InputError(
-            f"8-bit AdamW does not work here: {verdict.text}",
-            where="optimizer",
-            remedy=f"{verdict.remedy} — or use optimizer: adamw, which needs about 6 bytes more per trained parameter",
-        )

@@ -14,7 +14,8 @@ import torch
 
 from dreambooth import pins
 from dreambooth.shared.errors import InputError
-from dreambooth.trainer.optimizer_table import TABLE, Library, OptimizerKind
+from dreambooth.trainer import eightbit
+from dreambooth.trainer.optimizer_table import BITSANDBYTES, TABLE, Library, OptimizerKind
 from dreambooth.trainer.pip_command import pip_install
 
 # What an optimizer is given by other settings, and where.
@@ -27,6 +28,8 @@ def class_of(kind: OptimizerKind) -> type[torch.optim.Optimizer]:
     """The class of a row. Raises InputError if its library is not installed, or if the path leads to no optimizer."""
     require(kind)
     module, _, name = kind.target.rpartition(".")
+    if kind.library is BITSANDBYTES:
+        eightbit.prepare()  # before it is imported
     try:
         found = getattr(importlib.import_module(module), name, None)
     except Exception as error:  # whatever a library raises while it is imported
@@ -79,6 +82,8 @@ def is_installed(module: str) -> bool:
 
 def install_command(library: Library) -> str:
     """What to type to install an optional library as it was tried."""
+    if not library.file:
+        return pip_install("--no-deps", library.name)
     found = pins.read(library.file) | {
         name: version for name, version in pins.set_for(torch.__version__).items() if name == library.name
     }

@@ -7,7 +7,7 @@ import torch
 from dreambooth.shared.errors import InputError
 from dreambooth.shared.settings import Settings, TrainingSettings
 from dreambooth.trainer.optimizer_class import class_of, require
-from dreambooth.trainer.optimizer_table import TABLE, OptimizerKind, kind_of
+from dreambooth.trainer.optimizer_table import BITSANDBYTES, TABLE, OptimizerKind, kind_of
 from dreambooth.trainer.optimizers import ParameterGroup, build_optimizer
 
 # The rate that an optimizer finds is multiplied by the setting; from here on that is a factor and not a mistake.
@@ -18,14 +18,23 @@ _DEVICES = {"cuda": "a card with CUDA or ROCm", "mps": "an Apple GPU", "cpu": "t
 def check_optimizer(settings: Settings) -> None:
     """Raises InputError if the optimizer is not installed, refuses its arguments, or does not go with other settings.
 
-    Nothing of the model is needed for it: arguments are tried on one number.
+    bitsandbytes is left for `eightbit.instead.check_8bit`, which proves it in another process before it is imported
+    here; `try_arguments` comes after that.
     """
     training = settings.training
     kind = kind_of(training.optimizer)
-    require(kind)
+    proved_later = kind.library is BITSANDBYTES
+    if not proved_later:
+        require(kind)
     for check in (_check_schedule, _check_average, _check_rates):
         check(kind, training)
-    class_of(kind)
+    if not proved_later:
+        try_arguments(training)
+
+
+def try_arguments(training: TrainingSettings) -> None:
+    """Raises InputError if the optimizer refuses its arguments; tried on one number."""
+    class_of(kind_of(training.optimizer))
     group = ParameterGroup("tried", [torch.nn.Parameter(torch.zeros(1))], training.learning_rate or 1e-6)
     build_optimizer(training, [group], torch.device("cpu"))
 
@@ -55,7 +64,7 @@ def notes_on(settings: Settings) -> list[str]:
             f"{kind.title} finds the learning rate by itself and multiplies it by learning_rate: 1 is meant, and "
             f"{training.learning_rate:g} will hardly learn anything"
         )
-    if kind.name not in TABLE:
+    if kind.exact_resume is None:
         notes.append(
             f"optimizer {kind.name} is not one that was tried here: its arguments are those of optimizer_args alone, "
             "its memory is counted as AdamW's, and whether an interrupted run goes on to the same bits is not known"

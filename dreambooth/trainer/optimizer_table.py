@@ -20,7 +20,7 @@ ANYWHERE = frozenset({"cuda", "cpu", "mps"})
 
 
 class Library(NamedTuple):
-    """An optional library: its name for pip, which is its module's too, and the file that pins it."""
+    """An optional library: its name for pip, which is its module's too, and the file that pins it ("": any version)."""
 
     name: str
     file: str
@@ -30,6 +30,7 @@ BITSANDBYTES = Library("bitsandbytes", pins.EIGHT_BIT)
 PRODIGYOPT = Library("prodigyopt", pins.OPTIMIZERS)
 SCHEDULEFREE = Library("schedulefree", pins.OPTIMIZERS)
 PYTORCH_OPTIMIZER = Library("pytorch_optimizer", pins.OPTIMIZERS)
+TORCHAO = Library("torchao", "")
 
 
 # ---- bytes that are kept of a tensor ---------------------------------------------------------------------------------
@@ -137,10 +138,18 @@ _ROWS = (
     OptimizerKind("came", "CAME", "pytorch_optimizer.CAME", factored(full=1, rows=2), PYTORCH_OPTIMIZER, _DECAY),
 )  # fmt: skip
 TABLE: Mapping[str, OptimizerKind] = {row.name: row for row in _ROWS}
+# Known, and not offered beside the others: it is compiled anew in each run, and for where bitsandbytes does not work.
+TORCHAO_ADAMW8BIT = OptimizerKind(
+    "torchao.optim.AdamW8bit", "torchao's AdamW8bit", "torchao.optim.AdamW8bit", in_8bit(2), TORCHAO, _ADAM,
+    devices=_NO_APPLE, eight_bit=True, fused_backward=False,
+)  # fmt: skip
+BY_PATH: Mapping[str, OptimizerKind] = {TORCHAO_ADAMW8BIT.name: TORCHAO_ADAMW8BIT}
 
 
 def kind_of(name: str) -> OptimizerKind:
     """The row of a name, or one for the class of an import path."""
-    return TABLE.get(name) or OptimizerKind(
-        name, name, name, in_float32(2), fused_backward=False, exact_resume=None
+    return (
+        TABLE.get(name)
+        or BY_PATH.get(name)
+        or OptimizerKind(name, name, name, in_float32(2), fused_backward=False, exact_resume=None)
     )

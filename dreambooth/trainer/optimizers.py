@@ -114,7 +114,7 @@ class Stepper:
         self.max_grad_norm = max_grad_norm
         self.scaler = scaler
         self._fused = FusedAdamW(optimizer) if scaler is None and FusedAdamW.serves(optimizer) else None
-        self._base_rates = [group["lr"] for group in optimizer.param_groups]
+        self._base_rates = [float(group["lr"]) for group in optimizer.param_groups]
         self._parameters = [p for group in optimizer.param_groups for p in group["params"]]
         self.failed = torch.zeros((), device=self._parameters[0].device)
 
@@ -124,7 +124,11 @@ class Stepper:
     def set_rates(self, factor: Callable[[float], float]) -> None:
         """Sets each group's learning rate to its base rate times `factor(base rate)`."""
         for group, rate in zip(self.optimizer.param_groups, self._base_rates, strict=True):
-            group["lr"] = rate * factor(rate)
+            value = rate * factor(rate)
+            if isinstance(group["lr"], torch.Tensor):  # compiled optimizers read it there
+                group["lr"].fill_(value)
+            else:
+                group["lr"] = value
 
     @property
     def rate(self) -> float:

@@ -21,7 +21,7 @@ CARD = torchbuild.Card("RTX 3090", (580, 65), (8, 6))
 def no_step(monkeypatch: pytest.MonkeyPatch) -> None:
     """The 8-bit step has tests of its own; a process of its own would be most of these tests' time."""
     monkeypatch.setattr(
-        doctor, "probe_adamw8bit", lambda: Verdict(False, "an 8-bit step failed", "use adamw")
+        doctor.eightbit, "examine", lambda: Verdict(False, "an 8-bit step failed", "use adamw")
     )
 
 

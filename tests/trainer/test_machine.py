@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import importlib.util
-import subprocess
 
 import pytest
 import torch
 
 from dreambooth.shared.config import settings_from
 from dreambooth.shared.errors import InputError
-from dreambooth.trainer import eightbit, machine
-from dreambooth.trainer.eightbit import Verdict
+from dreambooth.trainer import machine
 
 
 def settings(**values: str):
@@ -86,33 +84,11 @@ def test_xformers_is_refused_where_it_is_not_or_cannot_be(device, monkeypatch) -
         machine.examine(settings(attention="xformers"))
 
 
-def test_the_8_bit_optimizer_is_proved_by_a_step_before_the_start(device, monkeypatch) -> None:
+def test_an_optimizer_that_cannot_run_on_the_device_is_refused(device) -> None:
     device("cpu")
-    asked = []
-
-    def probe(python="", device="auto"):
-        asked.append(device)
-        return Verdict(False, "its library does not load", "install another")
-
-    monkeypatch.setattr(eightbit, "probe_adamw8bit", probe)
-    machine.examine(settings())
-    assert asked == [], "nobody asked for it"
-    with pytest.raises(InputError, match="its library does not load") as refused:
-        machine.examine(settings(optimizer="AdamW8bit"))
-    assert refused.value.where == "optimizer"
-    assert "install another" in refused.value.remedy and "adamw" in refused.value.remedy
-    monkeypatch.setattr(eightbit, "probe_adamw8bit", lambda **_: Verdict(True, "works"))
+    with pytest.raises(InputError, match=r"PagedAdamW8bit .* the processor"):
+        machine.examine(settings(optimizer="PagedAdamW8bit"))
     assert machine.examine(settings(optimizer="adamw8bit")).mixed_precision == "no"
-    assert asked == ["cpu"]
-
-
-def test_the_probe_leaves_this_process_alone(monkeypatch) -> None:
-    def dies(command, **options):
-        return subprocess.CompletedProcess(command, -11, "", "Segmentation fault")
-
-    monkeypatch.setattr(subprocess, "run", dies)
-    with pytest.raises(InputError, match="died"):
-        machine.check_8bit(torch.device("cpu"))
 
 
 def test_the_device_is_the_card_if_there_is_one(monkeypatch) -> None:
