@@ -18,6 +18,7 @@ from ..shared.settings import Settings
 from . import folders
 
 Form = dict[str, Any]
+ADAPTERS = frozenset({"lora", "lycoris"})
 
 
 def check(form: Mapping[str, Any]) -> Settings:
@@ -70,18 +71,31 @@ class Places:
     """The folders that a form's paths are made of, and may lead to."""
 
     def __init__(
-        self, *, data: Path, photos: Path, runs: Path, checkpoints: Path, models: list[Path], free: bool
+        self,
+        *,
+        data: Path,
+        photos: Path,
+        runs: Path,
+        checkpoints: Path,
+        loras: Path,
+        models: list[Path],
+        free: bool,
     ) -> None:
-        self.data, self.photos, self.runs, self.checkpoints = data, photos, runs, checkpoints
-        self.models = models
+        self.data, self.photos, self.runs = data, photos, runs
+        self.checkpoints, self.loras, self.models = checkpoints, loras, models
         self.free = free
+
+    def results(self, kind: Any) -> Path:
+        """Where the WebUI looks for a result of this `output_kind`."""
+        return self.loras if kind in ADAPTERS else self.checkpoints
 
     def roots(self, name: str) -> list[Path]:
         """Where a setting's path may lead when paths may not be chosen."""
         return {
             "model": self.models,
             "vae": self.models,
-            "output_dir": [self.checkpoints],
+            "init_from": [self.loras],
+            "output_dir": [self.checkpoints, self.loras],
             "runs_dir": [self.runs],
         }.get(name, [self.photos])
 
@@ -94,7 +108,7 @@ def complete(form: Mapping[str, Any], places: Places) -> Form:
     made = dict(form)
     made["runs_dir"] = str(places.runs)
     if not made.get("output_dir"):
-        made["output_dir"] = str(places.checkpoints)
+        made["output_dir"] = str(places.results(made.get("output_kind")))
     for name in PATHS:
         if made.get(name):
             made[name] = _resolved(made[name], name, name, places)

@@ -174,9 +174,17 @@ class Jobs:
         with (folder / "log.txt").open("ab") as output:
             process = detached.start(arguments, output=output, environ=trainer.environ, cwd=trainer.cwd)
         self._processes[folder] = process
-        job = Job(folder, what, process.pid, time.time(), card, about if what == "resume" else "")
+        try:
+            return self._record(
+                Job(folder, what, process.pid, time.time(), card, about if what == "resume" else "")
+            )
+        except BaseException:
+            process.kill()  # nobody would ever find it again
+            raise
+
+    def _record(self, job: Job) -> Job:
         known = {name: value for name, value in asdict(job).items() if name != "folder"}
-        write_json(folder / "job.json", known)
+        write_json(job.folder / "job.json", known)
         if job.resumed:
             self._by_run[Path(job.resumed)] = job
         return job

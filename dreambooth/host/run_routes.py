@@ -190,24 +190,33 @@ def _use(shared: Services, run: RunFolder, body: UseBody) -> dict[str, Any]:
     path = Path(body.path)
     if not path.exists():
         raise NotFound("the file is not there any more", where=str(path), remedy="export it again")
+    if path.is_dir():
+        raise InputError(
+            "the WebUI does not use diffusers folders", where=str(path),
+            remedy="`convert` makes a single file of it; or train with output_kind: checkpoint",
+        )  # fmt: skip
     checkpoint_file.check_whole(path, sha256=str(export["sha256"] or ""))
-    if body.load:
-        model = webui.load_checkpoint(path)
-    else:
-        webui.list_again()
-        real = os.path.realpath(path)
-        listed = [one for one in webui.checkpoints() if os.path.realpath(one.path) == real]
-        if not listed:
-            raise InputError(
-                "the WebUI does not list this file", where=str(path),
-                remedy=f"move it into {webui.checkpoints_dir()}; leave `output_dir` empty next time",
-            )  # fmt: skip
-        model = listed[0]
-    prompt = _prompt(run)
+    if is_inside(path, [webui.lora_dir()]):
+        prompt = f"{_prompt(run)} <lora:{path.stem}:1>".strip()
+        return {"title": "", "name": path.stem, "prompt": prompt, "load_with": "prompt", "loaded": False}
+    model = webui.load_checkpoint(path) if body.load else _listed(path)
     return {
-        "title": model.title, "name": model.name, "prompt": prompt, "load_with": "selectCheckpoint",
+        "title": model.title, "name": model.name, "prompt": _prompt(run), "load_with": "selectCheckpoint",
         "loaded": body.load,
     }  # fmt: skip
+
+
+def _listed(path: Path) -> webui.Model:
+    """A file as the WebUI lists it, after it has listed anew. Raises InputError if it does not."""
+    webui.list_again()
+    real = os.path.realpath(path)
+    listed = next((one for one in webui.checkpoints() if os.path.realpath(one.path) == real), None)
+    if listed is None:
+        raise InputError(
+            "the WebUI does not list this file", where=str(path),
+            remedy=f"move it into {webui.checkpoints_dir()}; leave `output_dir` empty next time",
+        )  # fmt: skip
+    return listed
 
 
 def _prompt(run: RunFolder) -> str:
@@ -236,4 +245,5 @@ def _delete(shared: Services, run: RunFolder) -> None:
             remedy="close programs that have it open, or change its permissions",
         ) from error  # fmt: skip
     shared.watcher.forget(run)
-    shutil.rmtree(aside, ignore_errors=True)
+    for left in run.path.parent.glob(".*.deleted"):  # also what a program had open at an earlier time
+        shutil.rmtree(left, ignore_errors=True)

@@ -163,5 +163,7 @@ class UseAnswer(BaseModel):
     title: str = Field("", description="what the WebUI calls it: for selectCheckpoint")
     name: str = ""
     prompt: str = Field("", description="the instance prompt of the first concept")
-    load_with: str = "selectCheckpoint"
+    load_with: str = Field(
+        "selectCheckpoint", description="or prompt: an adapter, which the prompt calls for"
+    )
     loaded: bool = False

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 from dataclasses import dataclass
+from pathlib import Path
 
 from .. import environment
 from ..shared.errors import DreamboothError
@@ -68,10 +69,10 @@ def take_card() -> TakeCard:
 
 def places() -> Places:
     """The folders that a form's paths may lead to, as the WebUI's flags are."""
-    models = [webui.checkpoints_dir()]
+    models = [webui.checkpoints_dir(), *(Path(one.path) for one in [*webui.checkpoints(), *webui.vaes()])]
     return Places(
         data=webui.data_path(), photos=webui.photos_dir(), runs=webui.runs_dir(),
-        checkpoints=webui.checkpoints_dir(), models=models, free=webui.flags().paths_may_be_chosen,
+        checkpoints=webui.checkpoints_dir(), loras=webui.lora_dir(), models=models, free=webui.flags().paths_may_be_chosen,
     )  # fmt: skip
 
 

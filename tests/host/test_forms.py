@@ -22,7 +22,8 @@ FORM = {
 def places(tmp_path):
     def make(free: bool = True) -> forms.Places:
         return forms.Places(
-            data=tmp_path, photos=tmp_path / "photos", runs=tmp_path / "runs", checkpoints=tmp_path / "models",
+            data=tmp_path, photos=tmp_path / "photos", runs=tmp_path / "runs",
+            checkpoints=tmp_path / "models", loras=tmp_path / "loras",
             models=[tmp_path / "models"], free=free,
         )  # fmt: skip
 
@@ -71,6 +72,13 @@ def test_the_webuis_folders_are_filled_in(places, tmp_path):
     assert made["concepts"][0]["instance_data_dir"] == str(tmp_path / "mine")
 
 
+@pytest.mark.parametrize(
+    ("kind", "folder"), [("checkpoint", "models"), ("lora", "loras"), ("lycoris", "loras")]
+)
+def test_a_result_goes_where_the_webui_looks_for_its_kind(places, tmp_path, kind, folder):
+    assert forms.complete({"output_kind": kind}, places())["output_dir"] == str(tmp_path / folder)
+
+
 def every_path() -> list[str]:
     return [
         *sorted(PATHS - {"runs_dir"}),
@@ -93,7 +101,8 @@ def test_where_paths_may_not_be_chosen_each_path_of_the_form_is_held_to_our_fold
         with pytest.raises(Forbidden) as told:
             forms.complete(with_path(setting, path), places(free=False))
         assert told.value.as_json()["where"] == setting
-    own = {"model": "models/a", "vae": "models/a", "output_dir": "models"}.get(setting, "photos/a")
+    models = {"model": "models/a", "vae": "models/a", "output_dir": "models", "init_from": "loras/a"}
+    own = models.get(setting, "photos/a")
     forms.complete(with_path(setting, own), places(free=False))
 
 

@@ -234,6 +234,20 @@ def test_a_card_that_cannot_be_had_leaves_nothing_behind(make, config):
     assert jobs.jobs() == [] and jobs.failed_start() is None
 
 
+def test_a_trainer_that_cannot_be_recorded_does_not_live_on(make, config, monkeypatch):
+    jobs = make(FAKE_DELAY="60")
+
+    def full(path: Path, content: object) -> None:
+        raise DreamboothError("no space is left on the disk")
+
+    monkeypatch.setattr("dreambooth.host.jobs.write_json", full)
+    with pytest.raises(DreamboothError, match="no space"):
+        jobs.start(config, no_card)
+    (process,) = jobs._processes.values()
+    assert process.wait(10) == -signal.SIGKILL
+    assert jobs.active() is None
+
+
 def test_old_jobs_are_swept_away(make, config):
     jobs = make(FAKE_DIES="input")
     with pytest.raises(InputError):

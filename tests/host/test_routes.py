@@ -419,6 +419,20 @@ def test_a_result_is_used(site):
     assert one.webui.sd_models.model_data.sd_model.sd_checkpoint_info.name == "dog-9.safetensors"
 
 
+def test_an_adapter_is_used_by_the_prompt(site):
+    one = site()
+    run = finished(one)
+    path = whole_export(one, run)
+    lora = importlib.import_module("dreambooth.host.webui").lora_dir() / "dog.safetensors"
+    lora.parent.mkdir(parents=True, exist_ok=True)
+    path.rename(lora)
+    events = one.webui.data / "dreambooth" / "runs" / run / "events.jsonl"
+    events.write_text(events.read_text().replace(str(path), str(lora)))
+    one.services.watcher.forget(one.services.jobs._runs().__next__())
+    found = one.post(f"/runs/{run}/use", {"path": str(lora)}).json()
+    assert (found["load_with"], found["prompt"]) == ("prompt", "photo of ohwx dog <lora:dog:1>")
+
+
 def test_only_a_whole_export_of_the_run_itself_is_used(site):
     one = site()
     run = finished(one)
