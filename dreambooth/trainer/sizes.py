@@ -85,8 +85,11 @@ def optimizer_bytes(
     return sum(kept(shape) for component in trained for shape in _shapes(base, component, adapter))
 
 
-def cache_bytes(settings: Settings, base: LoadedModel, data: DataPlan, missing: int) -> int:
-    """At most so much is kept of latents and text embeddings; `missing` class images are still to be made."""
+def cache_bytes(
+    settings: Settings, base: LoadedModel, data: DataPlan, *, missing: int, new_prompts: int
+) -> int:
+    """At most so much is kept of latents and text embeddings; `missing` class images are still to be made, of
+    at most `new_prompts` prompts that no image has yet."""
     total = 0
     if settings.images.cache_latents:
         looks = [(item.bucket, item.variants) for item in data.items]
@@ -97,7 +100,7 @@ def cache_bytes(settings: Settings, base: LoadedModel, data: DataPlan, missing: 
     if captions is not None:
         texts = [base.configs[part.component] for part in base.identified.family.text_encoders]
         widths = [int(config["hidden_size"]) for config in texts]
-        total += len(captions) * ((_TOKENS + 1) * sum(widths) * 4 + 2 * _HEADER_BYTES)
+        total += (len(captions) + new_prompts) * ((_TOKENS + 1) * sum(widths) * 4 + 2 * _HEADER_BYTES)
     return total
 
 
@@ -127,7 +130,9 @@ def planned_files(plan: Plan, data: DataPlan, resumed: Path | None) -> list[Plan
         if folder.missing:
             size = folder.missing * (side * side * _CLASS_IMAGE_BYTES_PER_PIXEL + _CLASS_IMAGE_BYTES)
             files.append(PlannedFile(folder.folder, size, f"{folder.missing} class images"))
-    cache = cache_bytes(settings, plan.base, data, plan.class_images_missing)
+    folders = plan.survey.class_folders()
+    new_prompts = sum(len({image.prompt for image in folder.prompts[folder.found :]}) for folder in folders)
+    cache = cache_bytes(settings, plan.base, data, missing=plan.class_images_missing, new_prompts=new_prompts)
     if cache:
         files.append(
             PlannedFile(Path(result.runs_dir) / "cache", cache, "encoded images and captions, at most")

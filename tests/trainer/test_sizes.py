@@ -12,6 +12,7 @@ from watching import run_in
 from dreambooth.shared.config import load_settings
 from dreambooth.trainer import eightbit, sizes
 from dreambooth.trainer.eightbit import Verdict
+from dreambooth.trainer.optimizer_table import TABLE
 from dreambooth.trainer.plan import make_plan
 
 
@@ -29,11 +30,13 @@ def bytes_in(path: Path) -> int:
     [
         {"train_text_encoder": False, "output_dtype": "float32", "random_flip": True},
         {"optimizer": "adamw8bit", "use_ema": True, "output_format": "ckpt"},
+        {"optimizer": "adamwschedulefree", "train_text_encoder": False},
+        {"optimizer": "adafactor", "train_text_encoder": False},
     ],
-    ids=["unet", "8 bit"],
+    ids=["unet", "8 bit", "an average of its own", "factored"],
 )
 def test_what_is_written_is_as_large_as_the_plan_said(values, tmp_path, monkeypatch) -> None:
-    monkeypatch.setattr(eightbit, "probe_adamw8bit", lambda **_: Verdict(True, "not tried"))
+    monkeypatch.setattr(eightbit, "examine", lambda *_, **__: Verdict(True, "not tried"))
     settings = config(tmp_path, max_train_steps=2, export_steps=1, **values)
     files = planned(settings)
     assert dreambooth("train", settings) == 0
@@ -59,6 +62,21 @@ def test_parameters_are_counted_from_the_shapes(tmp_path) -> None:
         for name in own
         if name.startswith("cond_stage_model.") and "position_ids" not in name
     )
+
+
+def test_an_optimizers_bytes_are_counted_tensor_by_tensor(tmp_path) -> None:
+    base = make_plan(load_settings(config(tmp_path))).base
+    shapes = [
+        tuple(tensor.shape)
+        for name, tensor in tiny.tensors().items()
+        if name.startswith("model.diffusion_model.")
+    ]
+    assert sizes.optimizer_bytes(base, ["unet"], "adamw") == 8 * sizes.parameters(base, "unet")
+    assert sizes.optimizer_bytes(base, [], "adamw") == 0
+    for name in ("adafactor", "adamw8bit"):
+        assert sizes.optimizer_bytes(base, ["unet"], name) == pytest.approx(
+            sum(TABLE[name].bytes_of(shape) for shape in shapes)
+        )
 
 
 def test_checkpoints_on_the_way_are_listed_or_where_there_are_many_summed(tmp_path) -> None:
