@@ -113,8 +113,10 @@ def wait_for_end(server: Server, patience: float = 600.0) -> dict[str, Any]:
 
 def check_whole(data: Path, steps: int) -> None:
     """One life, each step once, in order."""
-    (run,) = [path for path in (data / "dreambooth" / "runs").iterdir() if path.is_dir()]
-    events, _ = read_events(run / "events.jsonl")
+    runs = [path.parent for path in (data / "dreambooth" / "runs").glob("*/events.jsonl")]
+    if len(runs) != 1:
+        raise Difference(f"not one run: {[run.name for run in runs]}")
+    events, _ = read_events(runs[0] / "events.jsonl")
     told = [event["step"] for event in events if event.name == "step"]
     if told != list(range(1, steps + 1)):
         raise Difference(f"the steps are not 1 to {steps}, each once: {told}")
@@ -151,9 +153,8 @@ def kill_again_and_again(server: Server, steps: int, kills: int, moments: random
         )
 
 
-def prove(folder: Path, trainer: str, kills: int, seed: int) -> None:
+def prove(folder: Path, trainer: str, *, kills: int, seed: int, steps: int) -> None:
     """Raises Difference, or all is well."""
-    steps = STEPS_A_KILL * kills
     disturbed, calm = folder / "killed", folder / "calm"
     server = prepare(disturbed, trainer)
     try:
@@ -189,7 +190,7 @@ def main() -> int:
     print(f"seed {seed}", flush=True)
     with tempfile.TemporaryDirectory() as folder:
         try:
-            prove(Path(folder), given.trainer, given.kills, seed)
+            prove(Path(folder), given.trainer, kills=given.kills, seed=seed, steps=STEPS_A_KILL * given.kills)
         except (Difference, Refused, AssertionError) as error:
             print(f"{type(error).__name__}: {error}", file=sys.stderr)
             return 1
