@@ -11,11 +11,12 @@ import torch
 
 from dreambooth.shared.errors import InputError
 from dreambooth.shared.paths import existing_parent
+from dreambooth.trainer.adapters.merging import Request, with_adapters
 from dreambooth.trainer.export_file import export_entries, export_single_file, yaml_beside
 from dreambooth.trainer.families import Identified
 from dreambooth.trainer.loading import LoadedModel, canonical_state, load_model, understand
 from dreambooth.trainer.modelspec import completed
-from dreambooth.trainer.sources import open_model
+from dreambooth.trainer.sources import EMA_PREFIX, open_model
 from dreambooth.trainer.weights import Entry, WeightFile, write_weights
 from dreambooth.trainer.weights.ckpt_file import CkptFile
 
@@ -64,11 +65,13 @@ def convert(
     overwrite: bool = False,
     use_ema_weights: bool = False,
     prediction_type: str = "auto",
+    adapters: Sequence[Request] = (),
 ) -> Conversion:
     """Convert between single files and diffusers folders; a `dst` without .safetensors or .ckpt is a folder.
 
     Without a `dtype` every tensor keeps its own, bit for bit, and so does everything else that is in a file;
-    with one, floating-point weights take it. Raises InputError for whatever is wrong with the input,
+    with one, floating-point weights take it. `adapters` are merged into the weights in float32, and averaged weights,
+    which know nothing of them, are left out then. Raises InputError for whatever is wrong with the input,
     DreamboothError when the disk is full; then nothing is left behind.
     """
     src, dst = Path(src), Path(dst)
@@ -76,10 +79,15 @@ def convert(
     opened = open_model(src, use_ema_weights=use_ema_weights)
     source, description = understand(opened, prediction_type)
     description.check_complete(source)
+    source = with_adapters(source, description, adapters)
     dtype = DTYPES[dtype] if isinstance(dtype, str) else dtype
-    entries = export_entries(source, description, {}, dtype, keep_ema=True)
+    entries = export_entries(source, description, {}, dtype, keep_ema=not adapters)
     _check_room(dst, entries)
-    notes = (*_notes(source, dst, entries), *_notes_on_marks(source, dst, entries))
+    notes = (
+        *_notes_on_adapters(source, adapters),
+        *_notes(source, dst, entries),
+        *_notes_on_marks(source, dst, entries),
+    )
     if dst.suffix.lower() not in FILE_SUFFIXES:
         from dreambooth.trainer.write_folder import write_folder
 
@@ -130,6 +138,13 @@ def _notes_on_marks(source: WeightFile, dst: Path, entries: Sequence[Entry]) -> 
         "left out, since it predicts something else": (source.tensors.keys() - written),
     }
     return [f"{what}: {', '.join(sorted(names))}" for what, names in said.items() if names]
+
+
+def _notes_on_adapters(source: WeightFile, adapters: Sequence[Request]) -> list[str]:
+    notes = [f"merged in: {request.path.name}, weight {request.weight:g}" for request in adapters]
+    if adapters and any(name.startswith(EMA_PREFIX) for name in source.tensors):
+        notes.append("the averaged (EMA) weights were left out: the adapter is not in them")
+    return notes
 
 
 def _notes(source: WeightFile, dst: Path, entries: Sequence[Entry]) -> tuple[str, ...]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,6 +12,7 @@ import torch
 
 from dreambooth.shared.errors import InputError, RunFailed
 from dreambooth.shared.paths import check_writable, write_whole
+from dreambooth.trainer.adapters.merging import Request
 from dreambooth.trainer.convert import LoadedModel, load_model
 from dreambooth.trainer.machine import choose_device
 from dreambooth.trainer.pictures import parameters_text, png_bytes
@@ -36,8 +38,9 @@ def generate(
     guidance_scale: float = 7.5,
     sampler: str = "dpmpp_2m",
     clip_skip: int = 1,
+    adapters: Sequence[Request] = (),
 ) -> Path:
-    """Draw `prompt` with a single file or a diffusers folder, write it to `out` and return that path.
+    """Draw `prompt` with a single file or a diffusers folder and `adapters`, write it to `out` and return that path.
 
     `size` is "W", "WxH" or a pair of pixels, multiples of 8; empty: the size that the model was made for. A file
     that is there is replaced. Raises `InputError` for a wrong argument or model, before anything is computed.
@@ -48,7 +51,8 @@ def generate(
     wanted = parse_size(size)
     _check_out(out)
     device = choose_device()
-    model = load_model(model_path, dtype=_dtype_for(device.type), mapped=True)  # read once, and gone soon
+    # read once, and gone soon
+    model = load_model(model_path, dtype=_dtype_for(device.type), mapped=True, adapters=adapters)
     width, height = wanted or model_size(model)
     _check_clip_skip(model, clip_skip)
     request = SampleRequest(prompt, negative, seed, steps, guidance_scale, width, height, sampler)
@@ -57,7 +61,7 @@ def generate(
     parameters = parameters_text(
         request,
         sampler_title=SAMPLERS[sampler].title,
-        model=Path(model_path).stem,
+        model="+".join([Path(model_path).stem, *(request.path.stem for request in adapters)]),
         clip_skip=clip_skip if model.identified.family.clip_skip else 1,
     )
     content = png_bytes(_picture(model, request, clip_skip), parameters)

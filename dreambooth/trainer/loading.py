@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -19,6 +19,9 @@ from dreambooth.trainer.families.names import TEXT_MODEL, Binding
 from dreambooth.trainer.sources import Opened, open_model, open_vae
 from dreambooth.trainer.weights import WeightFile
 from dreambooth.trainer.weights.base import file_sha256
+
+if TYPE_CHECKING:
+    from dreambooth.trainer.adapters.merging import Request
 
 READERS = 2
 
@@ -56,6 +59,7 @@ def load_model(
     use_ema_weights: bool = False,
     vae: str | Path | None = None,
     mapped: bool = False,
+    adapters: Sequence[Request] = (),
 ) -> LoadedModel:
     """Load a single file or a diffusers folder into modules of `dtype` on the CPU: all, or the `components` named.
 
@@ -64,11 +68,15 @@ def load_model(
     gets the file's averaged weights. `vae` names a file whose autoencoder is used in place of the checkpoint's.
     With `mapped`, weights that have `dtype` already stay in the file's pages until they are moved or written to:
     quickest for what goes to a card or ends soon, but the file must not be rewritten in place meanwhile.
-    Raises InputError for everything that is wrong with the input.
+    `adapters` are merged into the weights, in float32. Raises InputError for everything that is wrong with the input.
     """
     opened = open_model(path, use_ema_weights=use_ema_weights)
     source, description = understand(opened, prediction_type)
     description.check_complete(source)
+    if adapters:
+        from dreambooth.trainer.adapters.merging import with_adapters
+
+        source = with_adapters(source, description, adapters)
     model = LoadedModel(description.identified, source, description)
     for component in description.identified.family.components if components is None else components:
         if component == "vae" and vae:

@@ -15,7 +15,7 @@ from dreambooth.shared.paths import write_json
 from dreambooth.shared.runfolder import RunFolder
 from dreambooth.trainer import assembly, results, text
 from dreambooth.trainer import outputs as naming
-from dreambooth.trainer.adapters.merging import Request, merge_into
+from dreambooth.trainer.adapters.merging import Request
 from dreambooth.trainer.adapters.writing import learned_from
 from dreambooth.trainer.batches import StepBatches
 from dreambooth.trainer.checkpoint import latest_step
@@ -353,9 +353,8 @@ class Session:
             use_ema_weights=is_base and self.settings.model.use_ema_weights,
             dtype=self.plan.machine.compute_dtype,
             mapped=self.device.type != "cpu",
+            adapters=[Request(result)] if result is not None and is_base else [],
         )
         for module in model.components.values():
             module.to(self.device)
-        if result is not None and is_base:
-            merge_into(model, [Request(result)])
         return model

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
 import torch
@@ -16,9 +14,9 @@ from dreambooth.trainer.adapters.plan import AdapterPlan
 from dreambooth.trainer.adapters.reading import Bound, bind, open_adapter
 from dreambooth.trainer.adapters.targets import Target, targets_of
 from dreambooth.trainer.families.description import Description
-from dreambooth.trainer.families.names import Binding
 from dreambooth.trainer.loading import LoadedModel, in_file_order
-from dreambooth.trainer.weights import Entry, WeightFile
+from dreambooth.trainer.weights import TensorInfo, WeightFile
+from dreambooth.trainer.weights.base import RawBytes
 
 MOST_WEIGHT = 100.0
 
@@ -75,62 +73,71 @@ def prepare(
     ]
 
 
-@torch.no_grad()
-def merge_into(model: LoadedModel, requests: Sequence[Request], *, setting: str = "--lora") -> None:
-    """Adds adapters to a loaded model's weights, in place. Raises InputError for one that does not fit.
+class MergedFile:
+    """A checkpoint's file seen with adapters in its weights: each is made when it is read, and cast last.
 
-    As in the WebUI, each finds the weight that those before it have made.
+    As in the WebUI, each adapter finds the weight that those before it have made.
     """
-    for merge in prepare(requests, model.source, model.description, setting=setting):
-        for target in merge.bound.layers:
-            weight = _weight_of(model.components[target.component], target)
-            weight.copy_(merge.merged(target, weight))
 
+    def __init__(self, file: WeightFile, description: Description, merges: Sequence[Merge]) -> None:
+        self._file = file
+        self.path = file.path
+        self.format = file.format
+        self.metadata = file.metadata
+        self.extras = file.extras
+        self.tensors: dict[str, TensorInfo] = file.tensors
+        layers: dict[tuple[str, str], list[tuple[Merge, Target]]] = {}
+        for merge in merges:
+            for target in merge.bound.layers:
+                layers.setdefault((target.component, target.weight), []).append((merge, target))
+        self._touched = {
+            binding.original: (binding, [layers.get((component, name), []) for name in binding.canonical])
+            for component, bindings in description.bindings.items()
+            for binding in bindings
+            if any((component, name) in layers for name in binding.canonical)
+        }
 
-def _weight_of(component: torch.nn.Module, target: Target) -> torch.Tensor:
-    """The weight of a layer, whatever the library calls what is above it."""
-    found = dict(component.named_parameters())
-    name = target.weight if target.weight in found else f"text_model.{target.weight}"
-    return found[name]
-
-
-def merged_entries(
-    entries: Sequence[Entry], source: WeightFile, description: Description, merges: Sequence[Merge]
-) -> list[Entry]:
-    """A checkpoint's entries with adapters in them: each weight is made when its turn comes, and cast last."""
-    touched: dict[str, tuple[str, Binding]] = {}
-    by_weight: dict[tuple[str, str], list[tuple[Merge, Target]]] = {}
-    for merge in merges:
-        for target in merge.bound.layers:
-            by_weight.setdefault((target.component, target.weight), []).append((merge, target))
-    for component, bindings in description.bindings.items():
-        for binding in bindings:
-            if any((component, name) in by_weight for name in binding.canonical):
-                touched[binding.original] = (component, binding)
-    return [
-        dataclasses.replace(
-            entry, data=partial(_merged, source, entry, *touched[entry.name], by_weight), raw=None
+    def read(self, name: str) -> torch.Tensor:
+        """The tensor in memory of its own, in its stored dtype."""
+        return (
+            self._merged(name).to(self.tensors[name].dtype)
+            if name in self._touched
+            else self._file.read(name)
         )
-        if entry.name in touched
-        else entry
-        for entry in entries
-    ]
+
+    def read_into(self, name: str, out: torch.Tensor) -> None:
+        """Fill `out` with the tensor, cast to `out`'s dtype."""
+        if name in self._touched:
+            out.copy_(self._merged(name).reshape(out.shape))
+        else:
+            self._file.read_into(name, out)
+
+    def raw(self, name: str) -> RawBytes | None:
+        """What reads the tensor's bytes, row by row; None if they do not lie in this order."""
+        return None if name in self._touched else self._file.raw(name)
+
+    def mapped(self, name: str) -> torch.Tensor | None:
+        """The tensor in the file's own pages, copied where it is written to; None where that cannot be."""
+        return None if name in self._touched else self._file.mapped(name)
+
+    @torch.no_grad()
+    def _merged(self, name: str) -> torch.Tensor:
+        """The tensor in float32 and the file's shape."""
+        binding, layers = self._touched[name]
+        whole = self._file.read(name)
+        parts = []
+        for (_, part), own in zip(binding.split(whole), layers, strict=True):
+            weight = part.float()
+            for merge, target in own:
+                weight = merge.merged(target, weight)
+            parts.append(weight)
+        return binding.join(parts, whole.shape)
 
 
-def _merged(
-    source: WeightFile,
-    entry: Entry,
-    component: str,
-    binding: Binding,
-    by_weight: Mapping[tuple[str, str], Sequence[tuple[Merge, Target]]],
-) -> torch.Tensor:
-    parts = []
-    for name, part in binding.split(source.read(binding.original)):
-        weight = part.float()
-        for merge, target in by_weight.get((component, name), ()):
-            weight = merge.merged(target, weight)
-        parts.append(weight.to(entry.dtype))
-    return binding.join(parts, entry.shape)
+def with_adapters(source: WeightFile, description: Description, requests: Sequence[Request]) -> WeightFile:
+    """A checkpoint's file with adapters in its weights; itself if there are none. Raises InputError for one that does
+    not fit it."""
+    return MergedFile(source, description, prepare(requests, source, description)) if requests else source
 
 
 @torch.no_grad()
