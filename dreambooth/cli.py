@@ -76,6 +76,7 @@ def _parser() -> argparse.ArgumentParser:
     convert.add_argument("--prediction-type", choices=("auto", "epsilon", "v_prediction"), default="auto")
     convert.add_argument("--use-ema-weights", action="store_true", help="take the averaged weights")
     convert.add_argument("--overwrite", action="store_true", help="replace what is there")
+    _add_lora(convert, "merge an adapter in, in float32; may be given several times")
     _add_generate(command("generate", "Make a picture with a checkpoint.", _generate))
     inspect = command("inspect", "Say what a model file is.", _inspect)
     inspect.add_argument("file", type=Path, metavar="FILE")
@@ -107,6 +108,11 @@ def _add_generate(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--guidance-scale", type=float, default=7.5)
     parser.add_argument("--sampler", default="dpmpp_2m")
     parser.add_argument("--clip-skip", type=int, default=1)
+    _add_lora(parser, "use an adapter too; may be given several times")
+
+
+def _add_lora(parser: argparse.ArgumentParser, help: str) -> None:
+    parser.add_argument("--lora", action="append", default=[], metavar="FILE[:WEIGHT]", help=help)
 
 
 def parse(arguments: Sequence[str]) -> argparse.Namespace:
@@ -215,6 +221,7 @@ def _runs(arguments: argparse.Namespace) -> int:
 
 
 def _convert(arguments: argparse.Namespace) -> int:
+    from dreambooth.trainer.adapters.merging import parse_request
     from dreambooth.trainer.convert import convert
 
     report = convert(
@@ -224,12 +231,14 @@ def _convert(arguments: argparse.Namespace) -> int:
         prediction_type=arguments.prediction_type,
         use_ema_weights=arguments.use_ema_weights,
         overwrite=arguments.overwrite,
+        adapters=[parse_request(text) for text in arguments.lora],
     )
     print(report)
     return DONE
 
 
 def _generate(arguments: argparse.Namespace) -> int:
+    from dreambooth.trainer.adapters.merging import parse_request
     from dreambooth.trainer.generate import generate
 
     written = generate(
@@ -243,6 +252,7 @@ def _generate(arguments: argparse.Namespace) -> int:
         guidance_scale=arguments.guidance_scale,
         sampler=arguments.sampler,
         clip_skip=arguments.clip_skip,
+        adapters=[parse_request(text) for text in arguments.lora],
     )
     print(written)
     return DONE
