@@ -34,7 +34,7 @@ CC0 = "CC0"
 PUBLIC = "public domain"
 FREE = "no known copyright restrictions"
 SHIPPED = "shipped by scikit-image without a note on its terms"
-MIDDLEBURY = "free to use and publish (Middlebury's stereo data sets of 2014, Scharstein et al.)"
+MIDDLEBURY = "permission to use and publish, see below"
 
 PHOTOS = (
     Photo("chelsea.png", "cat", CC0, (0.08, 0.0, 0.95, 1.0), (0.75, 1.0), share=4),
