@@ -17,6 +17,7 @@ from dreambooth.trainer.families.ldm_yaml import needs_yaml, with_parameterizati
 from dreambooth.trainer.families.names import Binding
 from dreambooth.trainer.loading import LoadedModel
 from dreambooth.trainer.modelspec import modelspec
+from dreambooth.trainer.place_base import PLACEHOLDER, clip_folder_of, with_clip_folder, write_clip_folder
 from dreambooth.trainer.sources import EMA_PREFIX
 from dreambooth.trainer.weights import Entry, WeightFile, Written, write_weights
 
@@ -94,16 +95,20 @@ def written_dtype(name: str, dtype: torch.dtype, output_dtype: torch.dtype | Non
 
 @dataclass(frozen=True)
 class Beside:
-    """A small file that belongs beside a checkpoint; none without content."""
+    """A small file that belongs beside a checkpoint; none without content. `clip_folder` is a folder that it names, for
+    what was made from the small base as it comes with the project."""
 
     path: Path
     content: bytes | None
+    clip_folder: Path | None = None
 
     @property
     def paths(self) -> tuple[Path, ...]:
         return (self.path,) if self.content is not None else ()
 
     def write(self) -> None:
+        if self.clip_folder is not None:
+            write_clip_folder(self.clip_folder)
         if self.content is not None and not self.is_there():
             write_whole(self.path, self.content)
 
@@ -117,13 +122,16 @@ def yaml_beside(dst: Path, source: WeightFile, description: Description, *, over
     Raises InputError if a file of another content has its name and may not be replaced.
     """
     identified, theirs = description.identified, yaml_path(source.path)
-    content = None
+    content = clip_folder = None
     if source.path.is_file() and theirs.is_file():
         text = theirs.read_text(encoding="utf-8")
+        if PLACEHOLDER in text:
+            clip_folder = clip_folder_of(dst)
+            text = with_clip_folder(text, clip_folder)
         content = with_parameterization(text, identified.prediction_type).encode()
     elif needs_yaml(identified):
         content = yaml_text(identified, description.configs).encode()
-    beside = Beside(yaml_path(dst), content)
+    beside = Beside(yaml_path(dst), content, clip_folder)
     replaceable = not beside.path.exists() or beside.is_there() or (overwrite and dst.exists())
     if content is not None and not replaceable:
         raise InputError(

@@ -40,16 +40,25 @@ def place_base(dst_folder: Path, *, stem: str = BASE.stem, clip_folder: Path | N
     return placed
 
 
+def clip_folder_of(path: Path) -> Path:
+    """Where the text encoder's config and tokenizer stand for all files of a folder that are made from the small base."""
+    return path.absolute().with_name(f"{BASE.stem}-clip")
+
+
 def write_yaml_for(path: Path, base_yaml: Path, clip_folder: Path) -> Path:
     """Write the yaml that belongs beside the checkpoint `path`, made from its base's, and return its path.
 
     The small base's own yaml names no folder: it gets `clip_folder`, absolute. Any other is copied as it is.
     """
-    text = base_yaml.read_text(encoding="utf-8")
-    folder = json.dumps(clip_folder.absolute().as_posix(), ensure_ascii=False)  # a JSON text is a YAML text
     beside = path.with_suffix(".yaml")
-    write_whole(beside, text.replace(PLACEHOLDER, folder).encode())
+    write_whole(beside, with_clip_folder(base_yaml.read_text(encoding="utf-8"), clip_folder).encode())
     return beside
+
+
+def with_clip_folder(text: str, clip_folder: Path) -> str:
+    """The small base's yaml with the folder that it needs; any other's text as it is."""
+    folder = json.dumps(clip_folder.absolute().as_posix(), ensure_ascii=False)  # a JSON text is a YAML text
+    return text.replace(PLACEHOLDER, folder)
 
 
 def write_clip_folder(folder: Path) -> None:

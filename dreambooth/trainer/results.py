@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -23,6 +24,7 @@ from dreambooth.trainer.convert import LoadedModel, convert, export_single_file
 from dreambooth.trainer.loading import in_file_order
 from dreambooth.trainer.machine import DTYPES
 from dreambooth.trainer.outputs import RUN_ID_KEY
+from dreambooth.trainer.place_base import clip_folder_of
 from dreambooth.trainer.sources import open_model
 from dreambooth.trainer.weights import Written
 from dreambooth.trainer.weights.base import file_sha256, folder_sha256
@@ -185,6 +187,7 @@ def write_checkpoint(
     finally:
         single.unlink(missing_ok=True)
         single.with_suffix(".yaml").unlink(missing_ok=True)
+        shutil.rmtree(clip_folder_of(single), ignore_errors=True)
     return Written(path, made.nbytes, folder_sha256(path))
 
 

@@ -82,6 +82,8 @@ class Session:
         self._accelerator = assembly.make_accelerator(self.plan, self.folder.path)
         encoding = self._encoding(data, model)
         keeper, engine = self._prepare(data, model, encoding)
+        if self.processes.is_main:
+            encoding.store.trim()  # never what this run uses
         try:
             self._train(keeper, engine)
             with self.processes.together():

@@ -22,29 +22,42 @@ Key = Mapping[str, object]  # what a tensor depends on: plain values
 
 # Raised when what is stored under a key changes its meaning
 _FORMAT = 1
+# What is kept of earlier runs: 75,000 images of 512 pixels
+MOST_BYTES = 10 * 10**9
 
 
 class TensorStore:
-    """Tensors by key. A file is whole or absent; one that is damaged counts as absent."""
+    """Tensors by key. A file is whole or absent; one that is damaged counts as absent.
+
+    A file's time of change is that of its last use, so that `trim` knows which ones nobody has wanted for longest.
+    """
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
+        self._used: set[Path] = set()
 
     def get(self, key: Key) -> torch.Tensor | None:
         """The tensor under a key, None if there is none."""
         name = _name(key)
+        path = self._path(name)
+        self._used.add(path)
         with contextlib.suppress(OSError):
-            return _unpacked(self._path(name).read_bytes(), name)
+            found = _unpacked(path.read_bytes(), name)
+            os.utime(path)
+            return found
         return None
 
     def has(self, key: Key) -> bool:
         """Whether there is a file for a key; whether it is whole shows when it is read."""
-        return self._path(_name(key)).is_file()
+        path = self._path(_name(key))
+        self._used.add(path)
+        return path.is_file()
 
     def put(self, key: Key, tensor: torch.Tensor) -> None:
         """Stores a tensor. Raises `DreamboothError` if it cannot be written."""
         name = _name(key)
         path = self._path(name)
+        self._used.add(path)
         beside = path.with_name(f"{path.name}.{uuid.uuid4().hex}.part")
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -56,6 +69,25 @@ class TensorStore:
             if isinstance(error, PermissionError) and self.get(key) is not None:
                 return  # Windows: another process has just put the same there and holds it open
             raise _cannot_write(self.folder, error) from error
+
+    def trim(self, most: int = MOST_BYTES) -> int:
+        """Removes what was used longest ago until at most `most` bytes are left, but nothing that this store was asked
+        for, and gives the number of bytes removed. Whoever else wants a removed one makes it again."""
+        found = []
+        for path in self.folder.glob("*/*"):
+            with contextlib.suppress(OSError):  # gone meanwhile
+                about = path.stat()
+                found.append((about.st_mtime, about.st_size, path))
+        excess = sum(size for _, size, _ in found) - most
+        removed = 0
+        for _, size, path in sorted(found):
+            if removed >= excess:
+                break
+            if path not in self._used:
+                with contextlib.suppress(OSError):  # gone meanwhile, or held open on Windows
+                    path.unlink()
+                    removed += size
+        return removed
 
     def _path(self, name: str) -> Path:
         return self.folder / name[:2] / f"{name[2:]}.safetensors"

@@ -4,12 +4,14 @@ from dataclasses import replace
 
 import pytest
 import torch
+import yaml
 from checkpoints import same, write
 from ldm_layout import SCHEDULE, TINY_SD1, TINY_SD2, TINY_SDXL, tensors
 
 from dreambooth.shared.errors import DreamboothError, InputError
 from dreambooth.trainer.convert import canonical_state, convert, export_single_file, load_model
 from dreambooth.trainer.families.names import ema_name
+from dreambooth.trainer.place_base import BASE, CLIP_CONFIG
 from dreambooth.trainer.weights import open_weights
 from dreambooth.trainer.weights.base import file_sha256
 
@@ -299,3 +301,18 @@ def test_an_epsilon_sdxl_needs_neither_marks_nor_yaml(tmp_path):
     assert metadata["modelspec.architecture"] == "stable-diffusion-xl-v1-base"
     assert metadata["modelspec.resolution"] == "1024x1024"
     assert metadata["modelspec.implementation"].endswith("generative-models")
+
+
+def test_what_is_made_straight_from_the_small_base_has_the_folder_that_its_yaml_names(tmp_path):
+    folder = tmp_path / "Modelle für alle"
+    folder.mkdir()
+    model = load_model(BASE, components=())
+    for name in ("a", "a-2"):
+        written = export(folder / f"{name}.safetensors", model, {}, dtype=torch.float16)
+        assert written.beside == (folder / f"{name}.yaml",)
+        about = yaml.safe_load((folder / f"{name}.yaml").read_text(encoding="utf-8"))
+        named = about["model"]["params"]["cond_stage_config"]["params"]["version"]
+        assert named == (folder / "small-base-clip").as_posix(), "one for all of them"
+    assert (folder / "small-base-clip" / "config.json").read_bytes() == CLIP_CONFIG.read_bytes()
+    assert (folder / "small-base-clip" / "vocab.json").is_file()
+    assert (folder / "a.yaml").read_bytes() == (folder / "a-2.yaml").read_bytes()

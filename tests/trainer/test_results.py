@@ -22,6 +22,7 @@ from dreambooth.shared.errors import InputError
 from dreambooth.trainer import results
 from dreambooth.trainer.convert import canonical_state, load_model
 from dreambooth.trainer.outputs import RUN_ID_KEY
+from dreambooth.trainer.place_base import BASE
 from dreambooth.trainer.results import WeightChange
 
 
@@ -144,6 +145,12 @@ def test_all_files_of_a_result_are_listed_with_their_hashes(base, weights, tmp_p
     listed = {Path(row["path"]): row["sha256"] for row in results.files_of(folder)}
     assert listed == {path: sha256(path) for path in (tmp_path / "folder").rglob("*") if path.is_file()}
     assert tmp_path / "folder" / "model_index.json" in listed
+
+
+def test_a_folder_made_straight_from_the_small_base_leaves_nothing_beside_it(tmp_path) -> None:
+    base = load_model(BASE, components=())
+    write(tmp_path / "folder", base, {}, output_kind="diffusers")
+    assert [path.name for path in tmp_path.iterdir()] == ["folder"]
 
 
 @pytest.mark.skipif(shutil.which("sha256sum") is None, reason="there is no sha256sum")

@@ -146,6 +146,16 @@ def test_a_resumed_run_computes_with_as_many_threads_as_at_its_beginning(tmp_pat
     assert seen == [1]
 
 
+def test_a_run_bounds_the_cache_and_keeps_its_own_part(tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr(session.TensorStore, "trim", functools.partialmethod(session.TensorStore.trim, 0))
+    assert dreambooth("train", config(tmp_path, random_flip=True)) == 0
+    cache = tmp_path / "runs" / "cache"
+    flipped = set(cache.rglob("*.safetensors"))
+    assert dreambooth("train", config(tmp_path, output_name="other")) == 0
+    plain = set(cache.rglob("*.safetensors"))
+    assert plain < flipped, "the mirrored ones are gone, those of this run are not"
+
+
 @pytest.fixture
 def quick_pictures(monkeypatch) -> None:
     monkeypatch.setattr("dreambooth.trainer.previews.STEPS", 1)

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from dreambooth.shared.errors import DreamboothError
-from dreambooth.trainer.store import TensorStore, module_id
+from dreambooth.trainer.store import TensorStore, _name, module_id
 
 KEY = {"kind": "test", "size": (3, 4), "flip": False}
 
@@ -97,3 +97,25 @@ def test_a_modules_id_is_the_hash_of_its_weights():
     with torch.no_grad():
         module.weight[0, 0] += 1
     assert module_id(module.float()) != before
+
+
+def test_trimming_drops_what_was_used_longest_ago_and_nothing_of_this_run(tmp_path):
+    keys = [{"kind": "test", "number": number} for number in range(5)]
+    before = TensorStore(tmp_path)
+    for age, key in enumerate(keys):
+        before.put(key, torch.zeros(100))
+        path = before._path(_name(key))
+        os.utime(path, (1000 + age, 1000 + age))
+    size = path.stat().st_size
+    before.get(keys[1])  # used again, long after it was made
+    now = TensorStore(tmp_path)
+    assert now.has(keys[0]), "the oldest, and wanted by this run"
+    assert now.trim(3 * size) == 2 * size
+    assert [now.has(key) for key in keys] == [True, True, False, False, True]
+    assert now.trim(3 * size) == 0
+    unasked = TensorStore(tmp_path)
+    assert unasked.trim(0) == 3 * size and not unasked.has(keys[1])
+
+
+def test_trimming_a_cache_that_is_not_there_is_nothing(tmp_path):
+    assert TensorStore(tmp_path / "nowhere").trim(0) == 0
