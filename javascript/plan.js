@@ -74,7 +74,7 @@
             return {text, where};
         }
         if (db.concepts.busy()) {
-            return {text: db.t("The photos are on their way.")};
+            return {text: db.t("The photos are on their way."), beginning: true};
         }
         const empty = db.form.value.concepts.findIndex((concept) => !concept.instance_data_dir);
         if (empty >= 0) {
@@ -83,7 +83,7 @@
         if (error) {
             return {text: db.sentences(error.text, error.remedy), where: error.where};
         }
-        if (asked || !db.plan.found) {
+        if (asked || !db.plan.found || JSON.stringify(db.form.value) !== askedFor) {
             return {text: db.t("Planning …"), quiet: true};
         }
         return null;
@@ -99,8 +99,8 @@
         const found = obstacle();
         train.disabled = Boolean(found) || starting;
         db.setText(train, starting ? db.t("Starting …") : db.t("Train"));
-        db.setText(status, asked ? db.t("Planning …") : "");
-        if (!found || (found.quiet && asked)) {
+        db.setText(status, asked || (found && found.quiet) ? db.t("Planning …") : "");
+        if (!found || found.quiet) {
             db.fill(reason);
             return;
         }

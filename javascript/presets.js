@@ -54,7 +54,8 @@
         const parts = parse(concept) || {word: db.words.unused(), kind: ""};
         const offered = presets().some((other) => other.kinds.includes(parts.kind));
         const kind = parts.kind && (!offered || preset.kinds.includes(parts.kind)) ? parts.kind : preset.kinds[0];
-        return {...concept, ...compose(preset, parts.word, kind)};
+        const made = {...concept, ...compose(preset, parts.word, kind)};
+        return Object.fromEntries(Object.entries(made).filter(([, value]) => value !== ""));
     }
 
     const names = () => [...new Set(presets().flatMap((preset) => Object.keys(preset.settings)))].filter((name) => db.form.entries.has(name));

@@ -33,7 +33,7 @@
             const source = key.split(/\{(\w+)\}/).map((part, index) => {
                 if (index % 2) {
                     names.push(part);
-                    return NUMBERS.has(part) ? "(-?[\\d.,\u202f\u00a0]+)" : "(.+?)";
+                    return NUMBERS.has(part) ? "(-?[\\d.,\u202f\u00a0]+)" : part === "photos" ? "([\\d.,]+ photos?)" : "(.+?)";
                 }
                 return part.replace(/[.*+?^${}()|[\]\\]/g, "\\$&");
             });
