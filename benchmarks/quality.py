@@ -189,7 +189,7 @@ def losses(path: Path, all_draws: list[Draws]) -> list[float]:
     """The mean squared error of the noise that a checkpoint predicts, for each of the draws' sets."""
     from dreambooth.trainer.convert import load_model
     from dreambooth.trainer.objectives import scaled_linear_alphas_cumprod
-    from dreambooth.trainer.text import encode, tokenize
+    from dreambooth.trainer.text import encode, encoders_of, tokenize
     from dreambooth.trainer.tokenizer import Tokenizer
 
     model = load_model(path, components=("unet", "text_encoder"))
@@ -198,7 +198,7 @@ def losses(path: Path, all_draws: list[Draws]) -> list[float]:
     found = []
     for draws in all_draws:
         tokens = tokenize(Tokenizer(), family, [draws.prompt])
-        context = encode(model.components["text_encoder"], family, tokens)
+        context = encode(encoders_of(model.components, family), family, tokens).context
         errors = []
         for latents, noise, timesteps in draws.batches():
             alpha = alphas[timesteps][:, None, None, None]

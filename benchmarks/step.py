@@ -98,7 +98,7 @@ def our_step(unet: torch.nn.Module, size: Size, folder: Path) -> Callable[[], No
     groups = [ParameterGroup("unet", list(unet.parameters()), settings.learning_rate)]
     optimizer = build_optimizer(settings, groups, torch.device("cpu"))
     engine = TrainingEngine(
-        Denoiser(unet, None, SD1, clip_skip=1),
+        Denoiser(unet, [], SD1, clip_skip=1),
         Stepper(optimizer, settings.max_grad_norm, None),
         Objective("epsilon", scaled_linear_alphas_cumprod()),
         cached_batches(size, folder),
@@ -129,6 +129,7 @@ def cached_batches(size: Size, folder: Path) -> Any:
     from dreambooth.trainer.cache import LatentEncoder, Pictures, cached_latents, encode_missing, looks_for
     from dreambooth.trainer.captions import Variation
     from dreambooth.trainer.dataset import Augmentation, plan_data, views_used
+    from dreambooth.trainer.embeddings import Embeddings
     from dreambooth.trainer.store import TensorStore
     from dreambooth.trainer.survey import survey
     from dreambooth.trainer.text_cache import CachedText, TextEncoder
@@ -146,7 +147,7 @@ def cached_batches(size: Size, folder: Path) -> Any:
     encoder = LatentEncoder("random", lambda pixels: torch.rand(2, 4, size.pixels // 8, size.pixels // 8))
     looks = looks_for(views_used(plan, 0, 10**6), masked=False)
     encode_missing(looks, pictures, encoder, store, lambda done, of: None)
-    texts = TextEncoder("random", lambda text: torch.randn(77, size.context))
+    texts = TextEncoder("random", lambda text: Embeddings(torch.randn(77, size.context)))
     captions = plan.captions()
     assert captions is not None
     return StepBatches(
