@@ -10,6 +10,7 @@ import pytest
 
 from dreambooth import __version__, cli
 from dreambooth.shared.catalog import concept_catalog, reference_table
+from dreambooth.trainer.optimizer_table import reference_table as optimizers
 
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -23,6 +24,11 @@ def _commands() -> dict[str, argparse.ArgumentParser]:
 def test_the_readmes_table_of_settings_is_the_one_that_the_definitions_make():
     begin, end = README.index("<!-- settings"), README.index("<!-- end of settings")
     assert README[begin:end].split("-->", 1)[1].strip() == reference_table().strip()
+
+
+def test_the_readmes_table_of_optimizers_is_the_one_that_the_rows_make():
+    begin, end = README.index("<!-- optimizers"), README.index("<!-- end of optimizers")
+    assert README[begin:end].split("-->", 1)[1].strip() == optimizers().strip()
 
 
 def test_every_command_and_every_flag_of_it_stands_in_the_readme():

@@ -1,11 +1,13 @@
 """Every optimizer that can be chosen, as data: whose class it is, which settings it takes, what it can do.
 
 A class by its import path is one more row, of which nothing is known but its arguments.
+`python -m dreambooth.trainer.optimizer_table` prints the README's table.
 """
 
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
@@ -153,3 +155,45 @@ def kind_of(name: str) -> OptimizerKind:
         or BY_PATH.get(name)
         or OptimizerKind(name, name, name, in_float32(2), fused_backward=False, exact_resume=None)
     )
+
+
+# ---- the README's table ----------------------------------------------------------------------------------------------
+
+_MATRIX: Shape = (4096, 4096)
+_CONVOLUTION: Shape = (640, 640, 3, 3)
+_WHERE = (("cuda", "CUDA, ROCm"), ("cpu", "processor"), ("mps", "Apple"))
+
+
+def reference_table() -> str:
+    """The rows as a Markdown table. Bytes are those kept of each weight, of a matrix and, if that differs, of a 3×3
+    convolution."""
+    lines = [
+        "| `optimizer` | is | keeps of a weight | runs on | needs | good to know |",
+        "|---|---|---|---|---|---|",
+    ]
+    for row in (*TABLE.values(), *BY_PATH.values()):
+        where = ", ".join(title for device, title in _WHERE if device in row.devices)
+        needs = row.library.name if row.library else "–"
+        lines.append(
+            f"| `{row.name}` | {row.title} | {_kept(row)} bytes | {where} | {needs} | {_traits(row)} |"
+        )
+    return "\n".join(lines) + "\n"
+
+
+def _kept(row: OptimizerKind) -> str:
+    each = (f"{row.bytes_of(shape) / math.prod(shape):.1f}" for shape in (_MATRIX, _CONVOLUTION))
+    return ", convolutions ".join(dict.fromkeys(text.removesuffix(".0") for text in each))
+
+
+def _traits(row: OptimizerKind) -> str:
+    traits = (
+        (row.paged, "its state moves to the computer's memory when the card's is full"),
+        (row.own_rate, "finds the rate itself: `learning_rate: 1`, one for all; what is shown is the one found"),
+        (row.averages, "its own average is the result: constant schedule, no warm-up, no EMA"),
+        (row is TORCHAO_ADAMW8BIT, "compiled at the first step; for where bitsandbytes does not work"),
+    )  # fmt: skip
+    return "; ".join(text for holds, text in traits if holds)
+
+
+if __name__ == "__main__":
+    sys.stdout.buffer.write(reference_table().encode())
