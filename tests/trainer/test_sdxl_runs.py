@@ -66,6 +66,22 @@ def test_the_run_says_what_it_trained_and_made_its_pictures(finished) -> None:
     assert about["modelspec.architecture"] == "stable-diffusion-xl-v1-base"
 
 
+def test_what_was_written_is_as_large_as_the_plan_said(finished) -> None:
+    (planned,) = events(run_in(finished), "plan")
+    files = {file["what"].split()[0]: file["size"] for file in planned["files"]}
+    assert files["the"] == pytest.approx((finished / "out" / "sks.safetensors").stat().st_size, rel=0.01)
+    states = sum(path.stat().st_size for path in run_in(finished).states.rglob("*") if path.is_file())
+    assert files["states"] / 2 == pytest.approx(states, rel=0.01), "two at most"
+
+
+def test_kept_captions_fit_into_what_the_plan_said(tmp_path) -> None:
+    wanted = settings(tmp_path, train_text_encoder=False, max_train_steps=1)
+    (planned,) = [file for file in make_plan(load_settings(wanted)).files if file.what.startswith("encoded")]
+    assert dreambooth("train", wanted) == 0
+    cache = sum(path.stat().st_size for path in planned.path.rglob("*") if path.is_file())
+    assert cache <= planned.size <= 2.1 * cache
+
+
 @pytest.mark.parametrize(
     ("event", "fields"),
     [("checkpoint", {"step": 2}), ("progress", {"name": "class images"}), ("progress", {"name": "images"})],

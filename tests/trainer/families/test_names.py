@@ -1,3 +1,4 @@
+import math
 from dataclasses import replace
 from pathlib import Path
 
@@ -113,6 +114,20 @@ def test_the_full_sizes_have_the_published_number_of_tensors():
         "vae": 248,
     }
     assert sum(counts["SDXL"].values()) + 2 == 2515
+
+
+def test_the_full_size_sdxl_has_the_published_number_of_weights():
+    wanted = shapes(FULL_SDXL)
+    found = {
+        component: sum(math.prod(wanted[binding.original]) for binding in bindings)
+        for component, bindings in laid_out(wanted).bindings.items()
+    }
+    assert found == {
+        "unet": 2_567_463_684,
+        "text_encoder": 123_060_480,
+        "text_encoder_2": 694_659_840,
+        "vae": 83_653_863,
+    }
 
 
 @pytest.mark.parametrize(
