@@ -11,8 +11,11 @@ from pathlib import Path
 from typing import Any
 
 from dreambooth.shared.errors import InputError
+from dreambooth.trainer.adapters.reading import AdapterFile, adapter_at
+from dreambooth.trainer.adapters.summary import AdapterSummary, summarize
 from dreambooth.trainer.families import Identified
 from dreambooth.trainer.families.description import Description
+from dreambooth.trainer.families.kinds import refusal
 from dreambooth.trainer.loading import understand
 from dreambooth.trainer.sources import EMA_PREFIX, open_model
 from dreambooth.trainer.weights import WeightFile
@@ -59,7 +62,8 @@ class Inspection:
 
     `sha256` and `autov1` are the hashes that the WebUI shows ("" for a folder and where none was asked for): the
     whole file's, of which it shows the first ten digits, and the old one over 64 KiB from the first MiB on. `odd`
-    are tensors that no checkpoint of the family has, `missing` those that every one has.
+    are tensors that no checkpoint of the family has, `missing` those that every one has. `adapter` is what is known of
+    a LoRA or the like, which is no model.
     """
 
     path: Path
@@ -75,6 +79,7 @@ class Inspection:
     metadata: Mapping[str, str]
     odd: tuple[str, ...]
     missing: tuple[str, ...]
+    adapter: AdapterSummary | None = None
 
     @property
     def short_hash(self) -> str:
@@ -111,6 +116,7 @@ class Inspection:
             "metadata": dict(self.metadata),
             "missing": list(self.missing),
             "odd": list(self.odd),
+            "adapter": self.adapter.as_json() if self.adapter else None,
         }
 
     def __str__(self) -> str:
@@ -123,6 +129,9 @@ def inspect(path: str | Path, *, hashed: bool = True) -> Inspection:
     Without `hashed` only the file's head is read, whatever its size.
     """
     path = Path(path)
+    adapter = adapter_at(path)
+    if adapter is not None:
+        return _inspected_adapter(path, adapter, hashed=hashed)
     opened = open_model(path)
     weights = opened.weights
     description: Description | None = None
@@ -150,8 +159,42 @@ def inspect(path: str | Path, *, hashed: bool = True) -> Inspection:
     )
 
 
+def _inspected_adapter(path: Path, adapter: AdapterFile, *, hashed: bool) -> Inspection:
+    refused = refusal(adapter.source, None)
+    return Inspection(
+        path=path,
+        format=adapter.source.format,
+        nbytes=_size(path),
+        sha256=file_sha256(adapter.path) if hashed else "",
+        autov1="",
+        identified=None,
+        problem=refused.what if refused else "this is an adapter",
+        precisions=Counter(_name(info.dtype) for info in adapter.source.tensors.values()),
+        parts=(),
+        has_ema=False,
+        metadata=adapter.source.metadata,
+        odd=adapter.strange,
+        missing=(),
+        adapter=summarize(adapter),
+    )
+
+
+def _render_adapter(found: Inspection, adapter: AdapterSummary) -> str:
+    lines = [
+        f"{found.path}",
+        f"  format         {found.format}, {found.nbytes / 1e6:.1f} MB",
+        *adapter.lines(),
+    ]
+    lines.append(f"  precision      {_counted(found.precisions)}")
+    lines += [f"  sha256         {found.sha256}"] if found.sha256 else []
+    lines += _listed("odd", found.odd) + _metadata_lines(found)
+    return "\n".join(lines)
+
+
 def render(found: Inspection) -> str:
     """The inspection as lines of text."""
+    if found.adapter is not None:
+        return _render_adapter(found, found.adapter)
     lines = [f"{found.path}", f"  format         {found.format}, {found.nbytes / 1e6:.1f} MB"]
     if found.identified is not None:
         family = found.identified.family
@@ -161,8 +204,7 @@ def render(found: Inspection) -> str:
             lines.append("  schedule       zero terminal SNR")
     else:
         lines.append(f"  not usable     {found.problem}")
-    precisions = ", ".join(f"{name} ({count} tensors)" for name, count in found.precisions.items())
-    lines.append(f"  precision      {precisions}")
+    lines.append(f"  precision      {_counted(found.precisions)}")
     for part in found.parts:
         kinds = ", ".join(part.precisions)
         lines.append(f"  {part.name:<14} {part.weights / 1e6:.1f}M weights, {kinds}; {part.sizes}")
@@ -171,10 +213,16 @@ def render(found: Inspection) -> str:
         lines.append(f"  sha256         {found.sha256}")
         lines.append(f"  WebUI's hash   {found.short_hash} (old: {found.autov1})")
     lines += _listed("missing", found.missing) + _listed("odd", found.odd)
-    if found.metadata:
-        lines.append("  metadata")
-        lines += [f"    {key}: {_cut(value)}" for key, value in sorted(found.metadata.items())]
-    return "\n".join(lines)
+    return "\n".join(lines + _metadata_lines(found))
+
+
+def _counted(precisions: Mapping[str, int]) -> str:
+    return ", ".join(f"{name} ({count} tensors)" for name, count in precisions.items())
+
+
+def _metadata_lines(found: Inspection) -> list[str]:
+    said = [f"    {key}: {_cut(value)}" for key, value in sorted(found.metadata.items())]
+    return ["  metadata", *said] if said else []
 
 
 def _listed(title: str, names: tuple[str, ...]) -> list[str]:

@@ -158,11 +158,12 @@ class Session:
             before += len(wanted.missing)
 
     def _plan_data(self) -> DataPlan:
-        data = data_plan(self.plan, survey_of(self.settings, self.plan.base))
+        found = survey_of(self.settings, self.plan.base)
+        data = data_plan(self.plan, found)
         noted = self.folder.path / "data.json"
         fingerprint = data.fingerprint()
         if not noted.exists() and self.processes.is_main:
-            write_json(noted, {"fingerprint": fingerprint, "learned": learned_from(self.plan.survey)})
+            write_json(noted, {"fingerprint": fingerprint, "learned": learned_from(found)})
         elif noted.exists() and json.loads(noted.read_bytes())["fingerprint"] != fingerprint:
             self.emit(
                 "warning",

@@ -143,9 +143,14 @@ def open_adapter(path: str | Path) -> AdapterFile:
     return AdapterFile(path, source, tuple(layers), tuple(strange))
 
 
-def is_adapter(source: WeightFile) -> bool:
-    """Whether a file's tensors are those of an adapter."""
-    return bool(_layers(source, {})[0])
+def adapter_at(path: Path) -> AdapterFile | None:
+    """The adapter that a file or folder is, None if it is something else."""
+    if path.is_dir() and not any((path / name).is_file() for name in (PEFT_FILE, DIFFUSERS_FILE)):
+        return None
+    try:
+        return open_adapter(path)
+    except InputError:
+        return None
 
 
 def _layers(source: WeightFile, configs: Mapping[str, Any]) -> tuple[list[Layer], list[str]]:

@@ -41,7 +41,8 @@ def write_adapter(
 
     `metadata` wins over what is said of the base and the adapter. Raises as `write_weights` does.
     """
-    about = {**_modelspec(base, plan, path.stem), **_network(base.identified, plan), **_base(base)}
+    network = {"ss_output_name": path.stem, **_network(base.identified, plan)}
+    about = {**_modelspec(base, plan, path.stem), **network, **_base(base)}
     entries = list(adapter_entries(base.identified.family, plan, trained, output_dtype))
     return write_weights(path, entries, {**about, **metadata}, overwrite=overwrite)
 
@@ -130,7 +131,6 @@ def training_metadata(settings: Settings, learned: Mapping[str, Any]) -> dict[st
     training, images = settings.training, settings.images
     side = images.resolution
     said: dict[str, Any] = {
-        "ss_output_name": settings.result.output_name,
         "ss_learning_rate": training.learning_rate,
         "ss_unet_lr": training.learning_rate if training.train_unet else None,
         "ss_text_encoder_lr": training.text_encoder_learning_rate if training.train_text_encoder else None,
@@ -158,6 +158,7 @@ def training_metadata(settings: Settings, learned: Mapping[str, Any]) -> dict[st
         "ss_num_train_images": learned.get("images", 0),
         "ss_num_reg_images": learned.get("class_images", 0),
         "ss_tag_frequency": json.dumps(learned.get("tags", {}), ensure_ascii=False),
+        "modelspec.resolution": f"{side}x{side}",
         "modelspec.trigger_phrase": "; ".join(learned.get("prompts", ())),
     }
     return {name: str(value) for name, value in said.items() if value != ""}

@@ -1,0 +1,84 @@
+"""What an adapter's file is, told from the file alone: what `inspect` shows."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from dreambooth.trainer.adapters import kinds
+from dreambooth.trainer.adapters.reading import TITLES, AdapterFile
+
+# What a layer does, by a part of its name in any of the ways in which files call it
+_ROLES = (
+    ("projections", r"proj_(in|out)$"),
+    ("attention", r"attn"),
+    ("feed-forward", r"ff[._]net|mlp"),
+    ("embeddings", r"time_emb|label_emb|add_embedding|emb_layers"),
+    ("convolutions", r"conv|in_layers|out_layers|skip_connection|[._]op$"),
+)
+_COMPONENTS = (
+    ("second text encoder", ("lora_te2_", "text_encoder_2.")),
+    ("text encoder", ("lora_te_", "lora_te1_", "text_encoder.", "base_model.model.text_model.")),
+)
+
+
+@dataclass(frozen=True)
+class AdapterSummary:
+    """`kind` and `family` are titles ("" for an unknown family); `layers` count what is changed, by component and role;
+    `alphas` are those of the layers, each once, and `unusable` says what in it cannot be used here."""
+
+    kind: str
+    family: str
+    ranks: tuple[int, ...]
+    alphas: tuple[float, ...]
+    layers: Mapping[str, Mapping[str, int]]
+    unusable: str
+
+    def as_json(self) -> dict[str, Any]:
+        return dataclasses.asdict(self)
+
+    def lines(self) -> list[str]:
+        """As `inspect` prints it."""
+        of = f" for {self.family}" if self.family else ", which does not say its model's family"
+        ranks, alphas = (
+            ", ".join(f"{n:g}" for n in numbers) or "none" for numbers in (self.ranks, self.alphas)
+        )
+        lines = [f"  adapter        {self.kind}{of}", f"  rank           {ranks}; alpha {alphas}"]
+        for component, roles in self.layers.items():
+            counted = ", ".join(f"{role} ({count} layers)" for role, count in roles.items())
+            lines.append(f"  changes        {component}: {counted}")
+        return [*lines, *([f"  not usable     {self.unusable}"] if self.unusable else [])]
+
+
+def summarize(file: AdapterFile) -> AdapterSummary:
+    """What a file is."""
+    layers: dict[str, Counter[str]] = {}
+    alphas: dict[float, None] = {}
+    for layer in file.layers:
+        layers.setdefault(_component(layer.name), Counter())[_role(layer.name)] += 1
+        alpha = file.alpha(layer)
+        rank = kinds.rank_of(layer.shapes)
+        if rank is not None:
+            alphas[float(rank) if alpha is None else alpha] = None
+    return AdapterSummary(
+        kind=" and ".join(kind.title for kind in file.kinds),
+        family=TITLES.get(file.family, ""),
+        ranks=file.ranks,
+        alphas=tuple(sorted(alphas)),
+        layers={component: dict(roles) for component, roles in layers.items()},
+        unusable=f"{len(file.strange)} tensors that cannot be used here: {file.strange[0]}, …"
+        if file.strange
+        else "",
+    )
+
+
+def _component(name: str) -> str:
+    return next((title for title, starts in _COMPONENTS if name.startswith(starts)), "UNet")
+
+
+def _role(name: str) -> str:
+    return next((role for role, pattern in _ROLES if re.search(pattern, name)), "others")
