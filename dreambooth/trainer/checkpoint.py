@@ -189,8 +189,17 @@ def latest_step(states: Path) -> int | None:
     return pointed if pointed in there else max(there, default=None)
 
 
-def load_state(states: Path, step: int | None = None, *, device: str | torch.device = "cpu") -> State:
-    """The newest state, or that of `step`. Raises RunFailed if it is not there or does not read back whole."""
+def load_state(
+    states: Path,
+    step: int | None = None,
+    *,
+    device: str | torch.device = "cpu",
+    weights_alone: bool = False,
+) -> State:
+    """The newest state, or that of `step`. Raises RunFailed if it is not there or does not read back whole.
+
+    `weights_alone`: without optimizer and scaler, which only who trains on needs (and the library they came from).
+    """
     chosen = latest_step(states) if step is None else step
     there = saved_steps(states)
     if chosen is None or chosen not in there:
@@ -205,7 +214,9 @@ def load_state(states: Path, step: int | None = None, *, device: str | torch.dev
             {name: _read_all(folder / f"{name}.{kind}.safetensors") for name in about[listed]}
             for kind, listed in (("weights", "weights"), ("average", "averages"))
         )
-        saved = torch.load(folder / "optimizer.pt", map_location=device, weights_only=True)
+        saved: dict[str, Any] = {"optimizer": {}, "scaler": {}}
+        if not weights_alone:
+            saved = torch.load(folder / "optimizer.pt", map_location=device, weights_only=True)
         return State(
             progress=Progress(**about["progress"]),
             weights=weights,

@@ -143,7 +143,7 @@ def export(folder: RunFolder, step: int | None) -> int:
         if _is_result(final, folder, saved_steps(folder.states)[-1] if step is None else step):
             Reporter().write(f"This run is finished, and its checkpoint is there: {final}")
             return DONE
-        state = load_state(folder.states, step)
+        state = load_state(folder.states, step, weights_alone=True)
         base, outputs = open_base(settings), outputs_of(settings, run=folder.path)
         adapter = adapter_plan(settings, base, list(state.weights))
         written = results.write_checkpoint(

@@ -89,6 +89,19 @@ def test_tensors_of_any_layout_and_eight_bits_come_back(states):
     assert torch.equal(found.optimizer["state"][0]["codes"]["state1"], torch.arange(256, dtype=torch.uint8))
 
 
+def test_who_only_writes_a_checkpoint_needs_nothing_of_the_optimizer(states):
+    """Some keep tensors of their own kinds, which only their library can read."""
+    save_state(states, state(4))
+    (states / "step-4" / "optimizer.pt").write_bytes(b"of another library")
+    found = load_state(states, weights_alone=True)
+    whole = state(4)
+    assert torch.equal(found.weights["unet"]["b"], whole.weights["unet"]["b"])
+    assert torch.equal(found.averages["unet"]["b"], whole.averages["unet"]["b"])
+    assert found.progress == whole.progress and found.optimizer == {} == found.scaler
+    with pytest.raises(RunFailed, match="cannot be read"):
+        load_state(states)
+
+
 def test_without_averages_there_are_none(states):
     save_state(states, state(1, averages=False))
     assert load_state(states).averages == {}
