@@ -54,7 +54,11 @@ _OLDER = {
     "unfreeze_model": "train_unfrozen",
     "total_steps": "revision",
 }
-_OPTIMIZERS = {"8bit adamw": "adamw8bit", "8bit adam": "adamw8bit", "torch adamw": "adamw", "adamw": "adamw"}
+_OPTIMIZERS = {
+    "8bit adamw": "adamw8bit", "8bit adam": "adamw8bit", "torch adamw": "adamw", "adamw": "adamw", "lion": "lion",
+    "paged 8bit adamw": "pagedadamw8bit", "8bit lion": "lion8bit", "adafactor": "adafactor", "prodigy": "prodigy",
+    "came": "came", "adamw dadaptation": "dadaptadam",
+}  # fmt: skip
 _SCHEDULES = {
     **{name: name for name in SCHEDULERS},
     "linear_with_warmup": "linear",
