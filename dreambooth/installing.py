@@ -91,13 +91,15 @@ def _unready(host: overlay.Host) -> State:
         if 0 <= time.time() - float(note["started"]) < _ON_ITS_WAY:
             return State("making", "The making of the environment begins.", log=log)
         return State(
-            "broken", "The making of the environment was interrupted.", f"{_AGAIN}: it begins anew", log
+            "broken",
+            "The making of the environment was interrupted. It begins anew when it is tried again.",
+            _AGAIN,
+            log,
         )
     changed = overlay.changed(host)
-    why = (
-        f"The WebUI's packages have changed ({'; '.join(changed)})" if changed else "It has not been made yet"
-    )
-    return State("missing", f"{why}.", _AGAIN, log)
+    if changed:
+        return State("missing", f"The WebUI's packages have changed: {'; '.join(changed)}.", _AGAIN, log)
+    return State("missing", "It has not been made yet.", _AGAIN, log)
 
 
 def start(environ: Mapping[str, str] = os.environ) -> subprocess.Popen[bytes] | None:

@@ -77,7 +77,7 @@ def test_a_making_that_has_just_been_started_is_making(host):
 def test_a_making_that_ended_without_a_word_is_broken_and_begins_anew(host):
     note(host, started=time.time() - 3600)
     state = installing.look()
-    assert state.name == "broken" and "interrupted" in state.text and "anew" in state.remedy
+    assert state.name == "broken" and "interrupted" in state.text and "Try again" in state.remedy
 
 
 def test_a_clock_that_was_set_back_does_not_make_it_wait(host):

@@ -12,7 +12,10 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 FILES = sorted((ROOT / "localizations").glob("*.json"))
 # what the page shows of others' words: the trainer's remarks, and the host's own answers
-SAID = ("dreambooth/trainer/advice.py", "dreambooth/host/endings.py", "dreambooth/host/busy.py")
+SAID = (
+    *("dreambooth/trainer/advice.py", "dreambooth/host/endings.py", "dreambooth/host/busy.py"),
+    *("dreambooth/host/webui.py", "dreambooth/host/access.py", "dreambooth/installing.py"),
+)
 
 each_language = pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
 
