@@ -84,7 +84,7 @@ class FakeWebUI:
         state: dict[str, object] = json.loads(done.stdout)
         return state
 
-    def wait(self, name: str, patience: float = 60.0) -> dict[str, object]:
+    def wait(self, name: str, patience: float = 300.0) -> dict[str, object]:
         """Waits until the state is `name`, and gives it."""
         deadline = time.monotonic() + patience
         while (state := self.look())["name"] != name:
