@@ -23,7 +23,7 @@ def check_optimizer(settings: Settings) -> None:
     """
     training = settings.training
     kind = kind_of(training.optimizer)
-    proved_later = kind.library is BITSANDBYTES
+    proved_later = kind.library is BITSANDBYTES and kind.eight_bit
     if not proved_later:
         require(kind)
     for check in (_check_schedule, _check_average, _check_rates):

@@ -150,10 +150,17 @@ BY_PATH: Mapping[str, OptimizerKind] = {TORCHAO_ADAMW8BIT.name: TORCHAO_ADAMW8BI
 
 def kind_of(name: str) -> OptimizerKind:
     """The row of a name, or one for the class of an import path."""
-    return (
-        TABLE.get(name)
-        or BY_PATH.get(name)
-        or OptimizerKind(name, name, name, in_float32(2), fused_backward=False, exact_resume=None)
+    return TABLE.get(name) or BY_PATH.get(name) or _of_path(name)
+
+
+def _of_path(path: str) -> OptimizerKind:
+    library, eight_bit = None, False
+    if (
+        path.partition(".")[0] == BITSANDBYTES.name
+    ):  # has to be prepared and proved, whichever of its classes it is
+        library, eight_bit = BITSANDBYTES, "8bit" in path.lower()
+    return OptimizerKind(
+        path, path, path, in_float32(2), library, eight_bit=eight_bit, fused_backward=False, exact_resume=None
     )
 
 

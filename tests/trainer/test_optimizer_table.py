@@ -70,3 +70,9 @@ def test_an_import_path_is_a_row_of_which_nothing_is_known():
     )
     assert row.bytes_of((3, 5)) == 2 * 4 * math.prod((3, 5))
     assert kind_of("adafactor") is TABLE["adafactor"]
+
+
+def test_bitsandbytes_is_proved_by_whatever_name_its_class_is_called():
+    row = kind_of("bitsandbytes.optim.PagedLion8bit")
+    assert row.eight_bit and row.library is TABLE["adamw8bit"].library
+    assert not kind_of("bitsandbytes.optim.Lion").eight_bit
