@@ -3,8 +3,9 @@
     python tests/fake_command.py train CONFIG --note FILE | resume RUN --note FILE | plan CONFIG --json | inspect FILE --json
 
 The environment says how it behaves: FAKE_PACE (seconds a step), FAKE_FAIL_AT (a step), FAKE_DELAY (seconds before the
-run folder is there), FAKE_DIES (before the run folder: input, traceback, memory or killed), FAKE_CRASH_AT (a step at
-which it ends without a word in its events). A form whose `output_name` is `wrong` is refused.
+run folder is there), FAKE_DIES (before the run folder: input, traceback, memory or killed), FAKE_REFUSES (after the
+run's note), FAKE_CRASH_AT (a step at which it ends without a word in its events). A form whose `output_name` is `wrong`
+is refused.
 """
 
 from __future__ import annotations
@@ -71,6 +72,8 @@ def _die() -> None:
 def _live(run: RunFolder, note: Path) -> None:
     # the note before the lock: what is in between must not look like death
     write_json(note, {"run": str(run.path)})
+    if os.environ.get("FAKE_REFUSES"):
+        raise InputError("the photos are gone", where="concepts", remedy="bring them back")
     fake_trainer.FakeTrainer = Crashing  # type: ignore[misc]
     with run.log.open("a", encoding="utf-8") as log:
         log.write("2026-01-01 00:00:00 Training\n")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from ..shared.runfolder import RunFolder
@@ -31,32 +32,45 @@ class Follower:
         self._lock = threading.Lock()
         self._thread: threading.Thread | None = None
         self._pause = threading.Event()
+        self._known: dict[Path, int] = {}  # run → how many of its exports were listed
 
-    def begin(self) -> None:
-        """Follows what runs now, if anything does and nobody follows it yet."""
+    def begin(self, run: RunFolder | None = None) -> None:
+        """Follows `run` and whatever else runs, if nobody follows it yet."""
         with self._lock:
-            if self._thread is None or not self._thread.is_alive():
+            if run is not None:
+                self._known.setdefault(run.path, 0)
+            if self._thread is None:
                 self._thread = threading.Thread(target=self._follow, name="dreambooth-follower", daemon=True)
                 self._thread.start()
 
     def _follow(self) -> None:
+        while self._go_on():
+            self._pause.wait(self._every)
+
+    def _go_on(self) -> bool:
+        """One look at every run that is followed. Whether there will be more to see."""
+        looked: list[Path] = []
+        active = None
         try:
-            followed: RunFolder | None = None
-            known = 0
-            while (active := self._active()) is not None:
-                if active.run is not None:
-                    if followed is None or followed.path != active.run.path:
-                        followed, known = active.run, len(self._exports(active.run))
-                    known = self._look(followed, known)
-                self._pause.wait(self._every)
-            if followed is not None:
-                self._look(followed, known)
+            active = self._active()  # before the look: what the last one exported is seen in it
+            with self._lock:
+                if active is not None and active.run is not None:
+                    self._known.setdefault(active.run.path, 0)
+                looked = list(self._known)
+            for path in looked:
+                self._look(path)
         except Exception:  # noqa: BLE001 -- logged; the user's own refresh does the same
             _log.exception("DreamBooth: what the training exports is not listed by itself")
+        with self._lock:
+            if active is not None or len(self._known) > len(looked):
+                return True
+            self._known.clear()
+            self._thread = None
+            return False
 
-    def _look(self, run: RunFolder, known: int) -> int:
-        """Lists anew if there are exports that nobody has listed. How many there are now."""
-        count = len(self._exports(run))
-        if count > known:
+    def _look(self, path: Path) -> None:
+        """Lists anew if there are exports that nobody has listed."""
+        count = len(self._exports(RunFolder(path)))
+        if count > self._known[path]:
             self._list_again()
-        return count
+            self._known[path] = count

@@ -272,6 +272,14 @@ class Jobs:
             return endings.ending_of(run.log)
         return endings.ending_of(job.log, code=self.code_of(job))
 
+    def failed_resume(self, run: RunFolder, changed: float) -> endings.Ending | None:
+        """Why a trainer that was to go on with a run ended without a word in its events, which were last written at
+        `changed`; None if there was no such trainer."""
+        job = self.job_of(run)
+        if job is None or not job.resumed or job.started < changed or self.code_of(job) == 0:
+            return None
+        return endings.ending_of(job.log, code=self.code_of(job))
+
     def is_starting(self, run: RunFolder) -> bool:
         """Whether a trainer for this run is on its way, though it has no lock yet."""
         job = self.job_of(run)

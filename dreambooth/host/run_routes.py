@@ -63,7 +63,7 @@ def _add_start_routes(router: APIRouter, shared: Services) -> None:
         check_environment()
         shared.last_form.save(body.form)
         run = shared.jobs.start(config, take_card())
-        shared.follower.begin()
+        shared.follower.begin(run)
         return {"run": run.name if run is not None else ""}
 
     @router.post("/runs/{run}/resume", summary="Goes on with a run", responses={200: {"model": RunAnswer}})
@@ -71,7 +71,7 @@ def _add_start_routes(router: APIRouter, shared: Services) -> None:
         folder = readable(run)
         check_environment()
         shared.jobs.resume(folder, take_card())
-        shared.follower.begin()
+        shared.follower.begin(folder)
         return {"run": run}
 
     @router.post("/runs/cancel-start", summary="Ends a trainer that has no run yet")

@@ -38,7 +38,7 @@ def services() -> Services:
     """The one set of them."""
     home = webui.data_path() / "dreambooth"
     jobs = Jobs(home / "jobs", trainer, webui.runs_dir)
-    watcher = Watcher(jobs.ending_of, jobs.is_starting)
+    watcher = Watcher(jobs.ending_of, jobs.is_starting, jobs.failed_resume)
     return Services(
         jobs=jobs,
         planner=Planner(trainer),

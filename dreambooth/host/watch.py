@@ -152,13 +152,18 @@ def _name(path: str) -> str:
 
 class Watcher:
     """Views of the runs that were looked at last. `ending_of` says why a run died that has no word of it in its
-    events, `is_starting` whether a trainer for it is on its way."""
+    events, `is_starting` whether a trainer for it is on its way, `failed_resume` why the last one that was to go on
+    with it never began."""
 
     def __init__(
-        self, ending_of: Callable[[RunFolder], Ending], is_starting: Callable[[RunFolder], bool]
+        self,
+        ending_of: Callable[[RunFolder], Ending],
+        is_starting: Callable[[RunFolder], bool],
+        failed_resume: Callable[[RunFolder, float], Ending | None] = lambda run, changed: None,
     ) -> None:
         self._ending_of = ending_of
         self._is_starting = is_starting
+        self._failed_resume = failed_resume
         self._views: OrderedDict[Path, View] = OrderedDict()
         self._lock = threading.Lock()
         self._endings: dict[tuple[Path, int], dict[str, str]] = {}
@@ -247,6 +252,9 @@ class Watcher:
         if view.run.is_alive() or self._is_starting(view.run):
             return "running", None, view.read()
         view.read(budget=ALL)
+        failed = None if view.ended == "finished" else self._failed_resume(view.run, view.changed)
+        if failed is not None:
+            return "failed", {"text": failed.text, "remedy": failed.remedy}, True
         if view.ended:
             return view.ended, view.error, True
         key = (view.run.path, view.offset)

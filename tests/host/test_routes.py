@@ -318,6 +318,30 @@ def test_a_run_is_told_to_stop_and_goes_on(site):
     assert one.post(f"/runs/{run}/commands", {"do": "explode"}).status_code == 400
 
 
+def test_a_trainer_that_would_not_go_on_with_a_run_says_why(site, monkeypatch):
+    one = site(FAKE_PACE="0.02")
+    run = one.start()
+    one.post(f"/runs/{run}/commands", {"do": "stop"})
+    one.until(run, lambda live: live["state"] == "stopped")
+    installation = importlib.import_module("dreambooth.host.installation")
+    monkeypatch.setattr(installation, "trainer_environ", lambda: {**os.environ, "FAKE_REFUSES": "1"})
+    assert one.post(f"/runs/{run}/resume").status_code == 200
+    found = one.until(run, lambda live: live["state"] != "running")
+    assert found["state"] == "failed"
+    assert found["error"] == {"text": "the photos are gone", "remedy": "bring them back"}
+    assert one.get(f"/runs/{run}").json()["error"] == found["error"]
+
+
+def test_after_reload_ui_the_new_app_has_the_routes_over_the_same_runs(site):
+    one = site(FAKE_PACE="0.05")
+    run = one.start()
+    app = FastAPI()
+    importlib.import_module("dreambooth.host.routes").add_to(app)
+    with TestClient(app) as again:
+        assert again.get(PREFIX + "/runs").json()["active"] == run
+        assert again.post(PREFIX + "/runs", json={"form": FORM}).status_code == 409
+
+
 def test_while_a_run_is_alive_generate_says_why(site):
     one = site(FAKE_PACE="0.05")
     jobs = importlib.import_module("dreambooth.host.jobs")
