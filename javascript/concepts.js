@@ -211,7 +211,7 @@
     function thumbnail(card, file, marked) {
         const url = String(file.thumbnail || "").includes("/") ? file.thumbnail : "photos/thumbnail?id=" + encodeURIComponent(file.thumbnail);
         const about = [file.name, file.width ? file.width + " × " + file.height : "", file.caption].filter(Boolean).join("\n");
-        const own = card.look && setName(card.look.path);
+        const own = card.look && (card.look.own === undefined ? setName(card.look.path) : card.look.own);
         return db.h("figure", {class: "dbt-thumb" + (marked ? " dbt-marked" : ""), title: about, "data-name": file.name},
             db.h("img", {src: db.api.url(url), alt: file.caption || file.name, loading: "lazy", decoding: "async", width: 96, height: 96}),
             file.caption ? db.h("figcaption", {}, file.caption) : null,

@@ -115,5 +115,12 @@
         toastTimer = setTimeout(() => { toast.className = "dbt-toast"; }, level === "error" ? 9000 : 5000);
     };
 
-    db.failed = (error) => db.toast(db.sentences(error.text, error.remedy), "error");
+    /** Shows an error of the server's; one of our own is also thrown on, into the browser's console. */
+    db.failed = function (error) {
+        if (error instanceof Error) {
+            db.toast(String(error), "error");
+            throw error;
+        }
+        db.toast(db.sentences(error.text, error.remedy), "error");
+    };
 })(window.dreamboothTrainer = window.dreamboothTrainer || {});

@@ -45,6 +45,8 @@
             const found = await db.api.get("models/inspect?path=" + encodeURIComponent(path), {timeout: 120000});
             if (askedFor === path) {
                 db.setText(facts, factsText(found));
+                db.model.family = found.family_name || "";
+                db.presets.refresh();
             }
         } catch (error) {
             if (askedFor === path) {
@@ -55,6 +57,8 @@
     }
 
     db.model = {
+        family: "",  // sd1, sd2-inpaint, sdxl, …: "" until the trainer has told
+
         /** The fields that have choices of the WebUI's, by setting. */
         makers: {
             model: chooser(() => db.page.checkpoints, ""),

@@ -1,7 +1,7 @@
 "use strict";
 /* Presets, and the two words of a prompt: the rare word and what the subject is. */
 (function (db) {
-    let chosen = "", cards = null, detail = null;
+    let chosen = "", adapted = null, cards = null, detail = null;
 
     const presets = () => db.page.presets || [];
     const fillIn = (template, word, kind) => template.replace("{word}", word).replace("{kind}", kind);
@@ -58,13 +58,36 @@
         return Object.fromEntries(Object.entries(made).filter(([, value]) => value !== ""));
     }
 
-    const names = () => [...new Set(presets().flatMap((preset) => Object.keys(preset.settings)))].filter((name) => db.form.entries.has(name));
-    const valueIn = (preset, name) => (name in preset.settings ? preset.settings[name] : db.form.default(name));
-    const fits = (preset) => names().every((name) => JSON.stringify(db.form.get(name)) === JSON.stringify(valueIn(preset, name)));
+    const names = () => [...new Set(presets().flatMap((preset) => [preset, ...(preset.variants || [])].flatMap((one) => Object.keys(one.settings))))]
+        .filter((name) => db.form.entries.has(name));
     const byName = (name) => presets().find((preset) => preset.name === name);
+    /** What variants are chosen by: the model's family and the kind of result. */
+    const situation = () => ({family: db.model.family, kind: db.form.get("output_kind")});
+    const variantOf = (preset, {family, kind}) => (preset.variants || []).find((one) => family.startsWith(one.family) && one.kinds.includes(kind));
+
+    /** A setting as the preset has it, for the situation that is or another one. */
+    function valueIn(preset, name, where) {
+        const settings = {...preset.settings, ...(variantOf(preset, where || situation()) || {}).settings};
+        return name in settings ? settings[name] : db.form.default(name);
+    }
+
+    const fits = (preset, where) => names().every((name) => JSON.stringify(db.form.get(name)) === JSON.stringify(valueIn(preset, name, where)));
+
+    /** Another model or kind of result: a preset that nobody changed goes with it. */
+    function adapt() {
+        const now = situation(), before = adapted;
+        adapted = now;
+        const preset = current();
+        if (before && preset && JSON.stringify(before) !== JSON.stringify(now) && !fits(preset, now) && fits(preset, before)) {
+            choose(preset);
+            return true;
+        }
+        return false;
+    }
 
     function choose(preset) {
         chosen = preset.name;
+        adapted = situation();
         const values = {};
         names().forEach((name) => { values[name] = valueIn(preset, name); });
         values.concepts = db.form.copy().concepts.map((concept) => recompose(concept, preset));
@@ -76,7 +99,7 @@
     /** The chosen preset, changed or not; else the one that the form fits. */
     function current() {
         const own = byName(chosen);
-        return own || presets().find(fits) || null;
+        return own || presets().find((preset) => fits(preset)) || null;
     }
 
     function changedText(preset) {
@@ -89,11 +112,11 @@
             db.fill(detail, db.h("span", {}, db.t("Settings of your own. A preset fills in steps, rates, text encoder and class images.")));
             return;
         }
-        const changed = changedText(preset);
+        const changed = changedText(preset), from = {...preset, ...variantOf(preset, situation())};
         db.fill(detail,
-            db.h("span", {class: "dbt-grade", title: db.t(preset.grade_meaning || "")}, db.t("Evidence {grade}", {grade: preset.grade})), " ",
-            db.h("span", {}, db.t(preset.evidence)), " ",
-            preset.source ? db.h("a", {href: preset.source.url, target: "_blank", rel: "noopener noreferrer"}, preset.source.title) : null,
+            db.h("span", {class: "dbt-grade", title: db.t((preset.grades || {})[from.grade] || "")}, db.t("Evidence {grade}", {grade: from.grade})), " ",
+            db.h("span", {}, db.t(from.evidence)), " ",
+            db.h("a", {href: from.source.url, target: "_blank", rel: "noopener noreferrer"}, from.source.title),
             changed ? db.h("span", {class: "dbt-changed-text"}, " " + changed + " ",
                 db.button(db.t("Back to the preset"), () => choose(preset), {class: "dbt-link"})) : null);
     }
@@ -145,6 +168,9 @@
         },
 
         refresh() {
+            if (adapt()) {
+                return;  // drawn already, with the new values
+            }
             const preset = current();
             cards.querySelectorAll("input").forEach((input) => {
                 input.checked = Boolean(preset) && input.value === preset.name;

@@ -85,6 +85,10 @@
                 db.setText(button, text);
                 return;
             }
+            if (found.load_with === "prompt") {  // an adapter: the prompt calls for it
+                useAdapter(found, file, notice);
+                return;
+            }
             db.setText(button, db.t("Loading …"));
             if (window.selectCheckpoint) {
                 window.selectCheckpoint(found.title);
@@ -100,9 +104,20 @@
         } catch (error) {
             db.fill(notice, db.problem(error));
             db.failed(error);
+        } finally {
+            button.disabled = false;
+            db.setText(button, text);
         }
-        button.disabled = false;
-        db.setText(button, text);
+    }
+
+    function useAdapter(found, file, notice) {
+        const refresh = (window.gradioApp ? window.gradioApp() : document).querySelector("#txt2img_lora_extra_refresh");
+        if (refresh) {
+            refresh.click();
+        }
+        putPrompt(found.prompt, notice);
+        db.toast(db.t("{name} is in the prompt of txt2img now.", {name: found.name || file.name}));
+        goToTxt2img();
     }
 
     async function copy(text) {

@@ -1,7 +1,8 @@
 """Settings to begin with, by what is to be learned, each with the evidence it rests on.
 
 Grades of evidence: A a controlled comparison, B the default of a maintained trainer, C one user's report.
-All of them were made with Stable Diffusion 1.5 at 512 pixels.
+Those of a preset itself were made with Stable Diffusion 1.5 at 512 pixels, whole checkpoints; a variant is for
+another family of models, or for adapters.
 """
 
 from __future__ import annotations
@@ -25,9 +26,22 @@ class Source:
 
 
 @dataclass(frozen=True)
+class Variant:
+    """What is different for models whose family's name begins with `family` ("": any) and results of `kinds`."""
+
+    family: str
+    kinds: tuple[str, ...]
+    settings: dict[str, Any]
+    grade: str
+    evidence: str
+    source: Source
+
+
+@dataclass(frozen=True)
 class Preset:
     """`settings` by name; what they do not name is the default. The prompts have {word} for the rare word and
-    {kind} for what the subject is, of which `kinds` are likely ones, the first for a beginning."""
+    {kind} for what the subject is, of which `kinds` are likely ones, the first for a beginning. The first of the
+    `variants` that fits holds."""
 
     name: str
     title: str
@@ -39,6 +53,7 @@ class Preset:
     grade: str
     evidence: str
     source: Source
+    variants: tuple[Variant, ...] = ()
     words: tuple[str, ...] = field(default=RARE_WORDS)
 
 
@@ -49,6 +64,70 @@ FAST_DREAMBOOTH = Source("TheLastBen: fast-DreamBooth", "https://github.com/TheL
 DIFFUSERS = Source(
     "diffusers: examples/dreambooth", "https://github.com/huggingface/diffusers/tree/main/examples/dreambooth"
 )
+KOHYA = Source("kohya-ss: sd-scripts", "https://github.com/kohya-ss/sd-scripts")
+SIMPLETUNER = Source("SimpleTuner", "https://github.com/bghira/SimpleTuner")
+HF_ADVANCED = Source(
+    "Hugging Face: LoRA training scripts of the world, unite",
+    "https://huggingface.co/blog/sdxl_lora_advanced_script",
+)
+CHECKPOINT, ADAPTER = ("checkpoint", "diffusers"), ("lora", "lycoris")
+
+SDXL_SUBJECT = Variant(
+    "sdxl",
+    ADAPTER,
+    {
+        "resolution": 1024,
+        "learning_rate": 1e-4,
+        "max_train_steps": 1000,
+        "gradient_accumulation_steps": 1,
+        "train_text_encoder": False,
+        "prior_loss_weight": 0.0,
+        "rank": 32,
+    },
+    "B",
+    "SDXL LoRA, a subject: 500 to 1500 steps at batch 1 to 4, rate 1e-4, rank 4 to 32.",
+    HF_ADVANCED,
+)
+SDXL_WHOLE = Variant(
+    "sdxl",
+    CHECKPOINT,
+    {
+        "resolution": 1024,
+        "learning_rate": 1e-6,
+        "train_text_encoder": False,
+        "gradient_checkpointing": True,
+    },
+    "B",
+    "Whole SDXL checkpoints: the UNet alone at 4e-7 to 1e-6, until your eyes say stop.",
+    SIMPLETUNER,
+)
+SUBJECT_ADAPTER = Variant(
+    "",
+    ADAPTER,
+    {
+        "learning_rate": 1e-4,
+        "text_encoder_learning_rate": 5e-5,
+        "max_train_steps": 500,
+        "gradient_accumulation_steps": 1,
+        "prior_loss_weight": 0.0,
+        "rank": 64,
+    },
+    "B",
+    "LoRA: 500 steps at 1e-4, the text encoder at 5e-5, rank 64.",
+    KOHYA,
+)
+STYLE_ADAPTERS = tuple(
+    Variant(
+        family,
+        ADAPTER,
+        {"learning_rate": 1e-4, "max_train_steps": 1250, "rank": 32, "prior_loss_weight": 0.0, **more},
+        "C",
+        "Style LoRA: 1000 to 1500 steps, rank 16 to 32, about 30 captioned pictures, no class prior.",
+        HF_ADVANCED,
+    )
+    for family, more in (("sdxl", {"resolution": 1024, "train_text_encoder": False}), ("", {}))
+)
+SUBJECT_VARIANTS = (SDXL_SUBJECT, SDXL_WHOLE, SUBJECT_ADAPTER)
 # pictures on the way, so that eyes can choose the moment to stop
 _LOOK = {"validation_steps": 100}
 
@@ -72,6 +151,7 @@ PRESETS = (
         grade="A",
         evidence="Faces: 800 to 1200 steps at batch 2, rate 1e-6 to 2e-6, the text encoder on, prior needed.",
         source=HF_BLOG,
+        variants=SUBJECT_VARIANTS,
     ),
     Preset(
         name="subject",
@@ -92,6 +172,7 @@ PRESETS = (
         grade="A",
         evidence="Objects: 400 steps at batch 4, rate 2e-6; the text encoder helps, prior optional.",
         source=HF_BLOG,
+        variants=SUBJECT_VARIANTS,
     ),
     Preset(
         name="style",
@@ -110,6 +191,7 @@ PRESETS = (
         grade="C",
         evidence="Styles: 1000 to 1500 steps, no class prior; known from LoRA, carried over to whole checkpoints.",
         source=DIFFUSERS,
+        variants=(*STYLE_ADAPTERS, SDXL_WHOLE),
     ),
     Preset(
         name="few_photos",
@@ -130,6 +212,7 @@ PRESETS = (
         grade="B",
         evidence="About ten photos: UNet 1500 steps at 2e-6, text encoder 350 steps at 1e-6, no captions.",
         source=FAST_DREAMBOOTH,
+        variants=SUBJECT_VARIANTS,
     ),
     Preset(
         name="quick",
@@ -148,10 +231,11 @@ PRESETS = (
         grade="B",
         evidence="400 steps at 5e-6 without the text encoder and without class images.",
         source=DIFFUSERS,
+        variants=SUBJECT_VARIANTS,
     ),
 )
 
 
 def as_json() -> list[dict[str, Any]]:
-    """The presets as plain JSON values, with the meaning of their grades."""
-    return [dataclasses.asdict(preset) | {"grade_meaning": GRADES[preset.grade]} for preset in PRESETS]
+    """The presets as plain JSON values, with the meanings of the grades."""
+    return [dataclasses.asdict(preset) | {"grades": GRADES} for preset in PRESETS]

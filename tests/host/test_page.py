@@ -145,6 +145,21 @@ def test_a_preset_fills_in_its_settings_and_prompts_and_shows_what_it_rests_on(p
     assert page.input_value("#dbt_f_max_train_steps") == "1500"
 
 
+def test_a_preset_goes_with_the_models_family_and_the_kind_of_result(page):
+    sdxl = {"family": "Stable Diffusion XL", "family_name": "sdxl", "prediction_type": "epsilon", "size": 6e9}
+    webui = FakeWebUI(page, answers={"GET models/inspect": sdxl}).open()
+    page.wait_for_function("() => document.querySelector('#dbt_f_resolution').value === '1024'")
+    assert page.input_value("#dbt_f_learning_rate") == "1e-6"
+    assert "SDXL" in page.inner_text(".dbt-evidence")
+    page.select_option("#dbt_f_output_kind", "lora")
+    assert page.input_value("#dbt_f_learning_rate") == "1e-4"
+    page.fill("#dbt_f_learning_rate", "3e-4")
+    page.select_option("#dbt_f_output_kind", "checkpoint")
+    assert page.input_value("#dbt_f_learning_rate") == "3e-4", "what was changed by hand stays"
+    drop_photos(page)
+    assert planned(webui)["resolution"] == 1024
+
+
 def test_concepts_are_added_with_words_of_their_own_and_removed_after_asking(page):
     webui = FakeWebUI(page).open()
     page.click("#dbt_add_concept")
@@ -349,6 +364,22 @@ def test_a_result_is_used_with_one_click_and_the_old_prompt_can_be_put_back(page
     assert webui.sent("POST runs/me/use") == [{"path": path}]
     page.click("text=Put it back")
     assert page.input_value("#txt2img_prompt textarea") == "my own long prompt"
+
+
+def test_an_adapter_is_used_through_the_prompt_and_no_checkpoint_is_changed(page):
+    path = "/models/Lora/me.safetensors"
+    done = {
+        **LIVE,
+        "state": "finished",
+        "exports": [],
+        "result": {"path": path, "files": [], "weight_change": {}},
+    }
+    used = {"title": "", "name": "me", "prompt": "photo of ohwx cat <lora:me:1>", "load_with": "prompt"}
+    FakeWebUI(page, active="me", answers={"GET runs/me/live": done, "POST runs/me/use": used}).open()
+    page.click("#dbt_use")
+    page.wait_for_function("window.switched")
+    assert page.input_value("#txt2img_prompt textarea") == "photo of ohwx cat <lora:me:1>"
+    assert page.evaluate("window.chosen") is None
 
 
 def test_a_file_that_is_not_whole_is_not_loaded(page):

@@ -27,6 +27,22 @@ def test_a_preset_fills_in_steps_rate_text_encoder_and_prior(preset: Preset) -> 
 
 
 @each
+def test_every_variant_of_a_preset_is_a_valid_config_of_its_kinds(preset: Preset) -> None:
+    for variant in preset.variants:
+        for kind in variant.kinds:
+            values = {**preset.settings, **variant.settings, "output_kind": kind}
+            settings = settings_from(values, where=preset.name)
+            assert settings.training.learning_rate == variant.settings["learning_rate"]
+            assert variant.grade in GRADES and variant.source.url.startswith("https://")
+
+
+@each
+def test_adapters_and_sdxl_have_rates_of_their_own(preset: Preset) -> None:
+    kinds = {(variant.family, kind) for variant in preset.variants for kind in variant.kinds}
+    assert kinds >= {("sdxl", "checkpoint"), ("sdxl", "lora"), ("", "lora")}
+
+
+@each
 def test_a_preset_shows_what_it_rests_on(preset: Preset) -> None:
     assert preset.grade in GRADES and preset.evidence and preset.source.url.startswith("https://")
 
