@@ -165,12 +165,17 @@ def _filled(template: str, around: Surroundings, choice: Choice) -> str:
     return template.format(
         install=pip_install("--no-deps", _requirement()),
         reinstall=_reinstall(around),
-        clean=f"delete the folder {around.folder}, then " if around.foreign or around.aliases else "",
+        clean=f"delete the folder {around.folder}, then " if _is_to_go(around) else "",
         runtime=runtime,
         binary=f" {choice.binary}" if choice.binary else "",
         has=", ".join(libraries) or "none",
         card=card,
     )
+
+
+def _is_to_go(around: Surroundings) -> bool:
+    """pip leaves what it did not bring. The WebUI's folder stays as it is: what is installed here lies before it."""
+    return bool(around.foreign or around.aliases) and around.own_folder
 
 
 def _runtime(around: Surroundings) -> str:

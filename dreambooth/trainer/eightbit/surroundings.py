@@ -29,12 +29,14 @@ LOADERS = ("cextension.py", "cuda_setup/main.py")
 @dataclass(frozen=True)
 class Surroundings:
     """`platform` as sys.platform has it. `files` are bitsandbytes' own (paths within its folder), `foreign` those of
-    them that its wheel did not bring or brought otherwise. Versions are () where there is none."""
+    them that its wheel did not bring or brought otherwise; `own_folder`: it lies in the trainer's environment, not in
+    the WebUI's behind it. Versions are () where there is none."""
 
     platform: str
     bitsandbytes: Version = ()
     version_text: str = ""
     folder: str = ""
+    own_folder: bool = True
     files: frozenset[str] = frozenset()
     foreign: frozenset[str] = frozenset()
     aliases: tuple[str, ...] = ()
@@ -59,6 +61,7 @@ def look_around() -> Surroundings:
         bitsandbytes=version(installed.version) if installed else (),
         version_text=installed.version if installed else "",
         folder=str(folder or ""),
+        own_folder=folder is not None and folder.resolve().is_relative_to(Path(sys.prefix).resolve()),
         files=frozenset(_listing(folder)) if folder else frozenset(),
         foreign=frozenset(_foreign(folder, installed)) if folder and installed else frozenset(),
         aliases=tuple(name for name in ALIASES if _distribution(name)),

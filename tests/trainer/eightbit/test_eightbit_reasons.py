@@ -80,6 +80,11 @@ def test_the_files_of_2022_are_to_be_deleted_with_their_folder():
         assert verdict.remedy.startswith(f"delete the folder {around.folder}, then reinstall it: {REINSTALL}")
 
 
+def test_what_lies_in_the_webuis_folder_stays_there_and_gets_another_before_it():
+    around = installed("0.45.5", "win32", cuda=(12, 1), foreign=SHIM, own_folder=False, **RTX)
+    assert judged(around, "bnb#626").remedy.startswith(f"reinstall it: {REINSTALL}")
+
+
 def test_they_are_named_in_the_wheel_of_their_time_too():
     around = installed("0.35.4", "win32", cuda=(11, 6), foreign=SHIM, **RTX)
     assert judged(around, "dreambooth#47").cause == "stale_files"

@@ -54,6 +54,7 @@ def test_a_wheel_as_it_came_has_nothing_foreign(site: Path, wheel: str, platform
     assert Path(around.folder) == package == package_folder()
     assert around.files == recorded.listing(wheel, platform)
     assert around.foreign == frozenset() and around.aliases == ()
+    assert not around.own_folder, "a folder of the test's, not of the environment's"
 
 
 def test_the_four_files_of_2022_are_found_in_a_newer_wheel(site: Path):
