@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 
 # A tensor in torch.save's zip: its record's two headers, the alignment to 64 bytes, and its part of the pickle
 _RECORD_BYTES = 350
+# An adapter has many small tensors with long names
+_ADAPTER_NAME_BYTES = 80
 # What a cached tensor's file says of itself
 _HEADER_BYTES = 300
 # A PNG that cannot be compressed, and what it says of how it was made
@@ -73,7 +75,8 @@ def state_bytes(
     """The size of one saved state: weights, averages and what the optimizer keeps."""
     averaged = training.use_ema or kind_of(training.optimizer).averages
     shapes = [shape for component in trained for shape in _shapes(base, component, adapter)]
-    total = sum(math.prod(shape) * (4 + 4 * averaged) + 2 * _RECORD_BYTES for shape in shapes)
+    head = 2 * _RECORD_BYTES + (_ADAPTER_NAME_BYTES if adapter else 0)
+    total = sum(math.prod(shape) * (4 + 4 * averaged) + head for shape in shapes)
     return int(total + optimizer_bytes(base, trained, training.optimizer, adapter))
 
 
