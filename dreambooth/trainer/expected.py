@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from dreambooth.shared.config import to_mapping
 from dreambooth.shared.runfolder import RunFolder, is_run
 from dreambooth.trainer.previews import STEPS as PREVIEW_STEPS
 from dreambooth.trainer.sizes import parameters
@@ -29,6 +30,20 @@ BACKWARD, AGAIN = 2.0, 0.75  # of a forward pass; `AGAIN` is what checkpointing 
 ADAM_BYTES = 28  # that fp32 AdamW moves for each weight
 SECONDS_A_TENSOR = 1.5e-4  # of starting what one weight tensor needs in a step: what small models wait for
 EFFICIENCY = 0.4  # of a large matrix product's rate
+BACKWARD_TO_ADAPTERS = 1.15  # the gradients of frozen weights are not computed
+# Settings on which no step's time depends; every other one may
+INDIFFERENT = frozenset(
+    {
+        "model", "vae", "prediction_type", "use_ema_weights", "attention", "mixed_precision", "output_name", "output_dir",
+        "output_format", "output_dtype", "overwrite", "export_steps", "runs_dir", "concepts", "crop", "random_flip",
+        "rotation", "brightness", "background", "allow_bad_images", "caption_dropout", "keep_tokens", "prior_loss_weight",
+        "num_class_images", "class_guidance_scale", "class_seed", "sample_batch_size", "max_train_steps",
+        "steps_per_image", "learning_rate", "text_encoder_learning_rate", "lr_scheduler", "lr_warmup_steps",
+        "lr_num_cycles", "lr_power", "adam_beta1", "adam_beta2", "adam_weight_decay", "adam_epsilon", "snr_gamma",
+        "offset_noise", "ema_decay", "seed", "checkpointing_steps", "checkpoints_total_limit", "validation_prompt",
+        "validation_negative_prompt", "validation_steps", "num_validation_images", "report_to", "lora_alpha", "init_from",
+    }
+)  # fmt: skip
 START = 15.0  # seconds to load, and to write and check the result
 
 
@@ -54,13 +69,11 @@ class Earlier:
 
 def likeness(plan: Plan) -> str:
     """Equal for plans whose steps take the same time on the same device."""
-    settings, training = plan.settings, plan.settings.training
+    settings = {name: value for name, value in to_mapping(plan.settings).items() if name not in INDIFFERENT}
     about = (
         plan.machine.device_name, plan.machine.mixed_precision, plan.machine.attention, torch.get_num_threads(),
-        plan.processes, plan.base.identified.family.name, _weights(plan), sorted(plan.trained), plan.prior,
-        settings.images.resolution, settings.images.aspect_ratio_buckets, settings.images.cache_latents,
-        training.train_batch_size, training.gradient_accumulation_steps, training.gradient_checkpointing,
-        training.optimizer, training.use_ema,
+        plan.processes, plan.base.identified.family.name, _weights(plan), sorted(plan.trained.items()), plan.prior,
+        sorted(settings.items(), key=str),
     )  # fmt: skip
     return hashlib.sha256(repr(about).encode()).hexdigest()[:16]
 
@@ -168,7 +181,8 @@ def _computed(plan: Plan) -> Expected:
     weights, training = _weights(plan), plan.settings.training
     area = (plan.settings.images.resolution / SIDE) ** 2
     forward = FORWARD * weights["unet"] / UNET_WEIGHTS * area
-    passes = 1 + BACKWARD + (AGAIN if training.gradient_checkpointing else 0)
+    backward = BACKWARD_TO_ADAPTERS if plan.adapter else BACKWARD
+    passes = 1 + backward + (AGAIN if training.gradient_checkpointing else 0)
     images = plan.batch // plan.processes * (2 if plan.prior else 1)
     moved = ADAM_BYTES * sum(plan.trained.values()) / bandwidth
     tensors = sum(len(plan.base.description.bindings[name]) for name in plan.trained)

@@ -9,7 +9,7 @@ import pytest
 from tiny import config, dreambooth, tree
 from watching import events, run_in
 
-from dreambooth.shared.config import load_settings
+from dreambooth.shared.config import load_settings, setting_fields
 from dreambooth.shared.runfolder import create_run
 from dreambooth.trainer import expected
 from dreambooth.trainer.expected import likeness, time_text
@@ -65,6 +65,10 @@ def test_runs_with_other_settings_tell_nothing(other, tmp_path) -> None:
     assert planned(tmp_path, learning_rate=1e-4, seed=3).expected.seconds is not None, (
         "no step is slower for it"
     )
+
+
+def test_settings_on_which_no_step_s_time_depends_are_settings() -> None:
+    assert setting_fields().keys() >= expected.INDIFFERENT
 
 
 def test_the_newest_whole_run_wins_and_damaged_ones_are_passed_over(tmp_path) -> None:
