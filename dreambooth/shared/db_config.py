@@ -45,6 +45,12 @@ _RENAMED = {
     "sample_batch_size": "sample_batch_size",
     "train_batch_size": "train_batch_size",
 }
+# what has a meaning only where a LoRA is trained, whose rates are then the training's
+_LORA = {
+    "lora_unet_rank": "rank",
+    "lora_learning_rate": "learning_rate",
+    "lora_txt_learning_rate": "text_encoder_learning_rate",
+}
 _OLDER = {
     "adam_weight_decay": "weight_decay",
     "adamw_weight_decay": "weight_decay",
@@ -125,6 +131,9 @@ def from_db_config(given: Mapping[str, Any]) -> TakenOver:
             found, left = translate(values)
             taken.update(found)
             not_taken += left
+    if _is_on(values.get("use_lora")):
+        taken.update({ours: _text(values[name]) for name, ours in _LORA.items() if _text(values.get(name))})
+        used.update(_LORA)
     rest = [name for name in values if name not in used]
     changed = [name for name in rest if _is_changed(name, values[name])]
     return TakenOver(taken, [*not_taken, *changed, *(name for name in rest if name not in changed)])
@@ -203,6 +212,10 @@ def _precision(values: Mapping[str, Any]) -> Translated:
     return {"output_dtype": "float16" if _is_on(values["half_model"]) else "float32"}, []
 
 
+def _kind(values: Mapping[str, Any]) -> Translated:
+    return {"output_kind": "lora" if _is_on(values["use_lora"]) else "checkpoint"}, []
+
+
 def _text_encoder(values: Mapping[str, Any]) -> Translated:
     share = _number(_text(values["stop_text_encoder"]))
     if not 0 <= share <= 1:
@@ -262,6 +275,7 @@ _TRANSLATIONS: tuple[tuple[tuple[str, ...], Callable[[Mapping[str, Any]], Transl
     (("custom_model_name", "model_name"), _name),
     (("save_safetensors",), _format),
     (("half_model",), _precision),
+    (("use_lora",), _kind),
     (("stop_text_encoder",), _text_encoder),
     (("num_train_epochs",), _epochs),
     (("max_token_length",), _chunks),

@@ -128,7 +128,7 @@ def test_a_whole_file_becomes_settings_and_a_list_of_the_rest(tmp_path) -> None:
     }  # fmt: skip
     (concept,) = settings.concepts.concepts
     assert concept.instance_data_dir == str(tmp_path / "photos") and concept.num_class_images_per == 5
-    assert {"n_save_sample", "sample_seed", "graph_smoothing", "use_lora"} <= set(settings.not_taken)
+    assert {"n_save_sample", "sample_seed", "graph_smoothing", "lora_unet_rank"} <= set(settings.not_taken)
 
 
 @pytest.mark.parametrize("name", DEFAULTS)
@@ -151,8 +151,8 @@ def test_every_one_of_its_names_is_taken_over_or_named(name) -> None:
 
 
 def test_what_somebody_had_changed_is_named_first() -> None:
-    told = from_db_config({**DEFAULTS, "use_lora": True, "tomesd": 0.5, "lora_weight": 0.8})
-    assert set(told.not_taken[:2]) == {"use_lora", "tomesd"}
+    told = from_db_config({**DEFAULTS, "use_dream": True, "tomesd": 0.5, "lora_weight": 0.8})
+    assert set(told.not_taken[:2]) == {"use_dream", "tomesd"}
     assert told.not_taken.index("lora_weight") > 2
 
 
@@ -183,6 +183,18 @@ def test_choices_that_cannot_be_had_here_are_named_with_their_value() -> None:
 )
 def test_older_names_mean_what_they_meant(older, expected) -> None:
     assert from_db_config(older).values == expected
+
+
+def test_a_lora_takes_its_rank_and_its_own_rates() -> None:
+    given = {**DEFAULTS, "use_lora": True, "lora_unet_rank": 16, "lora_txt_learning_rate": 2e-5}
+    told = from_db_config(given)
+    assert told.values["output_kind"] == "lora" and told.values["rank"] == "16"
+    assert (told.values["learning_rate"], told.values["text_encoder_learning_rate"]) == ("0.0001", "2e-05")
+    assert not {"use_lora", "lora_unet_rank", "lora_learning_rate"} & set(told.not_taken)
+    assert {"lora_txt_rank", "lora_weight"} <= set(told.not_taken)
+    without = from_db_config({**given, "use_lora": False})
+    assert without.values["learning_rate"] == "2e-06" and without.values["output_kind"] == "checkpoint"
+    assert "lora_unet_rank" in without.not_taken and "rank" not in without.values
 
 
 def test_older_names_without_a_meaning_are_reported_by_their_later_name() -> None:
