@@ -146,7 +146,11 @@
 
     /** Sends photos in small requests, so that progress can be seen and one bad file costs no other. */
     async function upload(card, files) {
-        if (!files.length || card.busy) {
+        if (card.busy) {
+            card.waiting.push(...files);  // dropped while others are on their way
+            return;
+        }
+        if (!files.length) {
             return;
         }
         card.busy = true;
@@ -181,6 +185,7 @@
         await look(card);
         db.fields.refresh();
         db.plan.soon();
+        await upload(card, card.waiting.splice(0));
     }
 
     function say(card, text) {
@@ -270,7 +275,7 @@
     }
 
     function makeCard(index) {
-        const card = {index, looked: null, look: null, refused: [], drawn: "", busy: false};
+        const card = {index, looked: null, look: null, refused: [], waiting: [], drawn: "", busy: false};
         const entries = new Map(db.page.concept_fields.map((entry) => [entry.name, entry]));
         const field = (name) => db.fields.make(entries.get(name), bindingOf(index, entries.get(name))).root;
         card.words = words(card);

@@ -30,6 +30,7 @@
             db.plan.refreshButton();
             if (found.state === "ready") {
                 db.plan.soon(0);
+                db.model.forget();
             }
         }
     }
