@@ -153,9 +153,9 @@ class ImageSettings:
     """How photos become training images."""
 
     resolution: int = setting(
-        512,
-        "Side of a square training image; the area of a bucket.",
-        minimum=64,
+        0,
+        "Side of a square training image; the area of a bucket. 0: the size that the model was made for.",
+        minimum=0,
         maximum=2048,
         unit="pixels",
         common=True,
@@ -333,6 +333,12 @@ class TrainingSettings:
     )
     optimizer_args: dict[str, str] = setting(
         {}, "More arguments of the optimizer, by name.", label="Optimizer arguments"
+    )
+    fused_backward: bool = setting(
+        False,
+        "Step each tensor as soon as its gradient is there: gradients take nearly no memory. They are clipped "
+        "tensor by tensor then, and a step is one batch.",
+        label="Step within the backward pass",
     )
     adam_beta1: float = setting(0.9, "Adam's decay of the mean.", label="Adam β1", minimum=0, maximum=0.9999)
     adam_beta2: float = setting(

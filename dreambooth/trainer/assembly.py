@@ -153,7 +153,7 @@ def stepper(plan: Plan, weights: TrainedWeights, scaler: GradScaler | None) -> S
     optimizer = build_optimizer(training, groups, plan.machine.device)
     if averages(optimizer):
         weights.ema = OptimizersAverage([parameter for *_, parameter in trained], optimizer)
-    return Stepper(optimizer, training.max_grad_norm, scaler)
+    return Stepper(optimizer, training.max_grad_norm, scaler, fused_backward=training.fused_backward)
 
 
 def objective(plan: Plan, model: LoadedModel) -> Objective:

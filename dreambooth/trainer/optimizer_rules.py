@@ -54,6 +54,39 @@ def check_device(name: str, device: torch.device) -> None:
     )
 
 
+def check_fused_backward(training: TrainingSettings, precision: str, processes: int) -> None:
+    """Raises InputError if something needs the gradients that `fused_backward` drops: an optimizer that looks at all of
+    them, a sum over batches or processes, fp16's loss scaler."""
+    kind = kind_of(training.optimizer)
+    batches = training.gradient_accumulation_steps
+    able = ", ".join(row.name for row in TABLE.values() if row.fused_backward)
+    reasons = (
+        (
+            not kind.fused_backward,
+            f"optimizer {kind.name} needs all gradients at once",
+            f"use one of {able}",
+        ),
+        (
+            batches > 1,
+            f"gradient_accumulation_steps {batches} adds up gradients",
+            "use 1, and a larger train_batch_size",
+        ),
+        (
+            precision == "fp16",
+            "mixed_precision fp16 looks at all gradients before it takes a step",
+            "use mixed_precision: bf16 or no",
+        ),
+        (processes > 1, f"{processes} processes add up their gradients", "train with one process"),
+    )
+    for holds, text, remedy in reasons:
+        if training.fused_backward and holds:
+            raise InputError(
+                f"{text}, and fused_backward drops each as soon as it is there",
+                where="fused_backward",
+                remedy=f"{remedy}, or turn fused_backward off",
+            )
+
+
 def notes_on(settings: Settings) -> list[str]:
     """What a plan says of the optimizer that is no error."""
     training = settings.training
@@ -63,6 +96,11 @@ def notes_on(settings: Settings) -> list[str]:
         notes.append(
             f"{kind.title} finds the learning rate by itself and multiplies it by learning_rate: 1 is meant, and "
             f"{training.learning_rate:g} will hardly learn anything"
+        )
+    if training.fused_backward and training.max_grad_norm:
+        notes.append(
+            f"with fused_backward each tensor's gradient is clipped to max_grad_norm ({training.max_grad_norm:g}) by "
+            "itself, not that of all together"
         )
     if kind.exact_resume is None:
         notes.append(

@@ -197,6 +197,7 @@ def _traits(row: OptimizerKind) -> str:
         (row.paged, "its state moves to the computer's memory when the card's is full"),
         (row.own_rate, "finds the rate itself: `learning_rate: 1`, one for all; what is shown is the one found"),
         (row.averages, "its own average is the result: constant schedule, no warm-up, no EMA"),
+        (not row.fused_backward, "not with `fused_backward`"),
         (row is TORCHAO_ADAMW8BIT, "compiled at the first step; for where bitsandbytes does not work"),
     )  # fmt: skip
     return "; ".join(text for holds, text in traits if holds)

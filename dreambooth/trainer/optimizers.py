@@ -18,6 +18,7 @@ import torch
 from dreambooth.shared.errors import InputError
 from dreambooth.shared.settings import TrainingSettings
 from dreambooth.trainer.fused_adamw import FusedAdamW
+from dreambooth.trainer.fused_backward import FusedBackward
 from dreambooth.trainer.optimizer_class import arguments_of, check_arguments, class_of, literals
 from dreambooth.trainer.optimizer_table import OptimizerKind, kind_of
 
@@ -108,8 +109,14 @@ class Stepper:
     """
 
     def __init__(
-        self, optimizer: torch.optim.Optimizer, max_grad_norm: float, scaler: GradScaler | None
+        self,
+        optimizer: torch.optim.Optimizer,
+        max_grad_norm: float,
+        scaler: GradScaler | None,
+        *,
+        fused_backward: bool = False,
     ) -> None:
+        """`fused_backward`: the weights move within the backward pass, see fused_backward.py."""
         self.optimizer = optimizer
         self.max_grad_norm = max_grad_norm
         self.scaler = scaler
@@ -117,6 +124,7 @@ class Stepper:
         self._base_rates = [float(group["lr"]) for group in optimizer.param_groups]
         self._parameters = [p for group in optimizer.param_groups for p in group["params"]]
         self.failed = torch.zeros((), device=self._parameters[0].device)
+        self._early = FusedBackward(optimizer, max_grad_norm) if fused_backward else None
 
     def _gradients(self) -> list[torch.Tensor]:
         return [gradient for parameter in self._parameters if (gradient := parameter.grad) is not None]
@@ -143,6 +151,11 @@ class Stepper:
         Returns False if a loss scaler found the scale too large: nothing was changed, and the same step must be
         made again. A NaN or infinite gradient or loss without a scaler is kept in `failed` instead.
         """
+        if self._early is not None:
+            self._early.finish()
+            broken = (~torch.isfinite(loss)).float()
+            self.failed = torch.maximum(self.failed, torch.maximum(self._early.failed, broken))
+            return True
         if self.scaler is not None:
             self.scaler.unscale_(self.optimizer)
         gradients = self._gradients()

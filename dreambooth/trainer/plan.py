@@ -32,15 +32,17 @@ from dreambooth.trainer.families.detect import told_by_file
 from dreambooth.trainer.images import parse_colour
 from dreambooth.trainer.looks import look_at
 from dreambooth.trainer.machine import Machine
-from dreambooth.trainer.optimizer_rules import check_optimizer, notes_on, try_arguments
+from dreambooth.trainer.model_size import model_size
+from dreambooth.trainer.optimizer_rules import check_fused_backward, check_optimizer, notes_on, try_arguments
 from dreambooth.trainer.outputs import Outputs, PlannedFile, Volume, check_room, outputs_of, size_text
 from dreambooth.trainer.rates import with_rates
-from dreambooth.trainer.sizes import optimizer_bytes, parameters, planned_files
+from dreambooth.trainer.sizes import largest_tensor, optimizer_bytes, parameters, planned_files
 from dreambooth.trainer.sources import EMA_PREFIX, open_model
 from dreambooth.trainer.survey import Survey, survey
 from dreambooth.trainer.tokenizer import default_tokenizer
 
 TRACKERS = ("tensorboard", "wandb")
+_LEAST_SIDE, _LARGEST_SIDE = 64, 2048
 TITLES = {"unet": "UNet", "text_encoder": "text encoder", "text_encoder_2": "second text encoder"}
 
 
@@ -108,9 +110,12 @@ class Plan:
         whole = sum(parameters(self.base, name) for name in self.base.description.bindings)
         frozen = whole if self.adapter else whole - trained
         width = self.machine.compute_dtype.itemsize
+        gradients = trained * 4.0
+        if self.settings.training.fused_backward:  # one tensor's at a time
+            gradients = 4.0 * largest_tensor(self.base, self.trained, self.adapter)
         return {
             "weights_gb": round((trained * 4 + frozen * width) / 1e9, 2),
-            "gradients_gb": round(trained * 4 / 1e9, 2),
+            "gradients_gb": round(gradients / 1e9, 2),
             "optimizer_gb": round((optimizer + trained * average) / 1e9, 2),
         }
 
@@ -216,6 +221,7 @@ def make_plan(
     """
     check_together(settings)
     base = open_base(settings)
+    settings = _with_resolution(settings, base)
     buckets = bucket_sizes(
         settings.images.resolution,
         aspect_ratio_buckets=settings.images.aspect_ratio_buckets,
@@ -231,6 +237,7 @@ def make_plan(
     found = survey_of(settings, base)
     settings = _with_steps(settings, found, processes)
     machine = machines.examine(settings)
+    check_fused_backward(settings.training, machine.mixed_precision, processes)
     outputs = outputs_of(settings, run=run)
     if settings.result.output_kind == "checkpoint":  # whether a .yaml that is there is in its way
         with concerning("output_name"):
@@ -368,6 +375,22 @@ def open_base(settings: Settings) -> LoadedModel:
 def runs_dir_of(settings: Settings) -> Path:
     """The folder of the runs."""
     return Path(settings.result.runs_dir) if settings.result.runs_dir else default_runs_dir()
+
+
+def _with_resolution(settings: Settings, base: LoadedModel) -> Settings:
+    """A resolution of 0 becomes the size that the model was made for: of a shape that is no square, its area's."""
+    side = settings.images.resolution
+    if side == 0:
+        width, height = model_size(base)
+        step = base.identified.family.side_step
+        side = min(_LARGEST_SIDE, max(step, math.isqrt(width * height) // step * step))
+    elif side < _LEAST_SIDE:
+        raise InputError(
+            f"{side} pixels are too few to learn from",
+            where="resolution",
+            remedy=f"use {_LEAST_SIDE} or more, or 0 for the model's own size",
+        )
+    return dataclasses.replace(settings, images=dataclasses.replace(settings.images, resolution=side))
 
 
 def _with_folders(settings: Settings) -> Settings:

@@ -80,6 +80,12 @@ def state_bytes(
     return int(total + optimizer_bytes(base, trained, training.optimizer, adapter))
 
 
+def largest_tensor(base: LoadedModel, trained: Iterable[str], adapter: AdapterPlan | None = None) -> int:
+    """The number of weights of the largest tensor that is trained."""
+    shapes = [shape for component in trained for shape in _shapes(base, component, adapter)]
+    return max(math.prod(shape) for shape in shapes)
+
+
 def optimizer_bytes(
     base: LoadedModel, trained: Iterable[str], optimizer: str, adapter: AdapterPlan | None = None
 ) -> float:

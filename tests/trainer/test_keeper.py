@@ -49,6 +49,10 @@ RUNS = {
     "text encoder stops here": {"trained": BOTH, "text_stop": 2, "ema_decay": 0.9},
     "text encoder has stopped": {"trained": BOTH, "text_stop": 1, "clip_skip": 2, "chunks": 2},
     "8 bit": {"trained": BOTH, "training": EIGHT_BIT, "text_stop": 3, "ema_decay": 0.5},
+    "steps within the backward pass": {
+        "trained": BOTH, "text_stop": 3, "checkpointing": True,
+        "training": TrainingSettings(learning_rate=1e-3, optimizer="came", fused_backward=True),
+    },
     "accumulation": {
         "batch": 4, "micro_batches": 2, "offset_noise": 0.1, "snr_gamma": 5.0,
         "schedule": Schedule("cosine_with_restarts", 4, warmup=1, cycles=2),

@@ -8,7 +8,7 @@ import torch
 from dreambooth.shared.errors import InputError
 from dreambooth.shared.settings import Settings, TrainingSettings
 from dreambooth.trainer import optimizer_class
-from dreambooth.trainer.optimizer_rules import check_device, check_optimizer, notes_on
+from dreambooth.trainer.optimizer_rules import check_device, check_fused_backward, check_optimizer, notes_on
 from dreambooth.trainer.optimizer_table import TABLE
 
 
@@ -68,6 +68,39 @@ def test_arguments_are_tried_before_the_start():
     with pytest.raises(InputError) as refused:
         check_optimizer(settings("came", optimizer_args={"betas": "2, 2, 2"}))
     assert refused.value.where == "optimizer_args" and "came refuses" in refused.value.what
+
+
+@pytest.mark.parametrize(
+    ("values", "precision", "processes", "said"),
+    [
+        ({"optimizer": "prodigy"}, "bf16", 1, "prodigy"),
+        ({"optimizer": "adamwschedulefree"}, "no", 1, "adamwschedulefree"),
+        ({"optimizer": "torch.optim.SGD"}, "no", 1, "torch.optim.SGD"),
+        ({"gradient_accumulation_steps": 2}, "bf16", 1, "gradient_accumulation_steps 2"),
+        ({}, "fp16", 1, "mixed_precision fp16"),
+        ({}, "bf16", 2, "2 processes"),
+    ],
+)
+def test_what_needs_the_gradients_that_are_dropped_is_refused_with_both_names(
+    values, precision, processes, said
+):
+    training = replace(TrainingSettings(fused_backward=True), **values)
+    with pytest.raises(InputError) as refused:
+        check_fused_backward(training, precision, processes)
+    assert refused.value.where == "fused_backward"
+    assert said in refused.value.what and "fused_backward" in refused.value.what
+    check_fused_backward(replace(training, fused_backward=False), precision, processes)
+
+
+@pytest.mark.parametrize("name", [name for name, row in TABLE.items() if row.fused_backward])
+def test_it_goes_with_every_optimizer_that_takes_tensors_one_by_one(name):
+    check_fused_backward(TrainingSettings(fused_backward=True, optimizer=name), "bf16", 1)
+
+
+def test_that_clipping_is_another_then_is_said():
+    (note,) = notes_on(settings("adamw", fused_backward=True))
+    assert "clipped to max_grad_norm (1) by itself" in note
+    assert notes_on(settings("adamw", fused_backward=True, max_grad_norm=0.0)) == []
 
 
 @pytest.mark.parametrize(

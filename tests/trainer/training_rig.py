@@ -258,7 +258,8 @@ def _stepper(weights: TrainedWeights, options: Options) -> Stepper:
         for name in options.trained
     ]
     optimizer = build_optimizer(options.training, groups, CPU)
-    return Stepper(optimizer, options.training.max_grad_norm, options.scaler)
+    training = options.training
+    return Stepper(optimizer, training.max_grad_norm, options.scaler, fused_backward=training.fused_backward)
 
 
 def _batches(
