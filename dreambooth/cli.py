@@ -162,13 +162,17 @@ def _plan(arguments: argparse.Namespace) -> int:
 
         plan = make_plan(load_settings(arguments.config, arguments.overrides), measure=True)
     except InputError as error:
-        if not arguments.json:
-            raise
-        told = {"error": error.as_json(form=str(arguments.config)), **error.more}
-        print(json.dumps(told, ensure_ascii=False))
-        return WRONG_INPUT
+        return _refused(error, arguments.json, form=str(arguments.config))
     print(json.dumps(plan.as_event(), ensure_ascii=False, indent=1) if arguments.json else plan.text())
     return DONE
+
+
+def _refused(error: InputError, as_json: bool, *, form: str = "") -> int:
+    """Says what is wrong as one JSON object where that was asked for. Raises the error otherwise."""
+    if not as_json:
+        raise error
+    print(json.dumps({"error": error.as_json(form=form), **error.more}, ensure_ascii=False))
+    return WRONG_INPUT
 
 
 def _resume(arguments: argparse.Namespace) -> int:
@@ -261,7 +265,10 @@ def _generate(arguments: argparse.Namespace) -> int:
 def _inspect(arguments: argparse.Namespace) -> int:
     from dreambooth.trainer.inspection import inspect
 
-    found = inspect(arguments.file, hashed=not arguments.no_hash)
+    try:
+        found = inspect(arguments.file, hashed=not arguments.no_hash)
+    except InputError as error:
+        return _refused(error, arguments.json)
     print(json.dumps(found.as_json(), ensure_ascii=False, indent=1) if arguments.json else found)
     return DONE
 

@@ -402,6 +402,15 @@ def test_an_error_of_the_plan_names_the_setting_that_a_form_shows_it_beside(
     assert str(path) not in error["text"], "the form goes without saying"
 
 
+def test_inspect_answers_in_json_also_what_is_wrong(tmp_path, capsys) -> None:
+    assert dreambooth("inspect", tiny.base(), "--json", "--no-hash") == 0
+    found = json.loads(capsys.readouterr().out)
+    assert (found["family_name"], found["sha256"]) == ("sd1", "")
+    assert dreambooth("inspect", tmp_path / "nowhere.ckpt", "--json") == 2
+    said = capsys.readouterr()
+    assert said.err == "" and "nowhere.ckpt" in json.loads(said.out)["error"]["where"]
+
+
 def test_a_plan_writes_nothing(tmp_path, capsys) -> None:
     settings = config(tmp_path)
     before = tree(tmp_path)

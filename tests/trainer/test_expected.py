@@ -6,6 +6,7 @@ import json
 import os
 
 import pytest
+import torch
 from tiny import config, dreambooth, tree
 from watching import events, run_in
 
@@ -119,6 +120,15 @@ def test_the_step_of_the_published_model_costs_its_published_arithmetic(tmp_path
 def test_the_rate_of_this_machine_is_measured_in_a_moment(tmp_path) -> None:
     found = planned(tmp_path, measure=True).expected
     assert found.seconds > 0 and "TFLOP/s" in found.by
+
+
+def test_a_card_that_is_full_leaves_the_time_unknown(tmp_path, monkeypatch) -> None:
+    def full(plan):
+        raise torch.cuda.OutOfMemoryError("CUDA out of memory.\nTried to allocate")
+
+    monkeypatch.setattr(expected, "_rate", full)
+    found = planned(tmp_path, measure=True).expected
+    assert found.seconds is None and found.by.endswith("CUDA out of memory.")
 
 
 def test_the_plan_command_says_the_time_and_writes_nothing(tmp_path, capsys) -> None:
