@@ -110,7 +110,7 @@
         if (hours) {
             return db.t("{h} h {m} min", {h: hours, m: minutes});
         }
-        if (seconds >= 600) {
+        if (seconds >= 600 || (minutes && seconds % 60 === 0)) {
             return db.t("{m} min", {m: minutes});
         }
         return minutes ? db.t("{m} min {s} s", {m: minutes, s: seconds % 60}) : db.t("{s} s", {s: seconds});

@@ -49,12 +49,12 @@ def test_a_newcomer_needs_photos_a_name_and_train(page):
 def test_only_what_differs_from_the_default_is_sent(page):
     webui = FakeWebUI(page).open()
     drop_photos(page)
-    page.fill("#dbt_f_resolution", "768")
-    page.fill("#dbt_f_resolution", "512")
+    page.fill("#dbt_f_steps_per_image", "50")
+    page.fill("#dbt_f_steps_per_image", "100")
     page.fill("#dbt_f_train_batch_size", "3")
     page.wait_for_selector(ON)
     assert planned(webui)["train_batch_size"] == 3
-    assert "resolution" not in planned(webui)
+    assert "steps_per_image" not in planned(webui)
 
 
 @pytest.mark.parametrize(
@@ -63,7 +63,7 @@ def test_only_what_differs_from_the_default_is_sent(page):
         ("learning_rate", "fast", "not a number"),
         ("learning_rate", "7", "From 0 to 1"),
         ("max_train_steps", "1.5", "whole number"),
-        ("resolution", "10", "From 64 to 2048 pixels"),
+        ("train_batch_size", "0", "From 1 to 256"),
     ],
 )
 def test_what_cannot_be_a_value_is_said_beside_its_field_and_turns_train_off(page, name, typed, told):
@@ -148,8 +148,7 @@ def test_a_preset_fills_in_its_settings_and_prompts_and_shows_what_it_rests_on(p
 def test_a_preset_goes_with_the_models_family_and_the_kind_of_result(page):
     sdxl = {"family": "Stable Diffusion XL", "family_name": "sdxl", "prediction_type": "epsilon", "size": 6e9}
     webui = FakeWebUI(page, answers={"GET models/inspect": sdxl}).open()
-    page.wait_for_function("() => document.querySelector('#dbt_f_resolution').value === '1024'")
-    assert page.input_value("#dbt_f_learning_rate") == "1e-6"
+    page.wait_for_function("() => document.querySelector('#dbt_f_learning_rate').value === '1e-6'")
     assert "SDXL" in page.inner_text(".dbt-evidence")
     page.select_option("#dbt_f_output_kind", "lora")
     assert page.input_value("#dbt_f_learning_rate") == "1e-4"
@@ -157,7 +156,7 @@ def test_a_preset_goes_with_the_models_family_and_the_kind_of_result(page):
     page.select_option("#dbt_f_output_kind", "checkpoint")
     assert page.input_value("#dbt_f_learning_rate") == "3e-4", "what was changed by hand stays"
     drop_photos(page)
-    assert planned(webui)["resolution"] == 1024
+    assert planned(webui)["train_text_encoder"] is False
 
 
 def test_concepts_are_added_with_words_of_their_own_and_removed_after_asking(page):
