@@ -289,7 +289,7 @@ def test_wrong_input_is_one_message_exit_code_2_and_nothing_written(
     [
         ("learning_rat=1", ["learning_rat", "learning_rate"]),
         ("resolution=big", ["resolution", "big"]),
-        ("resolution=63", ["resolution", "63", "64"]),
+        ("resolution=2049", ["resolution", "2049", "2048"]),
         ("seed", ["seed", "name=value"]),
     ],
 )

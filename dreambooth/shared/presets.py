@@ -76,7 +76,6 @@ SDXL_SUBJECT = Variant(
     "sdxl",
     ADAPTER,
     {
-        "resolution": 1024,
         "learning_rate": 1e-4,
         "max_train_steps": 1000,
         "gradient_accumulation_steps": 1,
@@ -92,7 +91,6 @@ SDXL_WHOLE = Variant(
     "sdxl",
     CHECKPOINT,
     {
-        "resolution": 1024,
         "learning_rate": 1e-6,
         "train_text_encoder": False,
         "gradient_checkpointing": True,
@@ -125,7 +123,7 @@ STYLE_ADAPTERS = tuple(
         "Style LoRA: 1000 to 1500 steps, rank 16 to 32, about 30 captioned pictures, no class prior.",
         HF_ADVANCED,
     )
-    for family, more in (("sdxl", {"resolution": 1024, "train_text_encoder": False}), ("", {}))
+    for family, more in (("sdxl", {"train_text_encoder": False}), ("", {}))
 )
 SUBJECT_VARIANTS = (SDXL_SUBJECT, SDXL_WHOLE, SUBJECT_ADAPTER)
 # pictures on the way, so that eyes can choose the moment to stop

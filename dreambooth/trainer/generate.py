@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -15,15 +14,15 @@ from dreambooth.shared.paths import check_writable, write_whole
 from dreambooth.trainer.adapters.merging import Request
 from dreambooth.trainer.convert import LoadedModel, load_model
 from dreambooth.trainer.machine import choose_device
+from dreambooth.trainer.model_size import SIZE, model_size
 from dreambooth.trainer.pictures import parameters_text, png_bytes
-from dreambooth.trainer.sample import DOWNSCALE, SAMPLERS, SampleRequest, check_sampler, check_size, sample
+from dreambooth.trainer.sample import SAMPLERS, SampleRequest, check_sampler, check_size, sample
 from dreambooth.trainer.tokenizer import default_tokenizer
 
 if TYPE_CHECKING:
     from PIL import Image
 
 _MOST_STEPS = 1000
-_SIZE = re.compile(r"\s*(\d{1,5})\s*(?:[xX×]\s*(\d{1,5})\s*)?")
 
 
 def generate(
@@ -75,7 +74,7 @@ def parse_size(size: str | tuple[int, int]) -> tuple[int, int] | None:
     if not size:
         return None
     if isinstance(size, str):
-        match = _SIZE.fullmatch(size)
+        match = SIZE.fullmatch(size)
         if match is None:
             raise InputError(f"{size!r} is not a size", where="--size", remedy='write "512" or "512x768"')
         size = int(match[1]), int(match[2] or match[1])
@@ -88,25 +87,6 @@ def parse_size(size: str | tuple[int, int]) -> tuple[int, int] | None:
         )
     check_size(*size, where="--size")
     return size
-
-
-def model_size(model: LoadedModel) -> tuple[int, int]:
-    """Width and height in pixels that a model was made for: what its metadata say, then its config, then its family.
-
-    Metadata: `modelspec.resolution` ("512x512"). Config: `sample_size` of a diffusers folder's UNet, in latents.
-    """
-    match = _SIZE.fullmatch(model.source.metadata.get("modelspec.resolution", ""))
-    if match is not None:
-        width, height = int(match[1]), int(match[2] or match[1])
-        if width and height and width % DOWNSCALE == height % DOWNSCALE == 0:
-            return width, height
-    latents = model.configs["unet"].get("sample_size")
-    if isinstance(latents, int):
-        return latents * DOWNSCALE, latents * DOWNSCALE
-    family = model.identified.family
-    velocity = model.identified.prediction_type == "v_prediction"
-    side = family.v_resolution if velocity else family.resolution
-    return side, side
 
 
 def _check_numbers(seed: int, steps: int, guidance_scale: float) -> None:

@@ -92,7 +92,7 @@ def test_the_table_has_every_group_and_every_setting_once() -> None:
     ("name", "said"),
     [
         ("adam_epsilon", "| 1e-08 |"), ("train_unet", "| yes |"), ("overwrite", "| no |"), ("vae", "| – |"),
-        ("optimizer_args", "| – |"), ("rotation", "| 0 |"), ("resolution", "From 64 to 2048 pixels."),
+        ("optimizer_args", "| – |"), ("rotation", "| 0 |"), ("resolution", "From 0 to 2048 pixels."),
         ("seed", "From 0 to 9007199254740992."), ("train_batch_size", "From 1 to 256."),
         ("checkpoints_total_limit", "At least 1."), ("crop", "One of `center`, `random`."),
         ("ema_decay", "From 0 to 0.999999."),

@@ -10,18 +10,15 @@ from sampling_models import tiny_model
 
 from dreambooth.shared.errors import InputError, RunFailed
 from dreambooth.trainer import generate as subject
-from dreambooth.trainer.generate import generate, model_size, parse_size
+from dreambooth.trainer.generate import generate, parse_size
 from dreambooth.trainer.sample import SampleRequest, sample
 from dreambooth.trainer.tokenizer import default_tokenizer
 
 
-def loaded(family="sd1", prediction_type="epsilon", metadata=None, sample_size=None):
-    model = tiny_model(family, prediction_type)
-    model.source = SimpleNamespace(
-        metadata={"modelspec.resolution": "64x64"} if metadata is None else metadata
-    )
-    unet = {} if sample_size is None else {"sample_size": sample_size}
-    model.configs = {"unet": unet, "text_encoder": {"num_hidden_layers": 2}}
+def loaded():
+    model = tiny_model("sd1", "epsilon")
+    model.source = SimpleNamespace(metadata={"modelspec.resolution": "64x64"})
+    model.configs = {"unet": {}, "text_encoder": {"num_hidden_layers": 2}}
     return model
 
 
@@ -29,7 +26,7 @@ def loaded(family="sd1", prediction_type="epsilon", metadata=None, sample_size=N
 def model(monkeypatch):
     made = loaded()
     # read once by a process that ends soon: the weights stay in the file's pages
-    monkeypatch.setattr(subject, "load_model", lambda path, dtype, mapped: made if mapped else None)
+    monkeypatch.setattr(subject, "load_model", lambda path, dtype, mapped, adapters: made if mapped else None)
     monkeypatch.setattr(subject, "choose_device", lambda: torch.device("cpu"))
     return made
 
@@ -62,20 +59,6 @@ def test_an_earlier_picture_is_replaced(model, tmp_path):
 )
 def test_a_size_is_one_number_or_two(size, expected):
     assert parse_size(size) == expected
-
-
-@pytest.mark.parametrize(
-    ("model", "expected"),
-    [
-        (loaded(metadata={"modelspec.resolution": "640x448"}, sample_size=96), (640, 448)),
-        (loaded(metadata={"modelspec.resolution": "as you like"}, sample_size=96), (768, 768)),
-        (loaded(metadata={}), (512, 512)),
-        (loaded("sd2", metadata={}), (512, 512)),
-        (loaded("sd2", "v_prediction", metadata={}), (768, 768)),
-    ],
-)
-def test_the_size_is_what_metadata_config_or_family_say(model, expected):
-    assert model_size(model) == expected
 
 
 @pytest.mark.parametrize(

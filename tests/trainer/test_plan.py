@@ -230,3 +230,18 @@ def test_class_folders_of_two_models_are_apart_and_of_one_model_are_the_same(tmp
     roots = {plans.class_root(found.settings, found.base) for found in (planned(tmp_path), planned(tmp_path))}
     roots |= {plans.class_root(found.settings, found.base) for found in [planned(tmp_path, model=str(other))]}
     assert len(roots) == 2 and all(root.parent == tmp_path / "runs" / "class_images" for root in roots)
+
+
+@pytest.mark.parametrize(("said", "side"), [("64x64", 64), ("128x64", 88), ("96", 96), ("9000x9000", 2048)])
+def test_without_a_resolution_it_is_the_size_that_the_model_was_made_for(tmp_path, said, side):
+    from safetensors.torch import load_file, save_file
+
+    told = tmp_path / "told.safetensors"
+    save_file(load_file(tiny.base()), told, {"modelspec.resolution": said})
+    assert planned(tmp_path, model=str(told), resolution=None).settings.images.resolution == side
+
+
+def test_a_resolution_of_a_few_pixels_is_refused(tmp_path):
+    with pytest.raises(InputError, match="too few") as caught:
+        planned(tmp_path, resolution=56)
+    assert caught.value.where == "resolution"
