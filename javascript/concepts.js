@@ -235,9 +235,13 @@
         }
     }
 
+    const plannedFor = (card) => (((db.plan.found || {}).concepts || [])[card.index] || {}).advice || [];
+    /** Whether a remark is about the photos; the others are about the words. */
+    const isOfPhotos = (item) => (item.files || []).length > 0 || /^[\d.,]+ photos?\b/.test(item.text);
+
     /** What there is to say of the photos: from looking at them, and from the plan. */
     function adviceOf(card) {
-        const planned = (((db.plan.found || {}).concepts || [])[card.index] || {}).advice || [];
+        const planned = plannedFor(card).filter(isOfPhotos);
         const looked = ((card.look || {}).problems || []).map((problem) => (typeof problem === "string" ? {text: problem} : problem));
         const refused = (card.refused || []).map((item) => ({level: "error", text: (item.name ? item.name + ": " : "") + db.said(item.why)}));
         return [...refused, ...looked, ...planned];
@@ -257,16 +261,23 @@
         card.zone.classList.toggle("dbt-drop-small", files.length > 0);
         db.fill(card.thumbs, files.map((file) => thumbnail(card, file, marked.has(file.name))),
             count > files.length ? db.h("span", {class: "dbt-more"}, db.t("and {n} more", {n: count - files.length})) : null);
-        db.fill(card.advice, advice.map((item) => db.h("li", {class: "dbt-note dbt-" + (item.level || "warning")},
-            db.h("span", {}, db.sentences(item.text)),
-            (item.files || []).length ? db.h("span", {class: "dbt-files"}, item.files.slice(0, 6).map(db.baseName).join(", ")
-                + (item.files.length > 6 ? " …" : "")) : null,
-            item.remedy ? db.h("span", {class: "dbt-remedy"}, db.sentences(item.remedy)) : null)));
+        db.fill(card.advice, advice.map(remark));
+    }
+
+    function remark(item) {
+        const files = item.files || [];
+        return db.h("li", {class: "dbt-note dbt-" + (item.level || "warning")}, db.h("span", {}, db.sentences(item.text)),
+            files.length ? db.h("span", {class: "dbt-files"}, files.slice(0, 6).map(db.baseName).join(", ") + (files.length > 6 ? " …" : "")) : null,
+            item.remedy ? db.h("span", {class: "dbt-remedy"}, db.sentences(item.remedy)) : null);
     }
 
     function drawTokens(card) {
         const planned = ((db.plan.found || {}).concepts || [])[card.index] || {};
-        const tokens = card.words.tokens;
+        const tokens = card.words.tokens, said = plannedFor(card).filter((item) => !isOfPhotos(item));
+        if (JSON.stringify(said) !== card.said) {
+            card.said = JSON.stringify(said);
+            db.fill(card.promptAdvice, said.map(remark));
+        }
         if (!planned.rare_token_count || String(planned.rare_token).toLowerCase() !== card.words.word.value.toLowerCase()) {
             db.setText(tokens, "");
             return;
@@ -275,7 +286,7 @@
     }
 
     function makeCard(index) {
-        const card = {index, looked: null, look: null, refused: [], waiting: [], drawn: "", busy: false};
+        const card = {index, looked: null, look: null, refused: [], waiting: [], drawn: "", said: "", busy: false};
         const entries = new Map(db.page.concept_fields.map((entry) => [entry.name, entry]));
         const field = (name) => db.fields.make(entries.get(name), bindingOf(index, entries.get(name))).root;
         card.words = words(card);
@@ -284,6 +295,7 @@
         card.status = db.h("div", {class: "dbt-status", "aria-live": "polite"});
         card.thumbs = db.h("div", {class: "dbt-thumbs"});
         card.advice = db.h("ul", {class: "dbt-advice", "aria-live": "polite"});
+        card.promptAdvice = db.h("ul", {class: "dbt-advice dbt-words-advice", "aria-live": "polite"});
         card.title = db.h("h3", {}, db.t("Concept {n}", {n: index + 1}));
         const remove = db.button(db.t("Remove"), () => db.confirm(remove, db.t("Remove this concept? Its photos stay where they are."), db.t("Remove"),
             () => removeConcept(index)), {class: "dbt-small dbt-quiet"});
@@ -296,7 +308,7 @@
         card.others = others;
         card.root = db.h("section", {class: "dbt-concept", "data-concept": index},
             db.h("div", {class: "dbt-concept-head"}, card.title, card.count, db.h("span", {class: "dbt-space"}), remove),
-            card.zone, card.status, card.thumbs, card.advice, folder, card.words.root, db.h("div", {class: "dbt-grid dbt-two"}, inSight.map(field)), card.more);
+            card.zone, card.status, card.thumbs, card.advice, folder, card.words.root, db.h("div", {class: "dbt-grid dbt-two"}, inSight.map(field)), card.promptAdvice, card.more);
         return card;
     }
 

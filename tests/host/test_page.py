@@ -129,6 +129,24 @@ def test_the_two_words_write_the_prompts(page):
     assert planned(webui)["gradient_accumulation_steps"] == 4
 
 
+def test_remarks_stand_beside_what_they_are_about(page):
+    advice = [
+        {"level": "warning", "text": "2 photos look blurred", "files": ["sub/a.jpg"]},
+        {"level": "warning", "text": "the subject's word is one that the model knows", "files": []},
+    ]
+    plan = {**PLAN, "concepts": [{"rare_token": "ohwx", "rare_token_count": 2, "advice": advice}]}
+    look = {"path": "/a", "count": 1, "files": [{"name": "a.jpg", "thumbnail": "t"}], "problems": []}
+    FakeWebUI(page, answers={"POST plan": plan, "POST photos/look": look}).open()
+    drop_photos(page)
+    page.wait_for_selector(".dbt-words-advice li")
+    assert page.locator(".dbt-words-advice li").all_inner_texts() == [
+        "The subject's word is one that the model knows."
+    ]
+    assert page.locator(".dbt-advice:not(.dbt-words-advice) li .dbt-files").first.inner_text() == "a.jpg"
+    assert page.locator(".dbt-thumb.dbt-marked").count() == 1
+    assert page.inner_text(".dbt-tokens") == "2 tokens"
+
+
 def test_a_preset_fills_in_its_settings_and_prompts_and_shows_what_it_rests_on(page):
     webui = FakeWebUI(page).open()
     drop_photos(page)
