@@ -138,7 +138,7 @@ def browser() -> Iterator[Any]:
 def page(browser: Any) -> Iterator[Any]:
     """A page with nothing remembered. What a script fails with fails the test at its end."""
     context = browser.new_context(viewport={"width": 1280, "height": 1600})
-    context.set_default_timeout(15_000)
+    context.set_default_timeout(30_000)
     page = context.new_page()
     failures: list[str] = []
     page.on("pageerror", lambda error: failures.append(str(error)))

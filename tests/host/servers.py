@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
 import os
 import shutil
 import signal
@@ -102,12 +104,25 @@ class Server:
         self.process.wait()
 
     def stop(self) -> None:
+        """Ends the WebUI, and the trainers of its data that a test has left behind."""
         if self.process is not None and self.process.poll() is None:
             self.process.send_signal(signal.SIGTERM)
             try:
                 self.process.wait(10)
             except subprocess.TimeoutExpired:
                 self.kill()
+        for note in (self.data / "dreambooth" / "jobs").glob("*/job.json"):
+            _end_trainer(json.loads(note.read_text(encoding="utf-8"))["pid"], note.parent)
+
+
+def _end_trainer(pid: int, job: Path) -> None:
+    """Ends the process only if it is that job's still: numbers are used again."""
+    import psutil
+
+    with contextlib.suppress(psutil.Error):
+        process = psutil.Process(pid)
+        if any(str(job) in argument for argument in process.cmdline()):
+            process.kill()
 
 
 def standin(data: Path, *flags: str, environ: Mapping[str, str] | None = None) -> Server:

@@ -147,11 +147,15 @@ class Tab:
         shapes = "svg => [...svg.querySelectorAll('path')].map((path) => path.getAttribute('d')).join('|')"
         return self.page.locator(".dbt-live svg").first.evaluate(shapes)
 
-    def until_state(self, state: str, patience: float = 120.0) -> None:
+    def until_state(self, state: str, patience: float = 120.0, *, after: str = "") -> None:
+        """Waits for a state; a run that dies instead fails at once, unless it is shown as dead before (`after`)."""
+
         def holds() -> bool:
             now = self.state
-            if now in ("Failed", "Interrupted") and now != state:
-                raise AssertionError(f"{now}: {self._text('.dbt-run-problem')}\n{self._text('.dbt-log')}")
+            if now in ("Failed", "Interrupted") and now not in (state, after):
+                raise AssertionError(
+                    f"{now}: {self._text('.dbt-run-problem')}\n{self._text('.dbt-live .dbt-log')}"
+                )
             return now == state
 
         wait_until(holds, f"the run is {state}", patience)
