@@ -79,8 +79,15 @@ def split(key: str) -> tuple[str, str] | None:
 
 def foreign(key: str) -> str:
     """What another kind of adapter a key belongs to, "" if that is not known."""
-    tail = key.partition(".")[2] or key
-    return next((title for mark, title in FOREIGN.items() if tail.startswith(mark) or tail == mark), "")
+    tail = key.partition(".")[2]
+    return next(
+        (
+            title
+            for mark, title in FOREIGN.items()
+            if tail == mark or (mark[-1] == "_" and tail.startswith(mark))
+        ),
+        "",
+    )
 
 
 def known_as(family: Family, targets: Iterable[Target]) -> dict[str, Target]:

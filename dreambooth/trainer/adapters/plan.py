@@ -91,6 +91,11 @@ def adapter_plan(settings: Settings, base: LoadedModel, components: Collection[s
     rank, alpha = _rank_and_alpha(asked, start)
     chosen = _chosen(asked, start, targets, components, _unused(settings, base))
     layers, notes = _layers(kind, chosen, rank, alpha, asked, start)
+    if kind.result == "lycoris" and settings.result.output_dtype == "float16":
+        notes.append(
+            f"a WebUI that computes on a CPU passes over {kind.title} in float16, which its torch cannot multiply "
+            "there; for such a one use output_dtype: float32"
+        )
     return AdapterPlan(kind, rank, alpha, asked.lora_dropout, tuple(layers), start, tuple(notes))
 
 

@@ -1,0 +1,216 @@
+"""Files of other programs: the same numbers under diffusers' and peft's names make the same model."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+import kohya
+import models
+import pytest
+import torch
+from checkpoints import write
+from safetensors.torch import load_file
+
+from dreambooth.shared.errors import InputError
+from dreambooth.trainer.adapters.merging import Request, parse_request
+from dreambooth.trainer.adapters.reading import bind, made_shape, open_adapter
+from dreambooth.trainer.adapters.summary import summarize
+from dreambooth.trainer.adapters.targets import targets_of
+from dreambooth.trainer.convert import load_model
+from dreambooth.trainer.inspection import inspect
+
+UP, DOWN = "lora_up.weight", "lora_down.weight"
+
+
+def diffusers_new(component: str, path: str, up: bool) -> str:
+    return f"{component}.{'text_model.' * (component != 'unet')}{path}.lora_{'B' if up else 'A'}.weight"
+
+
+def peft(component: str, path: str, up: bool) -> str:
+    return f"base_model.model.{'text_model.' * (component != 'unet')}{path}.lora_{'B' if up else 'A'}.weight"
+
+
+def diffusers_old(component: str, path: str, up: bool) -> str:
+    way = "up" if up else "down"
+    if component != "unet":
+        return f"{component}.text_model.{path}.lora_linear_layer.{way}.weight"
+    processor = re.fullmatch(r"(.+\.attn\d)\.to_(q|k|v|out)(\.0)?", path)
+    if processor:
+        return f"unet.{processor[1]}.processor.to_{processor[2]}_lora.{way}.weight"
+    return f"unet.{path}.lora.{way}.weight"
+
+
+def renamed(folder: Path, name: Callable[[str, str, bool], str], family: str = "sd1", **values: object):
+    """An adapter's file, and its numbers under other names with alpha = rank."""
+    model, path = models.trained(folder, family, lora_alpha=4, **values)
+    plan = models.planned(model, lora_alpha=4, **values)
+    held = load_file(path)
+    found = {}
+    from dreambooth.trainer.adapters.names import kohya_name
+
+    for layer in plan.layers:
+        own = kohya_name(model.identified.family, layer.target)
+        for part, up in ((UP, True), (DOWN, False)):
+            found[name(layer.target.component, layer.target.path, up)] = held[f"{own}.{part}"]
+    return path, held, found
+
+
+def merged(folder: Path, family: str, path: Path) -> torch.Tensor:
+    model = load_model(
+        models.base(folder, family), components=models._without_vae(family), prediction_type="epsilon",
+        adapters=[Request(path)],
+    )  # fmt: skip
+    return models.prediction(model)
+
+
+@pytest.mark.parametrize("name", (diffusers_new, diffusers_old, peft), ids=lambda name: name.__name__)
+def test_the_same_numbers_under_other_names_make_the_same_model(name, tmp_path) -> None:
+    path, held, found = renamed(tmp_path, name)
+    other = write(tmp_path / "other.safetensors", found)
+    assert torch.equal(merged(tmp_path, "sd1", other), merged(tmp_path, "sd1", path))
+    summary = summarize(open_adapter(other))
+    assert summary.kind == "LoRA" and summary.ranks == (4,) and summary.alphas == (4,)
+    assert sum(sum(roles.values()) for roles in summary.layers.values()) == len(held) // 3
+
+
+def test_sdxls_second_text_encoder_is_found_under_diffusers_names(tmp_path) -> None:
+    path, _, found = renamed(tmp_path, diffusers_new, "sdxl")
+    other = write(tmp_path / "other.safetensors", found)
+    assert torch.equal(merged(tmp_path, "sdxl", other), merged(tmp_path, "sdxl", path))
+
+
+@pytest.mark.parametrize(
+    ("config", "alpha"), [({"lora_alpha": 2}, 2), ({"lora_alpha": 2, "use_rslora": True}, 4)]
+)
+def test_pefts_configuration_beside_it_tells_alpha(config, alpha, tmp_path) -> None:
+    _, held, found = renamed(tmp_path, peft)
+    folder = tmp_path / "peft"
+    folder.mkdir()
+    write(folder / "adapter_model.safetensors", found)
+    (folder / "adapter_config.json").write_text(json.dumps(config))
+    for key in held:
+        if key.endswith("alpha"):
+            held[key] = torch.tensor(float(alpha))
+    expected, _ = kohya.applied(models.weights("sd1"), held)
+    wanted = models.prediction(models.reloaded(tmp_path, "sd1", expected))
+    torch.testing.assert_close(merged(tmp_path, "sd1", folder), wanted, atol=1e-5, rtol=1e-5)
+    assert inspect(folder).adapter.alphas == (alpha,)
+
+
+def test_diffusers_metadata_tell_alpha(tmp_path) -> None:
+    _, held, found = renamed(tmp_path, diffusers_new)
+    config = {"unet.lora_alpha": 2, "unet.r": 4, "text_encoder.lora_alpha": 8}
+    path = write(tmp_path / "other.safetensors", found, {"lora_adapter_metadata": json.dumps(config)})
+    for key in held:
+        if key.endswith("alpha"):
+            held[key] = torch.tensor(2.0 if key.startswith("lora_unet") else 8.0)
+    expected, _ = kohya.applied(models.weights("sd1"), held)
+    wanted = models.prediction(models.reloaded(tmp_path, "sd1", expected))
+    torch.testing.assert_close(merged(tmp_path, "sd1", path), wanted, atol=1e-5, rtol=1e-5)
+
+
+def test_a_file_without_alpha_adds_all_that_it_holds(tmp_path) -> None:
+    _, path = models.trained(tmp_path, "sd1", lora_alpha=4)
+    held = {key: tensor for key, tensor in load_file(path).items() if not key.endswith("alpha")}
+    assert torch.equal(
+        merged(tmp_path, "sd1", write(tmp_path / "other.safetensors", held)), merged(tmp_path, "sd1", path)
+    )
+
+
+def test_the_family_is_told_by_metadata_and_by_names(tmp_path) -> None:
+    for family, told in (("sd1-inpaint", "sd1"), ("sd2", "sd2"), ("sdxl", "sdxl")):
+        _, path = models.trained(tmp_path, family)
+        assert open_adapter(path).family == told
+        bare = write(tmp_path / "bare.safetensors", load_file(path))
+        assert open_adapter(bare).family == (told if told == "sdxl" else "")
+
+
+def test_one_family_with_other_channels_takes_the_same_loras(tmp_path) -> None:
+    _, path = models.trained(tmp_path, "sd1", target_blocks="all")
+    base = load_model(models.base(tmp_path, "sd1-inpaint"), components=(), prediction_type="epsilon")
+    bound = bind(
+        open_adapter(path), base.identified.family, targets_of(base.source, base.description), setting=""
+    )
+    assert len(bound.layers) == len(open_adapter(path).layers)
+
+
+def test_a_layer_that_the_model_has_not_is_named(tmp_path) -> None:
+    _, path = models.trained(tmp_path, "sd1")
+    held = load_file(path)
+    for part in (UP, DOWN):
+        held[f"lora_unet_middle_of_nowhere.{part}"] = torch.zeros(2, 2)
+    path = write(tmp_path / "odd.safetensors", held)
+    with pytest.raises(InputError, match="middle_of_nowhere"):
+        merged(tmp_path, "sd1", path)
+
+
+@pytest.mark.parametrize(
+    ("tensors", "said"),
+    [
+        ({"lora_unet_a.oft_blocks": torch.zeros(2, 2)}, "OFT"),
+        ({"lora_unet_a.on_input": torch.zeros(2), "lora_unet_a.weight": torch.zeros(2)}, "IA3"),
+        ({"anything": torch.zeros(2)}, "no LoRA"),
+    ],
+)
+def test_what_is_no_adapter_that_can_be_used_is_refused_by_name(tensors, said, tmp_path) -> None:
+    with pytest.raises(InputError, match=said) as raised:
+        open_adapter(write(tmp_path / "odd.safetensors", tensors))
+    assert str(tmp_path) in str(raised.value)
+
+
+def test_tucker_forms_make_what_their_formulas_say() -> None:
+    from dreambooth.trainer.adapters.kinds import KINDS
+
+    torch.manual_seed(0)
+    weight = torch.zeros(6, 5, 3, 3)
+    lora = {
+        UP: torch.randn(6, 2, 1, 1),
+        DOWN: torch.randn(2, 5, 1, 1),
+        "lora_mid.weight": torch.randn(2, 2, 3, 3),
+    }
+    found = KINDS["lora"].merged(weight, lora, 1.0)
+    by_hand = torch.einsum(
+        "nmkl,in,mj->ijkl", lora["lora_mid.weight"], lora[UP].flatten(1), lora[DOWN].flatten(1)
+    )
+    torch.testing.assert_close(found, by_hand)
+    assert made_shape({name: tuple(tensor.shape) for name, tensor in lora.items()}) == (6, 45)
+    loha = {
+        f"hada_w{n}_{side}": torch.randn(2, width) for n in (1, 2) for side, width in (("a", 6), ("b", 5))
+    }
+    loha |= {f"hada_t{n}": torch.randn(2, 2, 3, 3) for n in (1, 2)}
+    first, second = (
+        torch.einsum("ijkl,jr,ip->prkl", loha[f"hada_t{n}"], loha[f"hada_w{n}_b"], loha[f"hada_w{n}_a"])
+        for n in (1, 2)
+    )
+    torch.testing.assert_close(KINDS["loha"].merged(weight, loha, 0.5), 0.5 * first * second)
+    assert made_shape({name: tuple(tensor.shape) for name, tensor in loha.items()}) == (6, 45)
+
+
+def test_a_request_is_a_file_and_a_weight() -> None:
+    assert parse_request("a.safetensors") == Request(Path("a.safetensors"), 1.0)
+    assert parse_request("a.safetensors:0.5") == Request(Path("a.safetensors"), 0.5)
+    assert parse_request("C:\\a.safetensors:-1") == Request(Path("C:\\a.safetensors"), -1.0)
+    assert parse_request("C:\\a.safetensors") == Request(Path("C:\\a.safetensors"), 1.0)
+    for text in ("a.safetensors:nan", "a.safetensors:1000"):
+        with pytest.raises(InputError, match="weight"):
+            parse_request(text)
+
+
+def test_inspect_tells_what_an_adapter_is(tmp_path) -> None:
+    _, path = models.trained(tmp_path, "sd2", adapter="dora", target_blocks="attention, convolutions")
+    found = inspect(path)
+    assert found.identified is None and "LoRA" in found.problem
+    assert (
+        found.adapter is not None
+        and found.adapter.kind == "DoRA"
+        and found.adapter.family == "Stable Diffusion 2.x"
+    )
+    assert (
+        list(found.adapter.layers) == ["UNet", "text encoder"]
+        and "convolutions" in found.adapter.layers["UNet"]
+    )
+    assert "DoRA for Stable Diffusion 2.x" in str(found) and "rank           4; alpha 4" in str(found)
+    assert json.loads(json.dumps(found.as_json()))["adapter"]["ranks"] == [4]
