@@ -45,7 +45,7 @@ def test_a_saved_form_names_only_what_it_says():
 @pytest.mark.parametrize(
     ("form", "where"),
     [
-        ({"resolution": 3}, "resolution"),
+        ({"train_batch_size": 0}, "train_batch_size"),
         ({"resolution": "wide"}, "resolution"),
         ({"resolution": [1]}, "resolution"),
         ({"optimizer": "sgd9"}, "optimizer"),

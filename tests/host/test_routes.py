@@ -231,8 +231,8 @@ def test_a_plan_is_the_trainers(site):
 def test_what_is_wrong_with_a_form_is_said_of_its_field(site):
     one = site()
     for route in ("/plan", "/runs", "/save"):
-        answer = one.post(route, {"form": {"resolution": 3}})
-        assert (answer.status_code, answer.json()["error"]["where"]) == (400, "resolution")
+        answer = one.post(route, {"form": {"train_batch_size": 0}})
+        assert (answer.status_code, answer.json()["error"]["where"]) == (400, "train_batch_size")
     answer = one.post("/plan", {"form": {"output_name": "wrong"}})
     assert (answer.status_code, answer.json()["error"]["where"]) == (400, "output_name")
 
