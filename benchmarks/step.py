@@ -1,10 +1,11 @@
 """What a training step costs beyond what cannot be saved: our step against a bare loop at the same shapes.
 
-    python benchmarks/step.py [small] [large] [--seconds 60] [--threads 2]
+    python benchmarks/step.py [small] [large] [sdxl] [--lora RANK] [--seconds 60] [--threads 2]
 
 The bare loop is forward, backward and fused AdamW, no clipping, with its data ready in memory. Ours is the engine's
 step as a run makes it: samples planned, noise drawn, latents and embeddings from the caches, one instance and one
 class image, prior preservation, clipping, the NaN guard, the step's numbers kept for the log, orders looked for.
+With --lora both train a LoRA on attention and feed-forward, the bare loop one of its own: base(x) + up(down(x)).
 Both models live in one process and step in turn, A B A B; the ratio is of the medians.
 """
 
@@ -31,19 +32,24 @@ import torch  # noqa: E402
 
 @dataclass(frozen=True)
 class Size:
-    """A UNet and the pixels that it is trained at; `target` is the ratio to be reached."""
+    """A UNet and the pixels that it is trained at; `target` is the ratio to be reached. With `pooled` it has SDXL's
+    form: it is told the pooled prompt and the sizes."""
 
     pixels: int
     widths: tuple[int, ...]
     layers: int
     context: int
     target: float
+    pooled: int = 0
 
 
 SIZES = {
     "small": Size(pixels=64, widths=(32, 64), layers=1, context=32, target=1.10),
     "large": Size(pixels=256, widths=(96, 192, 384, 384), layers=1, context=256, target=1.04),
+    "sdxl": Size(pixels=256, widths=(96, 192, 384), layers=2, context=256, target=1.06, pooled=128),
 }
+LORA_TARGET = 1.06
+SIZE_WIDTH = 32  # of the sines and cosines of each of SDXL's six sizes
 
 
 def make_unet(size: Size) -> torch.nn.Module:
@@ -52,7 +58,13 @@ def make_unet(size: Size) -> torch.nn.Module:
 
     levels = len(size.widths)
     torch.manual_seed(0)
+    sized = {
+        "addition_embed_type": "text_time",
+        "addition_time_embed_dim": SIZE_WIDTH,
+        "projection_class_embeddings_input_dim": size.pooled + 6 * SIZE_WIDTH,
+    }
     unet: torch.nn.Module = UNet2DConditionModel(
+        **(sized if size.pooled else {}),
         sample_size=size.pixels // 8,
         block_out_channels=size.widths,
         layers_per_block=size.layers,
@@ -64,15 +76,46 @@ def make_unet(size: Size) -> torch.nn.Module:
     return unet.train()
 
 
-def bare_loop(unet: torch.nn.Module, size: Size) -> Callable[[], None]:
+class PlainLora(torch.nn.Module):
+    """LoRA as one writes it down."""
+
+    def __init__(self, base: torch.nn.Linear, rank: int) -> None:
+        super().__init__()
+        self.base = base.requires_grad_(False)
+        self.down = torch.nn.Linear(base.in_features, rank, bias=False)
+        self.up = torch.nn.Linear(rank, base.out_features, bias=False)
+        torch.nn.init.zeros_(self.up.weight)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        out: torch.Tensor = self.base(x) + self.up(self.down(x))
+        return out
+
+
+def adapted_layers(unet: torch.nn.Module) -> list[str]:
+    """The paths of the layers that an adapter changes by default."""
+    from dreambooth.trainer.adapters.targets import DEFAULT_ROLES, role_of
+
+    linear = [name for name, module in unet.named_modules() if isinstance(module, torch.nn.Linear)]
+    return [name for name in linear if role_of(name) in DEFAULT_ROLES]
+
+
+def bare_loop(unet: torch.nn.Module, size: Size, rank: int) -> Callable[[], None]:
     """One step of the bare loop: two samples, their noise, timesteps and texts in memory."""
     side = size.pixels // 8
-    optimizer = torch.optim.AdamW(unet.parameters(), lr=2e-6, fused=True)
+    if rank:
+        unet.requires_grad_(False)
+        for path in adapted_layers(unet):
+            parent = unet.get_submodule(path.rpartition(".")[0])
+            setattr(parent, path.rpartition(".")[2], PlainLora(unet.get_submodule(path), rank))  # type: ignore[arg-type]
+    trained = [parameter for parameter in unet.parameters() if parameter.requires_grad]
+    optimizer = torch.optim.AdamW(trained, lr=2e-6, fused=True)
+    told = {"text_embeds": torch.randn(2, size.pooled), "time_ids": torch.full((2, 6), 64.0)}
+    more = {"added_cond_kwargs": told} if size.pooled else {}
     noisy, target = torch.randn(2, 2, 4, side, side)
     context, timesteps = torch.randn(2, 77, size.context), torch.tensor([100, 700])
 
     def step() -> None:
-        prediction = unet(noisy, timesteps, context, return_dict=False)[0]
+        prediction = unet(noisy, timesteps, context, return_dict=False, **more)[0]
         torch.nn.functional.mse_loss(prediction, target).backward()  # type: ignore[no-untyped-call]
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
@@ -80,7 +123,22 @@ def bare_loop(unet: torch.nn.Module, size: Size) -> Callable[[], None]:
     return step
 
 
-def our_step(unet: torch.nn.Module, size: Size, folder: Path) -> Callable[[], None]:
+def attached(unet: torch.nn.Module, rank: int) -> None:
+    """Puts our LoRA on the same layers."""
+    from dreambooth.trainer.adapters.attached import attach
+    from dreambooth.trainer.adapters.kinds import KINDS
+    from dreambooth.trainer.adapters.plan import AdapterPlan, PlannedLayer
+    from dreambooth.trainer.adapters.targets import Target
+
+    layers = []
+    for path in adapted_layers(unet):
+        shape = tuple(unet.get_submodule(path).get_parameter("weight").shape)
+        target = Target("unet", path, shape, "", "", "")
+        layers.append(PlannedLayer(target, KINDS["lora"].shapes(shape, rank), float(rank)))
+    attach({"unet": unet}, AdapterPlan(KINDS["lora"], rank, float(rank), 0.0, tuple(layers)), seed=0)
+
+
+def our_step(unet: torch.nn.Module, size: Size, folder: Path, rank: int) -> Callable[[], None]:
     """One step of a run with default settings that trains the UNet alone."""
     from accelerate import Accelerator
 
@@ -94,8 +152,11 @@ def our_step(unet: torch.nn.Module, size: Size, folder: Path) -> Callable[[], No
     from dreambooth.trainer.schedules import Schedule
     from dreambooth.trainer.steplog import StepLog
 
-    settings = TrainingSettings()
-    groups = [ParameterGroup("unet", list(unet.parameters()), settings.learning_rate)]
+    settings = TrainingSettings(learning_rate=2e-6)
+    if rank:
+        attached(unet, rank)
+    trained = [parameter for parameter in unet.parameters() if parameter.requires_grad]
+    groups = [ParameterGroup("unet", trained, settings.learning_rate)]
     optimizer = build_optimizer(settings, groups, torch.device("cpu"))
     engine = TrainingEngine(
         Denoiser(unet, [], SD1, clip_skip=1),
@@ -147,7 +208,8 @@ def cached_batches(size: Size, folder: Path) -> Any:
     encoder = LatentEncoder("random", lambda pixels: torch.rand(2, 4, size.pixels // 8, size.pixels // 8))
     looks = looks_for(views_used(plan, 0, 10**6), masked=False)
     encode_missing(looks, pictures, encoder, store, lambda done, of: None)
-    texts = TextEncoder("random", lambda text: Embeddings(torch.randn(77, size.context)))
+    pooled = torch.randn(size.pooled) if size.pooled else None
+    texts = TextEncoder("random", lambda text: Embeddings(torch.randn(77, size.context), pooled))
     captions = plan.captions()
     assert captions is not None
     return StepBatches(
@@ -159,6 +221,7 @@ def cached_batches(size: Size, folder: Path) -> Any:
         micro_batches=1,
         offset_noise=0.0,
         device=device,
+        sized=bool(size.pooled),
     )
 
 
@@ -196,17 +259,18 @@ def _timed(step: Callable[[], None]) -> float:
     return time.perf_counter() - began
 
 
-def report(name: str, size: Size, seconds: float) -> None:
+def report(name: str, size: Size, seconds: float, rank: int) -> None:
     unet = make_unet(size)
     millions = sum(parameter.numel() for parameter in unet.parameters()) / 1e6
     with tempfile.TemporaryDirectory() as folder:
-        bare = bare_loop(unet, size)
-        ours = our_step(copy.deepcopy(unet), size, Path(folder))
+        ours = our_step(copy.deepcopy(unet), size, Path(folder), rank)
+        bare = bare_loop(unet, size, rank)
         pairs = list(measure(bare, ours, seconds))
+    target = LORA_TARGET if rank else size.target
     one, two = (statistics.median(times) * 1000 for times in zip(*pairs, strict=True))
     print(
         f"{name:6} {millions:5.1f}M at {size.pixels:3} px   bare {one:8.2f} ms   ours {two:8.2f} ms   "
-        f"ratio {two / one:.3f}   (target {size.target:.2f}; {len(pairs)} pairs, {torch.get_num_threads()} threads)",
+        f"ratio {two / one:.3f}   (target {target:.2f}; {len(pairs)} pairs, {torch.get_num_threads()} threads)",
         flush=True,
     )
 
@@ -218,10 +282,13 @@ def main() -> None:
     parser.add_argument("sizes", nargs="*", choices=[*SIZES, []], default=list(SIZES))
     parser.add_argument("--seconds", type=float, default=60.0)
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument(
+        "--lora", type=int, default=0, metavar="RANK", help="train a LoRA instead of the UNet"
+    )
     chosen = parser.parse_args()
     torch.set_num_threads(chosen.threads)
     for name in chosen.sizes:
-        report(name, SIZES[name], chosen.seconds)
+        report(name, SIZES[name], chosen.seconds, chosen.lora)
 
 
 if __name__ == "__main__":

@@ -132,7 +132,7 @@ def targets_of(source: WeightFile, description: Description) -> list[Target]:
         for binding in bindings:
             for name in binding.canonical:
                 path = name.removesuffix(_WEIGHT)
-                role = _role(path)
+                role = role_of(path)
                 if role and path != name and binding.original in source.tensors:
                     shape = binding.shape_in_module(source.tensors[binding.original].shape)
                     found.append(Target(component, path, shape, role, _block(path), binding.original))
@@ -149,7 +149,8 @@ def unused_layers(component: str, targets: Sequence[Target], used: int) -> list[
     return [f"{component}.encoder.layers.{number}" for number in sorted(numbers) if number >= used]
 
 
-def _role(path: str) -> str:
+def role_of(path: str) -> str:
+    """What the layer at a canonical path does, "" for one that no adapter changes."""
     return next((role for role, pattern in _ROLES.items() if pattern.fullmatch(path)), "")
 
 
