@@ -353,8 +353,15 @@ class TrainingSettings:
     )
     mixed_precision: str = setting(
         "auto",
-        "Precision of the computation; the weights stay in float32. auto: bf16 or fp16 on a card, no on a CPU.",
+        "Precision of the computation. auto: bf16 or fp16 on a card, no on a CPU.",
         choices=("auto", "no", "fp16", "bf16"),
+    )
+    weights_dtype: str = setting(
+        "float32",
+        "Precision of the weights that are trained. bfloat16 halves their memory and that of their gradients; each "
+        "step is rounded at random, so that small ones count. It wants mixed_precision: bf16.",
+        label="Precision of the trained weights",
+        choices=("float32", "bfloat16"),
     )
     gradient_checkpointing: bool = setting(False, "Less memory, about a quarter more time.")
     snr_gamma: float = setting(

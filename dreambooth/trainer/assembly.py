@@ -22,6 +22,7 @@ from dreambooth.trainer.loop import Cadence
 from dreambooth.trainer.objectives import Objective, scaled_linear_alphas_cumprod, zero_terminal_snr
 from dreambooth.trainer.optimizers import GradScaler, ParameterGroup, Stepper, averages, build_optimizer
 from dreambooth.trainer.plan import Plan, trackers_of
+from dreambooth.trainer.rounding import StochasticRounding
 from dreambooth.trainer.schedules import Schedule
 
 if TYPE_CHECKING:
@@ -102,6 +103,8 @@ def trained_weights(plan: Plan, model: LoadedModel) -> TrainedWeights:
 def _want_gradients(plan: Plan, model: LoadedModel) -> None:
     family = model.identified.family
     for name in plan.trained:
+        if plan.settings.training.weights_dtype == "bfloat16":
+            model.components[name].to(dtype=torch.bfloat16)
         model.components[name].requires_grad_(True)
     if plan.trains_text:
         encoders = text.encoders_of(model.components, family)
@@ -153,7 +156,16 @@ def stepper(plan: Plan, weights: TrainedWeights, scaler: GradScaler | None) -> S
     optimizer = build_optimizer(training, groups, plan.machine.device)
     if averages(optimizer):
         weights.ema = OptimizersAverage([parameter for *_, parameter in trained], optimizer)
-    return Stepper(optimizer, training.max_grad_norm, scaler, fused_backward=training.fused_backward)
+    rounding = None
+    if training.weights_dtype == "bfloat16":
+        rounding = StochasticRounding(training.seed, plan.machine.device)
+    return Stepper(
+        optimizer,
+        training.max_grad_norm,
+        scaler,
+        fused_backward=training.fused_backward,
+        rounding=rounding,
+    )
 
 
 def objective(plan: Plan, model: LoadedModel) -> Objective:

@@ -156,6 +156,7 @@ class TrainingEngine:
         """
         if not self._text_left and not self._text_span.active(step):
             self._leave_text_encoder()
+        self.stepper.begin(step)
         self.stepper.set_rates(lambda rate: self._schedule.factor(step, rate))
         self._before_step(step)
         # a teacher has text encoders of its own, which the embeddings of the trained ones say nothing of

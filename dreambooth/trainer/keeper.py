@@ -22,6 +22,7 @@ from dreambooth.trainer.engine import TrainingEngine
 from dreambooth.trainer.optimizers import group_memory
 from dreambooth.trainer.outputs import Outputs
 from dreambooth.trainer.results import Trained
+from dreambooth.trainer.rounding import as_float32
 from dreambooth.trainer.weights import Written
 
 WriteCheckpoint = Callable[[Path, Trained], Written]
@@ -241,4 +242,5 @@ def _load_optimizer(optimizer: torch.optim.Optimizer, saved: Mapping[str, Any]) 
         {**group, **group_memory(optimizer, before)}
         for group, before in zip(own, saved["param_groups"], strict=True)
     ]
-    optimizer.load_state_dict({"state": saved["state"], "param_groups": groups})
+    with as_float32(optimizer):
+        optimizer.load_state_dict({"state": saved["state"], "param_groups": groups})

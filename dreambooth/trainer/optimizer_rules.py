@@ -87,6 +87,33 @@ def check_fused_backward(training: TrainingSettings, precision: str, processes: 
             )
 
 
+def check_weights_dtype(settings: Settings, precision: str) -> None:
+    """Raises InputError if weights in bfloat16 do not go with the rest: they are computed with as they are, and stepped
+    tensor by tensor, each in float32 for the moment."""
+    training = settings.training
+    kind = kind_of(training.optimizer)
+    reasons = (
+        (precision != "bf16", f"mixed_precision is {precision}", "use mixed_precision: bf16"),
+        (
+            not kind.fused_backward,
+            f"optimizer {kind.name} steps all tensors at once",
+            f"use one of {', '.join(row.name for row in TABLE.values() if row.fused_backward)}",
+        ),
+        (
+            settings.result.output_kind not in ("checkpoint", "diffusers"),
+            f"output_kind {settings.result.output_kind} trains few weights, which stay in float32",
+            "use weights_dtype: float32",
+        ),
+    )
+    for holds, text, remedy in reasons:
+        if training.weights_dtype == "bfloat16" and holds:
+            raise InputError(
+                f"weights_dtype is bfloat16, and {text}",
+                where="weights_dtype",
+                remedy=f"{remedy}, or weights_dtype: float32" if "float32" not in remedy else remedy,
+            )
+
+
 def notes_on(settings: Settings) -> list[str]:
     """What a plan says of the optimizer that is no error."""
     training = settings.training

@@ -21,6 +21,8 @@ from dreambooth.trainer.fused_adamw import FusedAdamW
 from dreambooth.trainer.fused_backward import FusedBackward
 from dreambooth.trainer.optimizer_class import arguments_of, check_arguments, class_of, literals
 from dreambooth.trainer.optimizer_table import OptimizerKind, kind_of
+from dreambooth.trainer.rounding import StochasticRounding
+from dreambooth.trainer.tensor_steps import TensorSteps
 
 
 @dataclass(frozen=True)
@@ -115,19 +117,31 @@ class Stepper:
         scaler: GradScaler | None,
         *,
         fused_backward: bool = False,
+        rounding: StochasticRounding | None = None,
     ) -> None:
-        """`fused_backward`: the weights move within the backward pass, see fused_backward.py."""
+        """`fused_backward`: the weights move within the backward pass, see fused_backward.py; `rounding`: they are in
+        bfloat16."""
         self.optimizer = optimizer
         self.max_grad_norm = max_grad_norm
         self.scaler = scaler
-        self._fused = FusedAdamW(optimizer) if scaler is None and FusedAdamW.serves(optimizer) else None
+        self._rounding = rounding
+        self._tensors = TensorSteps(optimizer, rounding) if rounding or fused_backward else None
+        together = scaler is None and self._tensors is None
+        self._fused = FusedAdamW(optimizer) if together and FusedAdamW.serves(optimizer) else None
         self._base_rates = [float(group["lr"]) for group in optimizer.param_groups]
         self._parameters = [p for group in optimizer.param_groups for p in group["params"]]
         self.failed = torch.zeros((), device=self._parameters[0].device)
-        self._early = FusedBackward(optimizer, max_grad_norm) if fused_backward else None
+        self._early = (
+            FusedBackward(self._tensors, max_grad_norm) if self._tensors and fused_backward else None
+        )
 
     def _gradients(self) -> list[torch.Tensor]:
         return [gradient for parameter in self._parameters if (gradient := parameter.grad) is not None]
+
+    def begin(self, step: int) -> None:
+        """Before the backward pass of a step: what is random in it is that step's."""
+        if self._rounding is not None:
+            self._rounding.begin(step)
 
     def set_rates(self, factor: Callable[[float], float]) -> None:
         """Sets each group's learning rate to its base rate times `factor(base rate)`."""
@@ -152,14 +166,14 @@ class Stepper:
         made again. A NaN or infinite gradient or loss without a scaler is kept in `failed` instead.
         """
         if self._early is not None:
-            self._early.finish()
+            self._finish_tensors()
             broken = (~torch.isfinite(loss)).float()
             self.failed = torch.maximum(self.failed, torch.maximum(self._early.failed, broken))
             return True
         if self.scaler is not None:
             self.scaler.unscale_(self.optimizer)
         gradients = self._gradients()
-        norm = torch.stack(torch._foreach_norm(gradients)).norm()
+        norm = self._norm(gradients)
         stepped = True
         if self.scaler is not None:
             stepped = self._scaled_step(gradients, norm, loss)
@@ -169,9 +183,31 @@ class Stepper:
                 self._fused.step(divisor=self._divisor(norm), failed=self.failed)
             elif not self.failed.item():
                 self._clip(gradients, norm)
-                self.optimizer.step()
+                self._step_all()
         self.optimizer.zero_grad(set_to_none=True)
         return stepped
+
+    def _norm(self, gradients: list[torch.Tensor]) -> torch.Tensor:
+        """Of all gradients together, in float32."""
+        if self._rounding is None:
+            norms = torch._foreach_norm(gradients)
+        else:
+            norms = tuple(torch.linalg.vector_norm(g, dtype=torch.float32) for g in gradients)
+        norm: torch.Tensor = torch.stack(norms).norm()
+        return norm
+
+    def _step_all(self) -> None:
+        if self._tensors is None:
+            self.optimizer.step()
+            return
+        for group, parameter in self._tensors.parameters:
+            if parameter.grad is not None:
+                self._tensors.step(group, parameter, parameter.grad)
+        self._finish_tensors()
+
+    def _finish_tensors(self) -> None:
+        assert self._tensors is not None
+        self._tensors.finish()
 
     def _divisor(self, norm: torch.Tensor) -> torch.Tensor | None:
         """What gradients are divided by so that their norm is at most `max_grad_norm`."""

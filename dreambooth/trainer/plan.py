@@ -33,7 +33,13 @@ from dreambooth.trainer.images import parse_colour
 from dreambooth.trainer.looks import look_at
 from dreambooth.trainer.machine import Machine
 from dreambooth.trainer.model_size import model_size
-from dreambooth.trainer.optimizer_rules import check_fused_backward, check_optimizer, notes_on, try_arguments
+from dreambooth.trainer.optimizer_rules import (
+    check_fused_backward,
+    check_optimizer,
+    check_weights_dtype,
+    notes_on,
+    try_arguments,
+)
 from dreambooth.trainer.outputs import Outputs, PlannedFile, Volume, check_room, outputs_of, size_text
 from dreambooth.trainer.rates import with_rates
 from dreambooth.trainer.sizes import largest_tensor, optimizer_bytes, parameters, planned_files
@@ -110,12 +116,13 @@ class Plan:
         whole = sum(parameters(self.base, name) for name in self.base.description.bindings)
         frozen = whole if self.adapter else whole - trained
         width = self.machine.compute_dtype.itemsize
-        gradients = trained * 4.0
+        own = machines.DTYPES[self.settings.training.weights_dtype].itemsize
+        counted = trained
         if self.settings.training.fused_backward:  # one tensor's at a time
-            gradients = 4.0 * largest_tensor(self.base, self.trained, self.adapter)
+            counted = largest_tensor(self.base, self.trained, self.adapter)
         return {
-            "weights_gb": round((trained * 4 + frozen * width) / 1e9, 2),
-            "gradients_gb": round(gradients / 1e9, 2),
+            "weights_gb": round((trained * own + frozen * width) / 1e9, 2),
+            "gradients_gb": round(counted * own / 1e9, 2),
             "optimizer_gb": round((optimizer + trained * average) / 1e9, 2),
         }
 
@@ -238,6 +245,7 @@ def make_plan(
     settings = _with_steps(settings, found, processes)
     machine = machines.examine(settings)
     check_fused_backward(settings.training, machine.mixed_precision, processes)
+    check_weights_dtype(settings, machine.mixed_precision)
     outputs = outputs_of(settings, run=run)
     if settings.result.output_kind == "checkpoint":  # whether a .yaml that is there is in its way
         with concerning("output_name"):

@@ -76,7 +76,8 @@ def state_bytes(
     averaged = training.use_ema or kind_of(training.optimizer).averages
     shapes = [shape for component in trained for shape in _shapes(base, component, adapter)]
     head = 2 * _RECORD_BYTES + (_ADAPTER_NAME_BYTES if adapter else 0)
-    total = sum(math.prod(shape) * (4 + 4 * averaged) + head for shape in shapes)
+    each = DTYPES[training.weights_dtype].itemsize + 4 * averaged
+    total = sum(math.prod(shape) * each + head for shape in shapes)
     return int(total + optimizer_bytes(base, trained, training.optimizer, adapter))
 
 

@@ -43,6 +43,9 @@ class Catcher:
         self.rate = 1e-3
         self.gradients: list[torch.Tensor] = []
 
+    def begin(self, step: int) -> None:
+        pass
+
     def set_rates(self, factor: object) -> None:
         pass
 

@@ -1,4 +1,5 @@
 import json
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -17,6 +18,7 @@ from dreambooth.trainer.schedules import Schedule
 
 BOTH = ("unet", "text_encoder")
 EIGHT_BIT = TrainingSettings(learning_rate=1e-3, optimizer="adamw8bit")
+NARROW = TrainingSettings(learning_rate=1e-3, weights_dtype="bfloat16")
 NOT_FUSED = TrainingSettings(learning_rate=1e-3, optimizer_args={"fused": "no", "foreach": "yes"})
 
 
@@ -52,6 +54,10 @@ RUNS = {
     "steps within the backward pass": {
         "trained": BOTH, "text_stop": 3, "checkpointing": True,
         "training": TrainingSettings(learning_rate=1e-3, optimizer="came", fused_backward=True),
+    },
+    "bfloat16 weights": {"trained": BOTH, "training": NARROW, "ema_decay": 0.9},
+    "bfloat16 weights, 8 bit, within the backward pass": {
+        "training": replace(NARROW, optimizer="adamw8bit", fused_backward=True)
     },
     "accumulation": {
         "batch": 4, "micro_batches": 2, "offset_noise": 0.1, "snr_gamma": 5.0,

@@ -6,9 +6,15 @@ import pytest
 import torch
 
 from dreambooth.shared.errors import InputError
-from dreambooth.shared.settings import Settings, TrainingSettings
+from dreambooth.shared.settings import ResultSettings, Settings, TrainingSettings
 from dreambooth.trainer import optimizer_class
-from dreambooth.trainer.optimizer_rules import check_device, check_fused_backward, check_optimizer, notes_on
+from dreambooth.trainer.optimizer_rules import (
+    check_device,
+    check_fused_backward,
+    check_optimizer,
+    check_weights_dtype,
+    notes_on,
+)
 from dreambooth.trainer.optimizer_table import TABLE
 
 
@@ -90,6 +96,26 @@ def test_what_needs_the_gradients_that_are_dropped_is_refused_with_both_names(
     assert refused.value.where == "fused_backward"
     assert said in refused.value.what and "fused_backward" in refused.value.what
     check_fused_backward(replace(training, fused_backward=False), precision, processes)
+
+
+@pytest.mark.parametrize(
+    ("values", "kind", "precision", "said"),
+    [
+        ({}, "checkpoint", "no", "mixed_precision is no"),
+        ({}, "checkpoint", "fp16", "mixed_precision is fp16"),
+        ({"optimizer": "prodigy"}, "checkpoint", "bf16", "optimizer prodigy"),
+        ({}, "lora", "bf16", "output_kind lora"),
+    ],
+)
+def test_bfloat16_weights_are_refused_with_what_they_do_not_go_with(values, kind, precision, said):
+    training = replace(TrainingSettings(weights_dtype="bfloat16"), **values)
+    chosen = Settings(training=training, result=ResultSettings(output_kind=kind))
+    with pytest.raises(InputError) as refused:
+        check_weights_dtype(chosen, precision)
+    assert refused.value.where == "weights_dtype"
+    assert said in refused.value.what and "weights_dtype is bfloat16" in refused.value.what
+    check_weights_dtype(Settings(training=TrainingSettings(weights_dtype="bfloat16")), "bf16")
+    check_weights_dtype(replace(chosen, training=replace(training, weights_dtype="float32")), precision)
 
 
 @pytest.mark.parametrize("name", [name for name, row in TABLE.items() if row.fused_backward])

@@ -10,6 +10,7 @@ from tiny import config, dreambooth
 from watching import run_in
 
 from dreambooth.shared.config import load_settings
+from dreambooth.shared.settings import TrainingSettings
 from dreambooth.trainer import eightbit, sizes
 from dreambooth.trainer.eightbit import Verdict
 from dreambooth.trainer.optimizer_table import TABLE
@@ -77,6 +78,16 @@ def test_an_optimizers_bytes_are_counted_tensor_by_tensor(tmp_path) -> None:
         assert sizes.optimizer_bytes(base, ["unet"], name) == pytest.approx(
             sum(TABLE[name].bytes_of(shape) for shape in shapes)
         )
+
+
+def test_bfloat16_weights_are_half_as_large_in_a_state(tmp_path) -> None:
+    base = make_plan(load_settings(config(tmp_path))).base
+    count = sizes.parameters(base, "unet")
+    wide, narrow = (
+        sizes.state_bytes(base, {"unet": count}, TrainingSettings(weights_dtype=dtype))
+        for dtype in ("float32", "bfloat16")
+    )
+    assert wide - narrow == 2 * count
 
 
 def test_checkpoints_on_the_way_are_listed_or_where_there_are_many_summed(tmp_path) -> None:

@@ -29,6 +29,7 @@ from dreambooth.trainer.noise import seeded_normal
 from dreambooth.trainer.objectives import Objective, scaled_linear_alphas_cumprod
 from dreambooth.trainer.optimizers import ParameterGroup, Stepper, averages, build_optimizer
 from dreambooth.trainer.outputs import Outputs
+from dreambooth.trainer.rounding import StochasticRounding
 from dreambooth.trainer.schedules import Schedule
 from dreambooth.trainer.survey import ConceptImages, Survey
 from dreambooth.trainer.text_cache import CachedText, TextEncoder, TokenText
@@ -182,6 +183,8 @@ def make_rig(folder: Path, **changes: Any) -> Rig:
     unet, encoder = tiny_unet(), tiny_text_encoder()
     for name, module in (("unet", unet), ("text_encoder", encoder)):
         module.requires_grad_(name in options.trained).train(name in options.trained)
+        if options.training.weights_dtype == "bfloat16":
+            module.to(torch.bfloat16)
     trains_text = "text_encoder" in options.trained
     if trains_text:
         for unused in text.unused_modules([encoder], SD1, options.clip_skip):
@@ -230,6 +233,12 @@ def make_rig(folder: Path, **changes: Any) -> Rig:
 
 
 def _accelerator(options: Options) -> Any:
+    if options.training.weights_dtype == "bfloat16":
+        return SimpleNamespace(
+            num_processes=1,
+            autocast=lambda: torch.autocast("cpu", dtype=torch.bfloat16),
+            backward=lambda loss: loss.backward(),
+        )
     if options.scaler is None:
         return accelerator()
 
@@ -259,7 +268,14 @@ def _stepper(weights: TrainedWeights, options: Options) -> Stepper:
     ]
     optimizer = build_optimizer(options.training, groups, CPU)
     training = options.training
-    return Stepper(optimizer, training.max_grad_norm, options.scaler, fused_backward=training.fused_backward)
+    rounding = StochasticRounding(training.seed, CPU) if training.weights_dtype == "bfloat16" else None
+    return Stepper(
+        optimizer,
+        training.max_grad_norm,
+        options.scaler,
+        fused_backward=training.fused_backward,
+        rounding=rounding,
+    )
 
 
 def _batches(
