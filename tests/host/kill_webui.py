@@ -38,7 +38,7 @@ FORM = {
     "checkpointing_steps": 20,
     "num_validation_images": 0,
 }
-STEPS_A_KILL = 25
+STEPS_A_KILL = 15
 
 
 class Difference(Exception):
@@ -101,14 +101,14 @@ def has_started(data: Path) -> bool:
     return any((data / "dreambooth" / "jobs").glob("*/log.txt"))
 
 
-def wait_for_end(server: Server, patience: float = 600.0) -> dict[str, Any]:
+def wait_for_end(server: Server, patience: float = 3600.0) -> dict[str, Any]:
     deadline = time.monotonic() + patience
     while time.monotonic() < deadline:
         _, live = look(server)
         if live["state"] not in ("running", "starting"):
             return live
         time.sleep(0.2)
-    raise Difference(f"the run does not end: {live}")
+    raise Difference(f"the run does not end: {live['log']}")
 
 
 def check_whole(data: Path, steps: int) -> None:
