@@ -58,7 +58,8 @@ PLANNING, CLASS_IMAGES, CACHING, STEP, SAVE, EXPORT, END = PHASES = (
 )  # fmt: skip
 # what an operation's path says of the phase that it belongs to
 OF_PATH = (
-    ("/class_images/", CLASS_IMAGES), ("/cache/", CACHING), ("/state", SAVE), ("/samples/", END),
+    ("/class_images/", CLASS_IMAGES), ("/cache/", CACHING), ("/state", SAVE), ("/samples/000000", STEP),
+    ("/samples/", END),
     ("result.json", END), (".tmp", EXPORT), ("/out/", EXPORT), ("/runs", PLANNING),
 )  # fmt: skip
 # an operation in the middle of a phase, of a resumed run too: a part of its path, and which one of those

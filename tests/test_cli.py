@@ -405,7 +405,7 @@ def test_an_error_of_the_plan_names_the_setting_that_a_form_shows_it_beside(
 def test_inspect_answers_in_json_also_what_is_wrong(tmp_path, capsys) -> None:
     assert dreambooth("inspect", tiny.base(), "--json", "--no-hash") == 0
     found = json.loads(capsys.readouterr().out)
-    assert (found["family_name"], found["sha256"]) == ("sd1", "")
+    assert found["family_name"] == "sd1" and "sha256" not in found
     assert dreambooth("inspect", tmp_path / "nowhere.ckpt", "--json") == 2
     said = capsys.readouterr()
     assert said.err == "" and "nowhere.ckpt" in json.loads(said.out)["error"]["where"]

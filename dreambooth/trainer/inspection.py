@@ -93,7 +93,7 @@ class Inspection:
 
     def as_json(self) -> dict[str, Any]:
         """All of it in plain JSON values; sizes in bytes. `family`, `prediction_type` and `told_by` are "" if it
-        cannot be used, for which `problem` is the reason."""
+        cannot be used, for which `problem` is the reason. Hashes are left out where there are none."""
         told = self.identified
         return {
             "path": str(self.path),
@@ -110,9 +110,8 @@ class Inspection:
             "precisions": dict(self.precisions),
             "parts": [dataclasses.asdict(part) for part in self.parts],
             "ema": self.has_ema,
-            "sha256": self.sha256,
-            "short_hash": self.short_hash,
-            "autov1": self.autov1,
+            **({"sha256": self.sha256, "short_hash": self.short_hash} if self.sha256 else {}),
+            **({"autov1": self.autov1} if self.autov1 else {}),
             "metadata": dict(self.metadata),
             "missing": list(self.missing),
             "odd": list(self.odd),

@@ -68,7 +68,10 @@ def the_second_one_s_cache_fails(index: int) -> None:
 @needs_fork
 @pytest.mark.parametrize(
     ("spoil", "guilty", "why"),
-    [(a_save_that_fails, 0, "no space is left"), (the_second_one_s_cache_fails, 1, "No space left on device")],
+    [
+        (a_save_that_fails, 0, "no space is left"),
+        (the_second_one_s_cache_fails, 1, "No space left on device"),
+    ],
 )
 def test_where_one_process_fails_all_end_at_once_and_each_says_why(spoil, guilty, why, tmp_path) -> None:
     ended = trained_together(tmp_path, spoil, checkpointing_steps=2, prior_loss_weight=0)

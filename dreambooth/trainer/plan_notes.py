@@ -1,0 +1,54 @@
+"""What a plan says of a model beside its numbers: what was left out, and what looks unintended."""
+
+from __future__ import annotations
+
+from dreambooth.shared.settings import Settings
+from dreambooth.trainer.convert import LoadedModel
+from dreambooth.trainer.families.detect import told_by_file
+from dreambooth.trainer.sources import EMA_PREFIX, open_model
+
+
+def notes_on_model(settings: Settings, base: LoadedModel) -> list[str]:
+    """What is to be known of the model with these settings, and what was left out."""
+    notes = []
+    if settings.not_taken:
+        notes.append(f"not taken over, since it means nothing here: {', '.join(settings.not_taken)}")
+    if settings.images.aspect_ratio_buckets and settings.prior.prior_loss_weight > 0:
+        notes.append(
+            "aspect_ratio_buckets with prior preservation: class images are square, photos are not, "
+            "so that the model may learn their shapes as part of the subject"
+        )
+    if any(name.startswith(EMA_PREFIX) for name in base.source.tensors):
+        notes.append("the model's own averaged (EMA) weights are left out of the result")
+    if settings.model.clip_skip > 1 and not base.identified.family.clip_skip:
+        notes.append(f"clip_skip is ignored by {base.identified.family.title}, as the WebUI does")
+    return notes + _contradiction(settings, base) + _notes_on_family(settings, base)
+
+
+def _contradiction(settings: Settings, base: LoadedModel) -> list[str]:
+    """A prediction type that is set against what the file states of itself."""
+    wanted = settings.model.prediction_type
+    told = None if wanted == "auto" else told_by_file(base.source, open_model(settings.model.model).stated)
+    if told is None or told[0] == wanted:
+        return []
+    return [
+        f"prediction_type: {wanted} is set, but the model predicts {told[0]} ({told[1]}); if the model is right, the "
+        "result's pictures will be noise"
+    ]
+
+
+def _notes_on_family(settings: Settings, base: LoadedModel) -> list[str]:
+    identified, notes = base.identified, []
+    family, side = identified.family, settings.images.resolution
+    if family.vae_overflows and not settings.model.vae:
+        notes.append(f"the VAE works in float32: that of {family.title} overflows in half precision")
+    if family.sized and side < family.resolution * 3 // 4:
+        notes.append(f"{family.title} was made for {family.resolution} pixels, and resolution is {side}")
+    if identified.zero_terminal_snr:
+        last = (
+            "; with snr_gamma the last timestep, whose SNR is zero, has no weight"
+            if settings.training.snr_gamma and identified.prediction_type == "v_prediction"
+            else ""
+        )
+        notes.append(f"the noise schedule is rescaled to zero terminal SNR, as the model's{last}")
+    return notes

@@ -1,0 +1,77 @@
+"""The plan as a page of text."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from dreambooth.trainer.adapters.results import from_base
+from dreambooth.trainer.expected import time_text
+from dreambooth.trainer.outputs import size_text
+
+if TYPE_CHECKING:
+    from dreambooth.trainer.plan import Plan
+
+
+def plan_text(plan: Plan) -> str:
+    """The plan as people read it before they say yes."""
+    event = plan.as_event()
+    training = plan.settings.training
+    prior = _prior_text(plan, event["class_images"], event["class_images_to_make"])
+    buckets = ", ".join(f"{count} at {size}" for size, count in event["buckets"].items())
+    trained = ", ".join(
+        f"{title} ({count / 1e6:.3g}M)"
+        for title, count in zip(event["trained"], plan.trained.values(), strict=True)
+    )
+    factors = (training.train_batch_size, training.gradient_accumulation_steps, plan.processes)
+    batch = " × ".join(str(factor) for factor in factors if factor > 1) or "1"
+    memory = event["memory"]
+    lines = [
+        f"Model      {event['model']}",
+        f"           {event['family']}, predicts {event['prediction_type']} ({event['told_by']})",
+        f"Images     {event['images']} ({buckets}); {prior}",
+        f"Training   {plan.steps} steps of {batch} image{'' if batch == '1' else 's'}"
+        f"{' and as many of the class' if plan.prior else ''}, {event['epochs']:g} epochs",
+        f"           {trained}; {training.optimizer}, learning rate {training.learning_rate:g}",
+        *([f"           {plan.adapter}"] if plan.adapter else []),
+        f"Machine    {event['device']}, mixed precision {event['mixed_precision']}; weights "
+        f"{memory['weights_gb']} GB, gradients {memory['gradients_gb']} GB, optimizer {memory['optimizer_gb']} GB, "
+        "and the activations",
+        *(f"Writes     {file.path}  ({file.what}, {size_text(file.size)})" for file in plan.files),
+        *(
+            f"Disk       {size_text(volume.needed)} needed, {size_text(volume.free)} free at {volume.path}"
+            for volume in plan.volumes
+        ),
+        *_expected_lines(plan),
+        *(f"Note       {note}" for note in plan.notes),
+        *_advice_lines(plan),
+    ]
+    return "\n".join(lines)
+
+
+def _prior_text(plan: Plan, found: int, missing: int) -> str:
+    if not plan.prior:
+        return "no prior preservation"
+    if from_base(plan.settings):
+        return (
+            f"the prior is the base's own prediction, of {f'{found} class images' if found else 'the photos'}"
+        )
+    return f"{found} class images found, {missing} to be made"
+
+
+def _expected_lines(plan: Plan) -> list[str]:
+    seconds = plan.expected.seconds
+    return [] if seconds is None else [f"Time       about {time_text(seconds)} ({plan.expected.by})"]
+
+
+def _advice_lines(plan: Plan) -> list[str]:
+    return [
+        f"Advice     concept {number}: {advice['text']}{_some(advice['files'])}"
+        for number, concept in enumerate(plan.concepts, 1)
+        for advice in concept["advice"]
+    ]
+
+
+def _some(files: Sequence[str]) -> str:
+    """` (a.png, b.png, …)`"""
+    return f" ({', '.join(files[:5])}{', …' if len(files) > 5 else ''})" if files else ""
