@@ -32,5 +32,407 @@ from dreambooth.trainer.images import parse_colour
 from dreambooth.trainer.looks import look_at
 from dreambooth.trainer.machine import Machine
 from dreambooth.trainer.model_size import model_size
+from dreambooth.trainer.optimizer_rules import (
+    check_fused_backward,
+    check_optimizer,
+    check_weights_dtype,
+    notes_on,
+    try_arguments,
+)
+from dreambooth.trainer.outputs import Outputs, PlannedFile, Volume, check_room, outputs_of
 from dreambooth.trainer.plan_notes import notes_on_model
 from dreambooth.trainer.plan_text import plan_text
+from dreambooth.trainer.rates import with_rates
+from dreambooth.trainer.sizes import largest_tensor, optimizer_bytes, parameters, planned_files
+from dreambooth.trainer.survey import Survey, survey
+from dreambooth.trainer.tokenizer import default_tokenizer
+
+TRACKERS = ("tensorboard", "wandb")
+_LEAST_SIDE, _LARGEST_SIDE = 64, 2048
+TITLES = {"unet": "UNet", "text_encoder": "text encoder", "text_encoder_2": "second text encoder"}
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a run will do. `settings` are resolved: names, folders and the number of steps are filled in.
+
+    `trained` are parameters by component; `notes` say what `auto` became, and what was left out; `concepts` are each
+    concept's facts with what a careful friend would say (advice.py).
+    """
+
+    settings: Settings
+    machine: Machine
+    base: LoadedModel
+    survey: Survey
+    buckets: tuple[Size, ...]
+    outputs: Outputs
+    files: tuple[PlannedFile, ...]
+    volumes: tuple[Volume, ...]
+    trained: Mapping[str, int]
+    notes: tuple[str, ...]
+    processes: int = 1
+    concepts: tuple[Mapping[str, Any], ...] = ()
+    expected: Expected = Expected(None, "")
+    eight_bit: Verdict | None = None
+    adapter: AdapterPlan | None = None
+
+    @property
+    def steps(self) -> int:
+        return self.settings.training.max_train_steps
+
+    @property
+    def prior(self) -> bool:
+        return self.settings.prior.prior_loss_weight > 0
+
+    @property
+    def trains_text(self) -> bool:
+        """Whether the text encoders are trained: all that the model has, or none."""
+        return self.base.identified.family.text_encoders[0].component in self.trained
+
+    @property
+    def batch(self) -> int:
+        """Instance images of one step, of all micro-batches of all processes."""
+        return _batch(self.settings, self.processes)
+
+    @property
+    def text_encoder_stop(self) -> int:
+        """The step from which the text encoder is left as it is."""
+        return math.ceil(self.settings.training.text_encoder_stop * self.steps)
+
+    @property
+    def class_images_missing(self) -> int:
+        return sum(folder.missing for folder in self.survey.class_folders())
+
+    @property
+    def epochs(self) -> float:
+        drawn = sum(len(entry.instance) * entry.concept.repeats for entry in self.survey.concepts)
+        return self.steps * self.batch / max(1, drawn)
+
+    def memory(self) -> dict[str, float]:
+        """What weights, gradients and optimizer take, in GB; activations come on top."""
+        optimizer = optimizer_bytes(self.base, self.trained, self.settings.training.optimizer, self.adapter)
+        average = 4.0 if self.settings.training.use_ema else 0.0
+        trained = sum(self.trained.values())
+        whole = sum(parameters(self.base, name) for name in self.base.description.bindings)
+        frozen = whole if self.adapter else whole - trained
+        width = self.machine.compute_dtype.itemsize
+        own = machines.DTYPES[self.settings.training.weights_dtype].itemsize
+        counted = trained
+        if self.settings.training.fused_backward:  # one tensor's at a time
+            counted = largest_tensor(self.base, self.trained, self.adapter)
+        return {
+            "weights_gb": round((trained * own + frozen * width) / 1e9, 2),
+            "gradients_gb": round(counted * own / 1e9, 2),
+            "optimizer_gb": round((optimizer + trained * average) / 1e9, 2),
+        }
+
+    def as_event(self) -> dict[str, Any]:
+        """The fields of the `plan` event, plain JSON values; sizes in bytes."""
+        folders = self.survey.class_folders()
+        return {
+            "images": self.survey.instance_count,
+            "class_images": sum(folder.found for folder in folders),
+            "class_images_to_make": self.class_images_missing,
+            "buckets": self._bucket_counts(),
+            "steps": self.steps,
+            "epochs": round(self.epochs, 2),
+            "trained": [TITLES[name] for name in self.trained],
+            "adapter": str(self.adapter or ""),
+            "files": [{"path": str(f.path), "size": f.size, "what": f.what} for f in self.files],
+            "disk_needed": sum(volume.needed for volume in self.volumes),
+            "disk_free": min((volume.free for volume in self.volumes), default=0),
+            "volumes": [{"path": str(v.path), "needed": v.needed, "free": v.free} for v in self.volumes],
+            "memory": self.memory(),
+            "model": self.settings.model.model,
+            "family": self.base.identified.family.title,
+            "prediction_type": self.base.identified.prediction_type,
+            "told_by": self.base.identified.told_by,
+            "device": self.machine.device_name,
+            **({"eight_bit": self.eight_bit.as_json()} if self.eight_bit else {}),
+            "mixed_precision": self.machine.mixed_precision,
+            "output": str(self.outputs.final),
+            "notes": list(self.notes),
+            "concepts": [dict(concept) for concept in self.concepts],
+            "expected_seconds": self.expected.seconds,
+            "expected_by": self.expected.by,
+            "like": likeness(self),
+        }
+
+    def _bucket_counts(self) -> dict[str, int]:
+        counts = data_plan(self, self.survey).bucket_counts()
+        return {f"{width}x{height}": count for (width, height), count in counts.items()}
+
+    def text(self) -> str:
+        """The plan as people read it before they say yes."""
+        return plan_text(self)
+
+
+def make_plan(
+    settings: Settings, *, run: Path | None = None, processes: int = 1, measure: bool = False
+) -> Plan:
+    """Plans a run. Writes nothing. Raises InputError for whatever is wrong with the input.
+
+    `run` is the folder of a run that is resumed: its names are its own already, and a part of it is written.
+    `measure`: the device's rate is measured if no earlier run tells how long this one will take.
+    """
+    check_together(settings)
+    base = open_base(settings)
+    settings = _with_resolution(settings, base)
+    buckets = bucket_sizes(
+        settings.images.resolution,
+        aspect_ratio_buckets=settings.images.aspect_ratio_buckets,
+        multiple=base.identified.family.side_step,
+    )
+    parse_colour(settings.images.background)
+    _check_vae(settings)
+    check_optimizer(settings)
+    components = _trained_components(settings, base)
+    adapter = adapter_plan(settings, base, components)
+    settings, rates = with_rates(with_resolved(settings, adapter))
+    settings = _with_folders(settings)
+    found = survey_of(settings, base)
+    settings = _with_steps(settings, found, processes)
+    machine = machines.examine(settings)
+    check_fused_backward(settings.training, machine.mixed_precision, processes)
+    check_weights_dtype(settings, machine.mixed_precision)
+    outputs = outputs_of(settings, run=run)
+    if settings.result.output_kind == "checkpoint":  # whether a .yaml that is there is in its way
+        with concerning("output_name"):
+            yaml_beside(outputs.final, base.source, base.description, overwrite=settings.result.overwrite)
+    settings = dataclasses.replace(
+        settings,
+        result=dataclasses.replace(settings.result, output_name=outputs.name, output_dir=str(outputs.folder)),
+    )
+    trained = {name: parameters(base, name, adapter) for name in components}
+    eight_bit = check_8bit(
+        settings.training.optimizer,
+        machine.device,
+        lambda name: optimizer_bytes(base, trained, name, adapter),
+    )
+    if eight_bit:
+        try_arguments(settings.training)
+    plan = Plan(
+        settings=settings,
+        machine=machine,
+        base=base,
+        survey=found,
+        buckets=buckets,
+        outputs=outputs,
+        files=(),
+        volumes=(),
+        trained=trained,
+        notes=(
+            *rates,
+            *(adapter.notes if adapter else ()),
+            *machine.notes,
+            *notes_on(settings),
+            *notes_on_model(settings, base),
+            *found.warnings,
+        ),
+        processes=processes,
+        eight_bit=eight_bit,
+        adapter=adapter,
+    )
+    data = data_plan(plan, found)
+    files = tuple(planned_files(plan, data, run))
+    return dataclasses.replace(
+        plan,
+        files=files,
+        volumes=tuple(_room(files)),
+        concepts=tuple(_concept_facts(settings, found, data)),
+        expected=expect(plan, measure=measure),
+    )
+
+
+def _room(files: Sequence[PlannedFile]) -> list[Volume]:
+    with concerning("output_dir"):
+        return check_room(files)
+
+
+def _concept_facts(settings: Settings, found: Survey, data: DataPlan) -> Iterator[Mapping[str, Any]]:
+    images = [image for entry in found.concepts for image in entry.instance]
+    around = Surroundings(
+        targets={item.image.content_id: item.bucket for item in data.items},
+        looks=look_at(images),
+        tokenizer=default_tokenizer(),
+        max_chunks=settings.captions.max_prompt_chunks,
+    )
+    for entry in found.concepts:
+        yield concept_facts(entry, around)
+
+
+def check_together(settings: Settings) -> None:
+    """Raises InputError for settings that make no sense together."""
+    training = settings.training
+    if not training.train_unet and not training.train_text_encoder:
+        raise InputError(
+            "neither the UNet nor the text encoder is to be trained",
+            where="train_unet",
+            remedy="train one of them",
+        )
+    if not training.train_unet and training.text_encoder_stop < 1:
+        raise InputError(
+            "nothing would be trained once the text encoder has stopped",
+            where="text_encoder_stop",
+            remedy="use 1, or train the UNet too",
+        )
+    check_prior(settings)
+    for tracker in trackers_of(settings):
+        if tracker not in TRACKERS:
+            raise InputError(
+                f"there is no tracker {tracker!r}", where="report_to", remedy=f"one of {', '.join(TRACKERS)}"
+            )
+        if importlib.util.find_spec(tracker) is None:
+            raise InputError(
+                f"{tracker} is not installed in the trainer's environment", where="report_to",
+                remedy=f"install it there (pip install {tracker}), or leave report_to empty",
+            )  # fmt: skip
+
+
+def _check_vae(settings: Settings) -> None:
+    """Raises InputError if another VAE is named that cannot be used."""
+    if not settings.model.vae:
+        return
+    try:
+        load_model(settings.model.model, components=("vae",), vae=settings.model.vae)
+    except InputError as error:
+        raise InputError(
+            f"{error.where}: {error.what}",
+            where="vae",
+            remedy="name a VAE's file or a checkpoint, or leave vae empty",
+        ) from error
+
+
+def trackers_of(settings: Settings) -> list[str]:
+    """The trackers that are named, in order."""
+    return [name.strip().lower() for name in settings.saving.report_to.split(",") if name.strip()]
+
+
+def open_base(settings: Settings) -> LoadedModel:
+    """The checkpoint to start from, looked at and not loaded. Raises InputError for what cannot be used."""
+    if not settings.model.model:
+        raise InputError("no model is named", where="model", remedy="name a .safetensors or .ckpt file")
+    if settings.model.vae and not Path(settings.model.vae).exists():
+        raise InputError(f"there is no such file: {settings.model.vae}", where="vae", remedy="check the path")
+    with concerning("model"):
+        base = load_model(
+            settings.model.model,
+            components=(),
+            prediction_type=settings.model.prediction_type,
+            use_ema_weights=settings.model.use_ema_weights,
+        )
+    layers = int(base.configs["text_encoder"]["num_hidden_layers"])
+    if base.identified.family.clip_skip and settings.model.clip_skip > layers:
+        raise InputError(
+            f"this model's text encoder has {layers} layers", where="clip_skip", remedy=f"use 1 to {layers}"
+        )
+    return base
+
+
+def runs_dir_of(settings: Settings) -> Path:
+    """The folder of the runs."""
+    return Path(settings.result.runs_dir) if settings.result.runs_dir else default_runs_dir()
+
+
+def _with_resolution(settings: Settings, base: LoadedModel) -> Settings:
+    """A resolution of 0 becomes the size that the model was made for: of a shape that is no square, its area's."""
+    side = settings.images.resolution
+    if side == 0:
+        width, height = model_size(base)
+        step = base.identified.family.side_step
+        side = min(_LARGEST_SIDE, max(step, math.isqrt(width * height) // step * step))
+    elif side < _LEAST_SIDE:
+        raise InputError(
+            f"{side} pixels are too few to learn from",
+            where="resolution",
+            remedy=f"use {_LEAST_SIDE} or more, or 0 for the model's own size",
+        )
+    return dataclasses.replace(settings, images=dataclasses.replace(settings.images, resolution=side))
+
+
+def _with_folders(settings: Settings) -> Settings:
+    runs_dir = runs_dir_of(settings).absolute()
+    check_writable(runs_dir, setting="runs_dir")
+    return dataclasses.replace(settings, result=dataclasses.replace(settings.result, runs_dir=str(runs_dir)))
+
+
+def class_root(settings: Settings, base: LoadedModel) -> Path:
+    """Where class images go that no folder was named for: by model, since another model draws other ones."""
+    return runs_dir_of(settings) / "class_images" / f"{base.source.path.stem}-{base_fingerprint(base)[:8]}"
+
+
+def base_fingerprint(base: LoadedModel) -> str:
+    """A hash that tells bases apart without reading them whole: names, shapes, dtypes, size and time."""
+    import hashlib
+
+    path = base.source.path
+    about = path.stat()
+    tensors = [(name, str(info.dtype), info.shape) for name, info in base.source.tensors.items()]
+    return hashlib.sha256(repr((tensors, about.st_size, about.st_mtime_ns)).encode()).hexdigest()
+
+
+def survey_of(settings: Settings, base: LoadedModel) -> Survey:
+    """Looks at the images and the class images that are there now."""
+    return survey(
+        settings.concepts.concepts,
+        prior=settings.prior.prior_loss_weight > 0,
+        num_class_images=settings.prior.num_class_images,
+        makes_class_images=not from_base(settings),
+        allow_bad_images=settings.images.allow_bad_images,
+        class_root=class_root(settings, base),
+    )
+
+
+def _batch(settings: Settings, processes: int) -> int:
+    training = settings.training
+    return training.train_batch_size * training.gradient_accumulation_steps * processes
+
+
+def _with_steps(settings: Settings, found: Survey, processes: int) -> Settings:
+    training = settings.training
+    if not training.max_train_steps:
+        images = sum(len(entry.instance) * entry.concept.repeats for entry in found.concepts)
+        steps = max(1, math.ceil(training.steps_per_image * images / _batch(settings, processes)))
+        training = dataclasses.replace(training, max_train_steps=steps)
+    return dataclasses.replace(settings, training=training)
+
+
+def data_plan(plan: Plan, found: Survey) -> DataPlan:
+    """What every sample of the run is drawn from."""
+    images, captions = plan.settings.images, plan.settings.captions
+    return plan_data(
+        found,
+        plan.buckets,
+        batch=plan.batch,
+        augmentation=Augmentation(
+            random_crop=images.crop == "random",
+            random_flip=images.random_flip,
+            rotation=images.rotation,
+            brightness=images.brightness,
+        ),
+        variation=Variation(captions.caption_dropout, captions.shuffle_tags, captions.keep_tokens),
+        cached=images.cache_latents,
+        inpainting=plan.base.identified.family.in_channels == 9,
+        photos_as_class=plan.prior and from_base(plan.settings),
+    )
+
+
+def _trained_components(settings: Settings, base: LoadedModel) -> list[str]:
+    training = settings.training
+    trains_text = training.train_text_encoder and training.text_encoder_stop > 0
+    texts = [part.component for part in base.identified.family.text_encoders]
+    return ["unet"] * training.train_unet + texts * trains_text
+
+
+def versions() -> dict[str, str]:
+    """What the run was made with, for its config.yaml."""
+    libraries = ("torch", "diffusers", "transformers", "accelerate", "safetensors")
+    found = {name: _version(name) for name in libraries}
+    return {"dreambooth": __version__, "python": platform.python_version(), **found}
+
+
+def _version(name: str) -> str:
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return "not installed"
