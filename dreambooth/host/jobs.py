@@ -90,10 +90,18 @@ TakeCard = Callable[[Callable[[], None]], Card | None]
 
 class Jobs:
     """The trainers of one WebUI. `folder` is where jobs are kept, `trainer` says how one is started (and raises
-    DreamboothError while that cannot be), `runs_dir` where runs are."""
+    DreamboothError while that cannot be), `runs_dir` where runs are, `closing` whether the page's server waits for our
+    answers (`webui.is_closing`): then a start is not waited for, and goes on by itself."""
 
-    def __init__(self, folder: Path, trainer: Callable[[], Trainer], runs_dir: Callable[[], Path]) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        trainer: Callable[[], Trainer],
+        runs_dir: Callable[[], Path],
+        closing: Callable[[], bool] = lambda: False,
+    ) -> None:
         self.folder = folder
+        self._closing = closing
         self._trainer = trainer
         self._runs_dir = runs_dir
         self._turn = threading.Lock()
@@ -199,7 +207,7 @@ class Jobs:
                 ending = endings.ending_of(job.log, code=process.returncode)
                 write_json(job.folder / "ending.json", asdict(ending))
                 raise endings.as_error(ending, code=process.returncode)
-            if time.monotonic() > deadline:
+            if time.monotonic() > deadline or self._closing():
                 return None
             time.sleep(_LOOK_EVERY)
         self._living = RunFolder(Path(job.run))

@@ -13,6 +13,7 @@ import signal
 import subprocess
 import tempfile
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -24,13 +25,16 @@ from .answers import Conflict
 from .jobs import Trainer
 
 PATIENCE = 180.0
+_LOOK_EVERY = 0.25
 
 
 class Planner:
-    """`trainer` says how a trainer is started; it raises DreamboothError while that cannot be."""
+    """`trainer` says how a trainer is started; it raises DreamboothError while that cannot be. `closing` is true once
+    the page's server waits for our answers, see `webui.is_closing`."""
 
-    def __init__(self, trainer: Callable[[], Trainer]) -> None:
+    def __init__(self, trainer: Callable[[], Trainer], closing: Callable[[], bool] = lambda: False) -> None:
         self._trainer = trainer
+        self._closing = closing
         self._lock = threading.Lock()
         self._newest = 0
         self._running: subprocess.Popen[bytes] | None = None
@@ -76,18 +80,26 @@ class Planner:
         if number:
             self._register(number, process)
         try:
-            printed, told = process.communicate(timeout=PATIENCE)
-        except subprocess.TimeoutExpired as error:
-            _end(process)
-            raise DreamboothError(
-                f"no answer in {PATIENCE:.0f} seconds",
-                remedy="is the photos' folder on a slow or sleeping disk?",
-            ) from error
+            printed, told = self._answer_of(process)
         finally:
             _end(process)
         if number and number != self._newest:
             raise Conflict("a newer form is being planned", remedy="wait for its plan")
         return _answer(printed, told.decode("utf-8", "replace"), process.returncode, form)
+
+    def _answer_of(self, process: subprocess.Popen[bytes]) -> tuple[bytes, bytes]:
+        """What a process prints and tells. "Reload UI" hangs on every answer that is owed, so it is not waited for then."""
+        deadline = time.monotonic() + PATIENCE
+        while True:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                return process.communicate(timeout=_LOOK_EVERY)
+            if self._closing():
+                raise DreamboothError("the WebUI makes its page anew", remedy="it asks again by itself")
+            if time.monotonic() > deadline:
+                raise DreamboothError(
+                    f"no answer in {PATIENCE:.0f} seconds",
+                    remedy="is the photos' folder on a slow or sleeping disk?",
+                )
 
     def _register(self, number: int, process: subprocess.Popen[bytes]) -> None:
         with self._lock:

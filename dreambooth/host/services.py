@@ -37,14 +37,14 @@ class Services:
 def services() -> Services:
     """The one set of them."""
     home = webui.data_path() / "dreambooth"
-    jobs = Jobs(home / "jobs", trainer, webui.runs_dir)
+    jobs = Jobs(home / "jobs", trainer, webui.runs_dir, webui.is_closing)
     watcher = Watcher(jobs.ending_of, jobs.is_starting, jobs.failed_resume)
     return Services(
         jobs=jobs,
-        planner=Planner(trainer),
+        planner=Planner(trainer, webui.is_closing),
         watcher=watcher,
         listing=Listing(watcher, jobs.ending_of),
-        follower=Follower(jobs.active, watcher.exports, webui.list_again),
+        follower=Follower(jobs.active, watcher.exports, webui.list_in_turn),
         photos=Photos(webui.photos_dir()),
         thumbnails=Thumbnails(home / "thumbnails"),
         last_form=LastForm(home / "form.json"),

@@ -111,6 +111,14 @@ def photos_dir() -> Path:
     return data_path() / "dreambooth" / "photos"
 
 
+def is_closing() -> bool:
+    """Whether the page's server is ending, as at "Reload UI". It waits for every answer that is still owed, however long
+    that takes, so none of ours may take long from then on."""
+    from modules import shared
+
+    return bool(getattr(getattr(shared.demo, "server", None), "should_exit", False))
+
+
 # flags and settings
 
 
@@ -262,6 +270,13 @@ def list_again() -> None:
     same = [info for info in sd_models.checkpoints_list.values() if info.filename == before.filename]
     if same:
         opts.data[_SELECTED] = same[0].title
+
+
+def list_in_turn(*, patience: float = 60.0) -> None:
+    """`list_again` in the WebUI's queue: the list is empty for a moment meanwhile, and a picture that is begun just then
+    would find no model, or be made with another. Raises DreamboothError if it is not our turn in `patience` seconds."""
+    with _queue(patience):
+        list_again()
 
 
 def load_checkpoint(path: str | Path, *, sha256: str = "", patience: float = 60.0) -> Model:

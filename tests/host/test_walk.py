@@ -45,7 +45,7 @@ def test_orders_from_the_page_and_a_trainer_that_dies(webui, page):
     tab = Tab(page, webui.url).open()
     walking.fill_the_form(tab, steps=1000)
     tab.train()
-    page.locator('.dbt-sample[data-step="0"]').first.wait_for(timeout=120_000)  # what the untrained model makes
+    page.locator('.dbt-sample[data-step="0"]').first.wait_for(timeout=120_000)
     tab.until_step(3)
     for order in ("export", "sample", "save"):
         tab.do(order)
