@@ -358,8 +358,8 @@ class TrainingSettings:
     )
     weights_dtype: str = setting(
         "float32",
-        "Precision of the weights that are trained. bfloat16 halves their memory and that of their gradients; each "
-        "step is rounded at random, so that small ones count. It wants mixed_precision: bf16.",
+        "Precision of what is trained. bfloat16 halves weights and gradients; steps are rounded at random, so that "
+        "small ones count. It wants mixed_precision: bf16.",
         label="Precision of the trained weights",
         choices=("float32", "bfloat16"),
     )
