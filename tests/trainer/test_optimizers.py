@@ -308,6 +308,27 @@ def test_scaled_gradients_make_the_steps_that_unscaled_ones_make(settings):
             torch.testing.assert_close(one, other, rtol=1e-5, atol=2e-7)
 
 
+@unpaged
+@with_scaler
+@pytest.mark.parametrize("name", TABLE)
+def test_every_optimizer_goes_with_a_loss_scaler(name):
+    ours, theirs = parameters(), parameters()
+    settings = TrainingSettings(optimizer=name)
+    rates = (1.0, 1.0) if TABLE[name].own_rate else (1e-2, 3e-3)
+    scaler = torch.amp.GradScaler("cpu", init_scale=1024.0, growth_interval=1000)
+    scaler.scale(torch.zeros(()))
+    scaled, plain = (
+        stepper(ours, settings, scaler=scaler, rates=rates),
+        stepper(theirs, settings, rates=rates),
+    )
+    for step in range(3):
+        give(ours, step, size=scaler.get_scale())
+        give(theirs, step)
+        assert scaled.step(LOSS) is True and plain.step(LOSS) is True
+    for one, other in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
+
+
 @with_scaler
 @pytest.mark.parametrize("settings", [ADAMW, NOT_FUSED], ids=["fused", "foreach"])
 def test_an_overflow_skips_the_step_lowers_the_scale_and_is_no_failure(settings):
