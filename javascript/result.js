@@ -129,7 +129,7 @@
         }
     }
 
-    function fileRow(run, file, notice) {
+    function fileRow(run, file, notice, change) {
         const button = db.button(file.final ? db.t("Use it now") : db.t("Use this one"), () => use(run, file, button, notice),
             {class: file.final ? "dbt-primary" : "dbt-small", id: file.final ? "dbt_use" : null, "data-path": file.path});
         return db.h("li", {class: "dbt-result-file" + (file.final ? " dbt-final" : "")},
@@ -137,7 +137,8 @@
                 file.final || typeof file.step !== "number" ? null : db.h("span", {class: "dbt-help"}, db.t("Step {n}", {n: file.step.toLocaleString()}))),
             db.h("code", {class: "dbt-path"}, file.path),
             file.sha256 ? db.h("div", {class: "dbt-hash"}, db.h("span", {class: "dbt-help"}, "SHA-256 "), db.h("code", {title: file.sha256}, file.sha256.slice(0, 10)),
-                db.button(db.t("Copy"), () => copy(file.sha256), {class: "dbt-link"})) : null,
+                db.button(db.t("Copy"), () => copy(file.sha256), {class: "dbt-link"}),
+                change ? db.h("span", {class: "dbt-help"}, change) : null) : null,
             isSingleFile(file) ? button : db.h("span", {class: "dbt-help"}, db.t("A folder in diffusers' form: not for the WebUI.")));
     }
 
@@ -177,8 +178,7 @@
                     db.setText(title, done ? db.t("Result") : db.t("Checkpoints so far"));
                     root.classList.toggle("dbt-done", done);
                     const change = changeText((state.result || {}).weight_change);
-                    db.fill(body, db.h("ul", {class: "dbt-result-files"}, files.map((file) => fileRow(run, file, notice))),
-                        change && done ? db.h("p", {class: "dbt-help"}, change) : null,
+                    db.fill(body, db.h("ul", {class: "dbt-result-files"}, files.map((file) => fileRow(run, file, notice, file.final ? change : ""))),
                         done ? db.h("div", {class: "dbt-pairs"}, pairs(state)) : null);
                 },
             };

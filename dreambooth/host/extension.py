@@ -11,7 +11,7 @@ import traceback
 from typing import Any
 
 from ..shared.errors import DreamboothError
-from . import installation, webui
+from . import early, installation, webui
 
 PREFIX = "/dreambooth-trainer/v1"
 _log = logging.getLogger(__name__)
@@ -19,6 +19,7 @@ _log = logging.getLogger(__name__)
 
 def register() -> None:
     """Called by scripts/dreambooth_trainer.py, again after each "Reload UI"."""
+    early.allow_early_requests()
     webui.register(tab=tab, app=app_started)
     webui.guard_generation(busy_reason)
 
@@ -46,6 +47,7 @@ def explaining_tab(error: BaseException) -> list[tuple[Any, str, str]]:
 
 def app_started(app: Any) -> None:
     """Adds the routes, and begins the making of the trainer's environment where install.py did not (`--skip-install`)."""
+    early.as_before()
     try:
         installation.start()
     except DreamboothError as error:
