@@ -126,12 +126,16 @@ def check_whole(data: Path, steps: int) -> None:
 
 
 def kill_again_and_again(server: Server, steps: int, kills: int, moments: random.Random) -> None:
-    """`kills` times: kills the WebUI at a moment drawn at random, starts it again, and looks for the run."""
+    """`kills` times: kills the WebUI at a moment drawn at random, starts it again, and looks for the run.
+
+    The moments lie all over the run: a step is drawn for each, those below 0 meaning "before the first step".
+    """
     server.start()
     begin(server, steps, patience=moments.uniform(0.05, 1.0))
     furthest = 0
-    for kill in range(1, kills + 1):
-        time.sleep(moments.uniform(0.0, 1.5))
+    for kill, step in enumerate(sorted(moments.randrange(-steps // 4, steps) for _ in range(kills)), 1):
+        wait_for_step(server, step)
+        time.sleep(moments.uniform(0.0, 0.5))
         server.kill()
         server.start()
         if not has_started(server.data):
@@ -148,9 +152,19 @@ def kill_again_and_again(server: Server, steps: int, kills: int, moments: random
             )
         furthest = live["step"]
         print(
-            f"kill {kill}: {live['state']}, phase {live.get('phase', {}).get('name', '')!r}, step {furthest}",
+            f"kill {kill}: {live['state']}, {live.get('phase', {}).get('name', '')}, step {furthest}",
             flush=True,
         )
+
+
+def wait_for_step(server: Server, step: int, patience: float = 1800.0) -> None:
+    """Until the run is so far, or over; at once for a step before the first."""
+    deadline = time.monotonic() + patience
+    while step > 0 and time.monotonic() < deadline:
+        _, live = look(server)
+        if live["step"] >= step or live["state"] not in ("running", "starting"):
+            return
+        time.sleep(0.1)
 
 
 def prove(folder: Path, trainer: str, *, kills: int, seed: int, steps: int) -> None:

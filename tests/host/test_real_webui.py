@@ -82,6 +82,8 @@ def test_from_install_to_a_picture_in_the_real_webui(webui, page, browser):
         )
     walking.use_the_result(tab)
     page.locator("#html_info_txt2img", has_text=f"Model: {NAME}").first.wait_for(timeout=120_000)
+    page.locator("#txt2img_interrupt").wait_for(state="hidden")
+    page.locator("#txt2img_gallery .thumbnail-item").first.wait_for()
     tab.shoot("picture")
 
     assert packages(webui) == before
