@@ -16,6 +16,8 @@ from dreambooth import environment, pins, torchbuild
 from dreambooth.shared.errors import DreamboothError
 from dreambooth.shared.paths import default_runs_dir
 from dreambooth.trainer import eightbit
+from dreambooth.trainer.optimizer_class import install_command, is_installed
+from dreambooth.trainer.optimizer_table import TABLE
 
 GOOD, NOTE, BAD = "ok", "note", "bad"
 _GIB = 1024**3
@@ -234,6 +236,18 @@ def _eight_bit() -> list[Finding]:
     return [Finding("8-bit AdamW", GOOD if verdict.works else NOTE, verdict.text, verdict.remedy)]
 
 
+def _optimizers() -> list[Finding]:
+    rows = TABLE.values()
+    there = [row.name for row in rows if row.library is None or is_installed(row.library.name)]
+    found = [Finding("optimizers", GOOD, ", ".join(there))]
+    missing = dict.fromkeys(row.library for row in rows if row.library and row.name not in there)
+    for library in missing:
+        names = ", ".join(row.name for row in rows if row.library == library)
+        text = f"{library.name} is not installed, for {names}"
+        found.append(Finding("optimizers", NOTE, text, install_command(library)))
+    return found
+
+
 def _accelerate() -> list[Finding]:
     cache = (
         os.environ.get("HF_HOME")
@@ -268,6 +282,7 @@ CHECKS: tuple[tuple[str, Callable[[], list[Finding]]], ...] = (
     ("memory", _memory),
     ("disk", _disk),
     ("8-bit AdamW", _eight_bit),
+    ("optimizers", _optimizers),
     ("accelerate", _accelerate),
     ("vocabulary", _vocabulary),
 )

@@ -226,6 +226,7 @@ def make_plan(
             *(adapter.notes if adapter else ()),
             *machine.notes,
             *notes_on(settings),
+            *([eight_bit.text] if eight_bit else ()),
             *notes_on_model(settings, base),
             *found.warnings,
         ),

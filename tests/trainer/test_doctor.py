@@ -30,6 +30,16 @@ def _only(topic: str, findings: list[Finding]) -> Finding:
     return found
 
 
+def test_optimizers_whose_library_is_missing_are_named_with_what_to_type(monkeypatch):
+    monkeypatch.setattr(doctor, "is_installed", lambda name: name != "pytorch_optimizer")
+    there, missing = doctor._optimizers()
+    assert there.state == GOOD and "adamw, adamw8bit" in there.text and "came" not in there.text
+    assert missing.state == NOTE and "lion, dadaptadam, came" in missing.text
+    assert "pip install --no-deps pytorch_optimizer==" in missing.remedy
+    monkeypatch.setattr(doctor, "is_installed", lambda name: True)
+    assert len(doctor._optimizers()) == 1
+
+
 def test_everything_that_a_training_needs_is_looked_at():
     findings = doctor.examine()
     topics = {finding.topic for finding in findings}

@@ -48,7 +48,8 @@ def test_the_plan_carries_the_verdict_on_an_8_bit_optimizer(tmp_path, monkeypatc
     monkeypatch.setattr(eightbit, "examine", lambda *_, **__: verdict)
     settings = config(tmp_path, **UNET_ALONE)
     assert dreambooth("plan", settings, "optimizer=AdamW8bit", "--json") == 0
-    assert told(capsys)["eight_bit"] == verdict.as_json()
+    plan = told(capsys)
+    assert plan["eight_bit"] == verdict.as_json() and verdict.text in plan["notes"]
     assert dreambooth("plan", settings, "--json") == 0
     assert "eight_bit" not in told(capsys)
 
