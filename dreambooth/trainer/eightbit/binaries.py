@@ -30,7 +30,7 @@ LOWEST: tuple[tuple[Version, Version, Version], ...] = (
     ((0, 48), (12, 8), (7, 0)),
     ((0, 48), (0, 0), (6, 0)),
     ((0, 45), (12, 8), (7, 5)),
-    ((0, 0), (0, 0), (5, 0)),
+    ((), (), (5, 0)),
 )
 # Blackwell's code is in libraries for this CUDA and later.
 BLACKWELL: Version = (10, 0)

@@ -125,6 +125,11 @@ def test_a_pascal_card_gets_a_library_that_has_code_for_it(wheel, cuda, binary, 
     assert choice.changes == ({"BNB_CUDA_VERSION": override} if override else {})
 
 
+def test_a_build_that_says_no_version_is_chosen_from_like_an_old_one():
+    around = replace(installed("0.45.5", cuda=(12, 9), **PASCAL), bitsandbytes=(), version_text="")
+    assert choose(around, {}).changes == {"BNB_CUDA_VERSION": "128"}
+
+
 def test_a_card_that_no_library_has_code_for_is_said_to_be_too_old():
     assert choose(installed("0.50.2", cuda=(13, 0), **PASCAL), {}).trouble == "card_too_old"
     maxwell = {"card": "GTX 980", "capability": (5, 2)}
