@@ -12,6 +12,7 @@ from ..shared.runfolder import RunFolder
 from .jobs import Active
 
 EVERY = 2.0
+MOST_FAILURES = 10
 _log = logging.getLogger(__name__)
 
 
@@ -33,6 +34,7 @@ class Follower:
         self._thread: threading.Thread | None = None
         self._pause = threading.Event()
         self._known: dict[Path, int] = {}  # run → how many of its exports were listed
+        self._failures = 0
 
     def begin(self, run: RunFolder | None = None) -> None:
         """Follows `run` and whatever else runs, if nobody follows it yet."""
@@ -50,7 +52,7 @@ class Follower:
     def _go_on(self) -> bool:
         """One look at every run that is followed. Whether there will be more to see."""
         looked: list[Path] = []
-        active = None
+        active, all_listed = None, False
         try:
             active = self._active()  # before the look: what the last one exported is seen in it
             with self._lock:
@@ -59,10 +61,13 @@ class Follower:
                 looked = list(self._known)
             for path in looked:
                 self._look(path)
+            all_listed, self._failures = True, 0
         except Exception:  # noqa: BLE001 -- logged; the user's own refresh does the same
+            self._failures += 1
             _log.exception("DreamBooth: what the training exports is not listed by itself")
         with self._lock:
-            if active is not None or len(self._known) > len(looked):
+            again = not all_listed and self._failures < MOST_FAILURES
+            if active is not None or len(self._known) > len(looked) or again:
                 return True
             self._known.clear()
             self._thread = None

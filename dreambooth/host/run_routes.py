@@ -208,7 +208,7 @@ def _use(shared: Services, run: RunFolder, body: UseBody) -> dict[str, Any]:
 
 def _listed(path: Path) -> webui.Model:
     """A file as the WebUI lists it, after it has listed anew. Raises InputError if it does not."""
-    webui.list_again()
+    webui.list_in_turn()
     real = os.path.realpath(path)
     listed = next((one for one in webui.checkpoints() if os.path.realpath(one.path) == real), None)
     if listed is None:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from dreambooth.host.following import Follower
+from dreambooth.host.following import MOST_FAILURES, Follower
 from dreambooth.host.jobs import Active
 from dreambooth.shared.runfolder import RunFolder
 
@@ -95,3 +95,29 @@ def test_a_listing_that_fails_is_tried_again_and_ends_nothing(scene, caplog):
     scene.follower.begin(RUN)
     scene.until(lambda: len(tries) == 3)
     assert "not listed" in caplog.text
+
+
+def test_a_last_export_is_listed_although_the_webui_was_busy_at_first(scene):
+    tries = []
+
+    def busy() -> None:
+        tries.append(1)
+        if len(tries) < 4:
+            raise OSError("busy")
+
+    scene.follower._list_again = busy
+    scene.exports.append({})
+    scene.follower.begin(RUN)
+    scene.until(scene.ended)
+    assert len(tries) == 4
+
+
+def test_what_fails_for_good_is_given_up(scene):
+    def fail() -> None:
+        raise OSError("no")
+
+    scene.follower._list_again = fail
+    scene.exports.append({})
+    scene.follower.begin(RUN)
+    scene.until(scene.ended)
+    assert scene.follower._failures == MOST_FAILURES

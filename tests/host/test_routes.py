@@ -86,13 +86,25 @@ def site(standin, monkeypatch) -> Iterator[Callable[..., Site]]:
 
     yield begin
     for one in made:
-        jobs = one.services.jobs
-        for job in jobs.jobs():
-            if jobs._is_alive(job):
-                os.kill(job.pid, signal.SIGKILL)
-        for process in jobs._processes.values():
-            process.wait()
-        one.client.close()
+        _end(one)
+
+
+def _end(site: Site) -> None:
+    """No trainer and no thread outlives its test: the next one has other modules of the WebUI."""
+    jobs = site.services.jobs
+    for job in jobs.jobs():
+        if jobs._is_alive(job):
+            os.kill(job.pid, signal.SIGKILL)
+    for process in jobs._processes.values():
+        process.wait()
+    newest = importlib.import_module("dreambooth.host.services").services()
+    for follower in (site.services.follower, newest.follower):
+        follower._pause.set()
+        thread = follower._thread
+        if thread is not None:
+            thread.join(10)
+            assert not thread.is_alive()
+    site.client.close()
 
 
 # who is let in
@@ -321,6 +333,7 @@ def test_a_run_is_told_to_stop_and_goes_on(site):
 def test_a_trainer_that_would_not_go_on_with_a_run_says_why(site, monkeypatch):
     one = site(FAKE_PACE="0.02")
     run = one.start()
+    one.until(run, lambda live: live["step"] > 0)  # the fake one takes earlier commands for an earlier life's
     one.post(f"/runs/{run}/commands", {"do": "stop"})
     one.until(run, lambda live: live["state"] == "stopped")
     installation = importlib.import_module("dreambooth.host.installation")
@@ -348,6 +361,7 @@ def test_while_a_run_is_alive_generate_says_why(site):
     assert jobs.busy_reason() == ""
     run = one.start()
     assert "training" in jobs.busy_reason()
+    one.until(run, lambda live: live["step"] > 0)
     one.post(f"/runs/{run}/commands", {"do": "stop_now"})
     one.until(run, lambda live: live["state"] != "running")
     assert jobs.busy_reason() == ""
