@@ -335,7 +335,7 @@ def _queue(patience: float) -> Iterator[None]:
 
     deadline = time.monotonic() + patience
     while not queue_lock.acquire(blocking=False):
-        if time.monotonic() > deadline:
+        if time.monotonic() > deadline or is_closing():
             raise DreamboothError(
                 "the WebUI is busy making pictures",
                 remedy="wait until they are done, or press Interrupt, and try again",
