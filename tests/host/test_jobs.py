@@ -240,7 +240,7 @@ def test_a_trainer_that_cannot_be_recorded_does_not_live_on(make, config, monkey
     def full(path: Path, content: object) -> None:
         raise DreamboothError("no space is left on the disk")
 
-    monkeypatch.setattr("dreambooth.host.jobs.write_json", full)
+    monkeypatch.setitem(Jobs._record.__globals__, "write_json", full)
     with pytest.raises(DreamboothError, match="no space"):
         jobs.start(config, no_card)
     (process,) = jobs._processes.values()
