@@ -103,6 +103,20 @@ def group_memory(optimizer: torch.optim.Optimizer, saved: Mapping[str, Any]) -> 
     return {name: value for name, value in saved.items() if name not in arguments}
 
 
+@torch.no_grad()
+def page_again(optimizer: torch.optim.Optimizer) -> None:
+    """Puts the loaded states of one of bitsandbytes' paged optimizers where new ones would be: it loads them onto the
+    card for good, where they may not have room."""
+    if not getattr(optimizer, "is_paged", False):
+        return
+    for parameter, state in optimizer.state.items():
+        for name in ("state1", "state2"):
+            loaded = state.get(name)
+            if loaded is not None and not getattr(loaded, "is_paged", False):
+                buffer = optimizer.get_state_buffer(parameter, dtype=loaded.dtype)  # type: ignore[attr-defined]
+                state[name] = buffer.copy_(loaded)
+
+
 class Stepper:
     """Turns gradients into new weights; remembers on the device whether any of them was not finite.
 

@@ -16,6 +16,7 @@ from dreambooth.trainer.optimizers import (
     build_optimizer,
     group_memory,
     has_fused_adamw,
+    page_again,
 )
 
 ADAMW = TrainingSettings(learning_rate=1e-2, adam_weight_decay=0.1)
@@ -134,6 +135,38 @@ def test_only_what_is_no_argument_is_a_groups_memory():
     found = group_memory(stepping.optimizer, stepping.optimizer.param_groups[0])
     assert set(found) == {"d", "d_max", "d_numerator", "d_denom", "d_hat", "k"}
     assert group_memory(stepper(parameters()).optimizer, {"lr": 1, "fused": True, "betas": (0, 0)}) == {}
+
+
+class Paging(torch.optim.SGD):
+    """As bitsandbytes' paged ones: large states lie in buffers of their own kind, until they are loaded."""
+
+    is_paged = True
+
+    def get_state_buffer(self, parameter, dtype):
+        buffer = torch.zeros(parameter.shape, dtype=dtype)
+        buffer.is_paged = parameter.numel() > 100
+        return buffer
+
+
+def test_loaded_states_of_a_paged_optimizer_are_paged_again():
+    weights = [torch.nn.Parameter(torch.zeros(20, 10)), torch.nn.Parameter(torch.zeros(5))]
+    optimizer = Paging(weights, lr=1.0)
+    for number, weight in enumerate(weights, 1):
+        optimizer.state[weight] = {
+            "step": 3, "state1": torch.full(weight.shape, number, dtype=torch.uint8), "absmax1": torch.ones(2),
+        }  # fmt: skip
+    page_again(optimizer)
+    for number, weight in enumerate(weights, 1):
+        state = optimizer.state[weight]
+        assert state["state1"].is_paged is (number == 1) and state["state1"].dtype == torch.uint8
+        assert bool((state["state1"] == number).all()) and not hasattr(state["absmax1"], "is_paged")
+    there = [optimizer.state[weight]["state1"] for weight in weights]
+    page_again(optimizer)
+    assert optimizer.state[weights[0]]["state1"] is there[0]
+    plain = torch.optim.SGD(weights, lr=1.0)
+    plain.state[weights[0]] = {"state1": there[1]}
+    page_again(plain)
+    assert plain.state[weights[0]]["state1"] is there[1]
 
 
 def test_a_schedule_free_optimizer_is_built_to_be_trained():

@@ -80,6 +80,13 @@ def test_an_optimizers_bytes_are_counted_tensor_by_tensor(tmp_path) -> None:
         )
 
 
+def test_the_largest_tensor_is_what_gradients_take_at_a_time(tmp_path) -> None:
+    base = make_plan(load_settings(config(tmp_path))).base
+    own = tiny.tensors()
+    wanted = max(tensor.numel() for name, tensor in own.items() if name.startswith("model.diffusion_model."))
+    assert sizes.largest_tensor(base, ["unet"]) == wanted < sizes.parameters(base, "unet")
+
+
 def test_bfloat16_weights_are_half_as_large_in_a_state(tmp_path) -> None:
     base = make_plan(load_settings(config(tmp_path))).base
     count = sizes.parameters(base, "unet")
