@@ -21,7 +21,7 @@ from dreambooth.trainer.survey import Survey
 from dreambooth.trainer.weights import Entry, Written, write_weights
 
 Trained = Mapping[str, Mapping[str, torch.Tensor]]
-# What the WebUI tells a LoRA's family by, and kohya's name for it (for v-prediction with "_v" behind it)
+# What the WebUI tells a LoRA's family by, and kohya's name for it
 _VERSIONS = {"sd1": "sd_v1", "sd2": "sd_v2", "sdxl": "sdxl_base_v1-0"}
 _ADAPTER_SPEC = "lora"
 _MOST_PROMPTS = 20
@@ -93,9 +93,10 @@ def _modelspec(base: LoadedModel, plan: AdapterPlan, title: str) -> dict[str, st
 
 
 def base_version(identified: Identified) -> str:
-    """kohya's name of the base: "sd_v1", "sd_v2", "sdxl_base_v1-0", and "_v" behind it where it predicts velocity."""
+    """kohya's name of the base: "sd_v1", "sd_v2", with "_v" behind it where it predicts velocity; "sdxl_base_v1-0"."""
     version = _VERSIONS[identified.family.name.partition("-")[0]]
-    return f"{version}_v" if identified.prediction_type == "v_prediction" else version
+    is_v = identified.prediction_type == "v_prediction" and version.startswith("sd_")
+    return f"{version}_v" if is_v else version
 
 
 def _network(identified: Identified, plan: AdapterPlan) -> dict[str, str]:

@@ -1,0 +1,147 @@
+"""What an adapter will be, before anything is loaded."""
+
+from __future__ import annotations
+
+import math
+
+import models
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from dreambooth.shared.errors import InputError
+from dreambooth.trainer.adapters.attached import attach
+from dreambooth.trainer.adapters.kinds import KINDS, factors
+from dreambooth.trainer.adapters.plan import adapter_plan
+from dreambooth.trainer.adapters.writing import adapter_bytes, base_version, write_adapter
+from dreambooth.trainer.convert import load_model
+from dreambooth.trainer.families import FAMILIES, Identified
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    path = models.base(tmp_path_factory.mktemp("sd1"), "sd1")
+    return load_model(path, components=("unet", "text_encoder"), prediction_type="epsilon")
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_counts_shapes_and_size_are_those_of_what_is_written(kind, model, tmp_path) -> None:
+    fresh = load_model(model.source.path, components=("unet", "text_encoder"), prediction_type="epsilon")
+    plan = models.planned(fresh, adapter=kind, output_kind=KINDS[kind].result, target_blocks="all")
+    attached = attach(fresh.components, plan, seed=1)
+    for component in ("unet", "text_encoder"):
+        held = attached.state(component)
+        assert sum(tensor.numel() for tensor in held.values()) == plan.parameters(component)
+        assert sorted(map(tuple, (tensor.shape for tensor in held.values()))) == sorted(
+            plan.shapes(component)
+        )
+    state = {name: attached.state(name) for name in ("unet", "text_encoder")}
+    path = tmp_path / "lora.safetensors"
+    write_adapter(path, fresh, plan, state, output_dtype=torch.bfloat16, metadata={}, overwrite=False)
+    size = adapter_bytes(plan, fresh.identified.family, torch.bfloat16)
+    assert 0 < path.stat().st_size - size < 2000, "all but the metadata"
+    dtypes = {key.rpartition(".")[2] == "alpha": tensor.dtype for key, tensor in load_file(path).items()}
+    assert dtypes == {True: torch.float32, False: torch.bfloat16}
+
+
+def test_rank_and_alpha_begin_at_the_usual_ones(model) -> None:
+    plan = models.planned(model, rank=0)
+    assert (plan.kind.name, plan.rank, plan.alpha) == ("lora", 16, 16.0)
+    assert {layer.scale for layer in plan.layers} == {1.0}
+    assert {layer.scale for layer in models.planned(model, rank=8, lora_alpha=4).layers} == {0.5}
+    assert models.planned(model, output_kind="lycoris").kind.name == "lokr"
+
+
+def test_a_lowered_rank_keeps_the_factor(model) -> None:
+    plan = models.planned(model, rank=40, lora_alpha=20, clip_rank="yes")
+    ranks = {layer.shapes["lora_down.weight"][0] for layer in plan.layers}
+    assert ranks == {32, 40} and {layer.scale for layer in plan.layers} == {0.5}
+    with pytest.raises(InputError, match="rank 40 is above the width 32"):
+        models.planned(model, rank=40)
+
+
+def test_layers_that_reach_nobody_have_no_adapter(model) -> None:
+    def layers(found, component: str, **values) -> set[str]:
+        plan = models.planned(found, **values)
+        return {
+            layer.target.path.split(".")[2] for layer in plan.layers if layer.target.component == component
+        }
+
+    assert layers(model, "text_encoder") == {"0", "1"}
+    assert layers(model, "text_encoder", clip_skip=2) == {"0"}
+
+
+def test_sdxls_first_text_encoder_ends_a_layer_early_and_the_second_does_not(tmp_path) -> None:
+    model = load_model(models.base(tmp_path, "sdxl"), components=(), prediction_type="epsilon")
+    plan = models.planned(model)
+    used = {
+        name: {layer.target.path.split(".")[2] for layer in plan.layers if layer.target.component == name}
+        for name in ("text_encoder", "text_encoder_2")
+    }
+    assert used == {"text_encoder": {"0", "1"}, "text_encoder_2": {"0", "1", "2", "3"}}
+
+
+def test_a_file_to_go_on_from_decides_kind_rank_and_layers(tmp_path) -> None:
+    model, path = models.trained(
+        tmp_path, "sd1", adapter="dora", lora_alpha=2, target_blocks="attention, mid"
+    )
+    plan = models.planned(model, rank=0, init_from=path)
+    assert (plan.kind.name, plan.rank, plan.alpha) == ("dora", 4, 2.0)
+    assert {layer.target.block for layer in plan.layers if layer.target.component == "unet"} == {"mid"}
+    wider = models.planned(model, rank=0, init_from=path, target_blocks="attention, feed_forward")
+    assert len(wider.layers) > len(plan.layers) and wider.start is not None
+
+
+@pytest.mark.parametrize(
+    ("values", "said"),
+    [
+        ({"rank": 8}, "its rank is 4, not 8"),
+        ({"lora_alpha": 3}, "its alpha is 4, not 3"),
+        ({"adapter": "dora"}, "it is LoRA, not DoRA"),
+        ({"output_kind": "lycoris"}, "output_kind: lora"),
+        ({"target_blocks": "feed_forward"}, "not in target_blocks"),
+    ],
+)
+def test_what_contradicts_the_file_is_refused(values, said, tmp_path) -> None:
+    model, path = models.trained(tmp_path, "sd1")
+    with pytest.raises(InputError, match=said):
+        models.planned(model, **{"rank": 0, "init_from": path, **values})
+
+
+def test_a_file_with_a_text_encoder_wants_it_trained(tmp_path) -> None:
+    model, path = models.trained(tmp_path, "sd1")
+    settings = models.settings(model.source.path, rank=0, init_from=path)
+    with pytest.raises(InputError, match="text encoder, which is not trained"):
+        adapter_plan(settings, model, ["unet"])
+
+
+def test_the_beginning_depends_on_seed_and_layer_alone(model) -> None:
+    states = []
+    for seed in (1, 1, 2):
+        fresh = load_model(model.source.path, components=("unet", "text_encoder"), prediction_type="epsilon")
+        states.append(attach(fresh.components, models.planned(fresh), seed).state("unet"))
+    for name, tensor in states[0].items():
+        assert torch.equal(tensor, states[1][name])
+        assert name.endswith("up.weight") or not torch.equal(tensor, states[2][name])
+
+
+@pytest.mark.parametrize("size", (1, 7, 32, 48, 320, 1280))
+def test_the_two_sides_of_a_kronecker_product_make_the_whole(size) -> None:
+    few, many = factors(size)
+    assert few * many == size and few <= min(8, math.isqrt(size))
+
+
+def test_the_base_is_named_as_kohya_names_it() -> None:
+    names = {
+        (family, prediction): base_version(Identified(FAMILIES[family], prediction, ""))
+        for family in ("sd1", "sd2-inpaint", "sdxl")
+        for prediction in ("epsilon", "v_prediction")
+    }
+    assert list(names.values()) == [
+        "sd_v1",
+        "sd_v1_v",
+        "sd_v2",
+        "sd_v2_v",
+        "sdxl_base_v1-0",
+        "sdxl_base_v1-0_v",
+    ]
