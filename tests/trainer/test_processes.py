@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import faulthandler
 import multiprocessing
 import os
 import socket
@@ -17,6 +18,7 @@ from dreambooth.shared.errors import DreamboothError, RunFailed
 from dreambooth.trainer import encoding, keeper, previews
 from dreambooth.trainer.processes import ALONE
 
+PATIENCE = 180  # seconds, on a machine with much other work
 Spoil = Callable[[int], None]  # changes the process of that index before it begins
 needs_fork = pytest.mark.skipif(not hasattr(os, "fork"), reason="processes are started by forking here")
 
@@ -27,6 +29,7 @@ def _life(index: int, folder: Path, settings: Path, port: int, spoil: Spoil) -> 
         "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port),
     }  # fmt: skip
     with (folder / f"said by {index}").open("w", encoding="utf-8") as sys.stderr:
+        faulthandler.dump_traceback_later(PATIENCE - 20, file=sys.stderr)  # where it waits, if it ever does
         spoil(index)
         code = dreambooth("train", settings)
     os._exit(code)
@@ -44,7 +47,7 @@ def trained_together(folder: Path, spoil: Spoil, **values) -> list[tuple[int | N
     for worker in workers:
         worker.start()
     for worker in workers:
-        worker.join(60)
+        worker.join(PATIENCE)
         worker.kill()
     said = [(folder / f"said by {index}").read_text(encoding="utf-8") for index in range(2)]
     return [(worker.exitcode, text) for worker, text in zip(workers, said, strict=True)]
