@@ -215,13 +215,14 @@
 
     function thumbnail(card, file, marked) {
         const url = String(file.thumbnail || "").includes("/") ? file.thumbnail : "photos/thumbnail?id=" + encodeURIComponent(file.thumbnail);
-        const about = [file.name, file.width ? file.width + " × " + file.height : "", file.caption].filter(Boolean).join("\n");
+        const called = file.called || file.name;
+        const about = [called, file.width ? file.width + " × " + file.height : "", file.caption].filter(Boolean).join("\n");
         const own = card.look && (card.look.own === undefined ? setName(card.look.path) : card.look.own);
         return db.h("figure", {class: "dbt-thumb" + (marked ? " dbt-marked" : ""), title: about, "data-name": file.name},
-            db.h("img", {src: db.api.url(url), alt: file.caption || file.name, loading: "lazy", decoding: "async", width: 96, height: 96}),
+            db.h("img", {src: db.api.url(url), alt: file.caption || called, loading: "lazy", decoding: "async", width: 96, height: 96}),
             file.caption ? db.h("figcaption", {}, file.caption) : null,
             own ? db.button("✕", () => removePhoto(card, file.name), {class: "dbt-thumb-remove", title: db.t("Remove this photo"),
-                "aria-label": db.t("Remove {name}", {name: file.name})}) : null);
+                "aria-label": db.t("Remove {name}", {name: called})}) : null);
     }
 
     async function removePhoto(card, name) {
@@ -261,14 +262,16 @@
         card.zone.classList.toggle("dbt-drop-small", files.length > 0);
         db.fill(card.thumbs, files.map((file) => thumbnail(card, file, marked.has(file.name))),
             count > files.length ? db.h("span", {class: "dbt-more"}, db.t("and {n} more", {n: count - files.length})) : null);
-        db.fill(card.advice, advice.map(remark));
+        const called = new Map(files.map((file) => [file.name, file.called || file.name]));
+        db.fill(card.advice, advice.map((item) => remark(item, called)));
     }
 
-    function remark(item) {
-        const files = item.files || [];
+    /** `called` has the names that the photos' owner gave them, by those they are kept under. */
+    function remark(item, called = new Map()) {
+        const files = (item.files || []).map((name) => called.get(name) || db.baseName(name));
         return db.h("li", {class: "dbt-note dbt-" + (item.level || "warning")}, db.h("span", {}, db.sentences(item.text)),
-            files.length ? db.h("span", {class: "dbt-files"}, files.slice(0, 6).map(db.baseName).join(", ") + (files.length > 6 ? " …" : "")) : null,
-            item.remedy ? db.h("span", {class: "dbt-remedy"}, db.sentences(item.remedy)) : null);
+            files.length ? db.h("span", {class: "dbt-files"}, files.slice(0, 6).join(", ") + (files.length > 6 ? " …" : "")) : null,
+            item.remedy ? [" ", db.h("span", {class: "dbt-remedy"}, db.sentences(item.remedy))] : null);
     }
 
     function drawTokens(card) {
@@ -276,7 +279,7 @@
         const tokens = card.words.tokens, said = plannedFor(card).filter((item) => !isOfPhotos(item));
         if (JSON.stringify(said) !== card.said) {
             card.said = JSON.stringify(said);
-            db.fill(card.promptAdvice, said.map(remark));
+            db.fill(card.promptAdvice, said.map((item) => remark(item)));
         }
         if (!planned.rare_token_count || String(planned.rare_token).toLowerCase() !== card.words.word.value.toLowerCase()) {
             db.setText(tokens, "");

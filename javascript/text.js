@@ -50,6 +50,9 @@
         if (whole || !text || !window.localization) {
             return whole || text;
         }
+        if (text.includes("\n")) {  // a sentence, and a line for each thing that it is about
+            return text.split("\n").map((line) => /^\s*/.exec(line)[0] + db.said(line.trim())).join("\n");
+        }
         if (!patterns) {
             makePatterns();
         }

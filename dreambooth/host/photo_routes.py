@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from typing import Any
 
 from fastapi import APIRouter, Request
@@ -9,7 +11,7 @@ from starlette.concurrency import run_in_threadpool
 from starlette.datastructures import UploadFile
 from starlette.responses import Response
 
-from ..shared.errors import InputError
+from ..shared.errors import DreamboothError, InputError
 from . import forms, uploads
 from .schemas import FolderBody, LookAnswer, PhotoBody, PhotosAnswer
 from .services import Services, places
@@ -70,6 +72,16 @@ def add_photo_routes(router: APIRouter, shared: Services) -> None:
     def remove(body: PhotoBody) -> Any:
         shared.photos.remove(forms.folder_to_read(body.path, places()), body.name)
         return {"removed": body.name}
+
+
+@contextlib.contextmanager
+def speaking_of_photos(shared: Services) -> Iterator[None]:
+    """Errors from within name photos as their owner did, not as they are kept."""
+    try:
+        yield
+    except DreamboothError as error:
+        error.what = shared.photos.in_users_words(error.what)
+        raise
 
 
 def _take(shared: Services, files: list[UploadFile], set_name: str) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from . import fields, forms, installation, opening, webui
 from .answers import Guarded, Json
 from .extension import PREFIX
 from .forms import Form
-from .photo_routes import add_photo_routes
+from .photo_routes import add_photo_routes, speaking_of_photos
 from .run_routes import add_run_routes, readable
 from .schemas import ErrorAnswer, FormAnswer, FormBody, InstallationAnswer, OpenBody, SaveAnswer
 from .services import Services, check_environment, places, services
@@ -89,8 +89,10 @@ def _add_form_routes(router: APIRouter, shared: Services) -> None:
     def plan(body: FormBody) -> Any:
         config = forms.to_yaml(forms.complete(body.form, places()))
         check_environment()
-        found = shared.planner.plan(config)
-        return {**found, "notes": [*found.get("notes", []), *_warnings(body.form, found)]}
+        with speaking_of_photos(shared):
+            found = shared.planner.plan(config)
+        notes = [shared.photos.in_users_words(str(note)) for note in found.get("notes", [])]
+        return {**found, "notes": [*notes, *_warnings(body.form, found)]}
 
     @router.post(
         "/open", summary="A file or an earlier run as a form", responses={200: {"model": FormAnswer}}
@@ -150,6 +152,12 @@ def _newcomers_form() -> Form:
 
 
 def _opened(body: OpenBody) -> opening.Opened:
+    needed = {"file": "content", "path": "path", "run": "run"}.get(body.kind, "kind")
+    if not getattr(body, needed).strip():
+        raise InputError(
+            f"`{needed}` is missing or empty: kind {body.kind!r} needs it", where=needed,
+            remedy="file needs `content`, path needs `path`, run needs `run`",
+        )  # fmt: skip
     if body.kind == "run":
         return opening.open_run(readable(body.run))
     if body.kind == "file":

@@ -23,6 +23,7 @@ from .answers import Conflict, Json, NotFound
 from .endings import tail
 from .extension import PREFIX
 from .folders import is_inside
+from .photo_routes import speaking_of_photos
 from .schemas import (
     CommandBody,
     EventsAnswer,
@@ -62,7 +63,8 @@ def _add_start_routes(router: APIRouter, shared: Services) -> None:
         config = forms.to_yaml(forms.complete(body.form, places()))
         check_environment()
         shared.last_form.save(body.form)
-        run = shared.jobs.start(config, take_card())
+        with speaking_of_photos(shared):
+            run = shared.jobs.start(config, take_card())
         shared.follower.begin(run)
         return {"run": run.name if run is not None else ""}
 

@@ -87,7 +87,9 @@ class PhotosAnswer(BaseModel):
 class LookAnswer(BaseModel):
     path: str = ""
     count: int = 0
-    files: list[dict[str, Any]] = Field([], description="`{name, thumbnail, width, height, caption}` each")
+    files: list[dict[str, Any]] = Field(
+        [], description="`{name, called, thumbnail, width, height, caption}` each"
+    )
     problems: list[str] = []
     own: bool = Field(False, description="whether its photos may be removed here")
 

@@ -19,11 +19,13 @@ from PIL import Image, ImageOps
 
 from ..shared.errors import InputError
 from ..shared.paths import write_whole
+from . import other_formats
 from .answers import NotFound
 
 SIDE = 256
 MOST_PIXELS = 120_000_000
 MOST_BYTES = 100 << 20
+_MILLION = 10**6
 FORMATS = {"JPEG": ".jpg", "PNG": ".png", "WEBP": ".webp", "BMP": ".bmp"}
 _KNOWN = 20_000
 _KEPT_FILES = 5_000
@@ -43,13 +45,36 @@ def look_at(source: Path | bytes) -> Size:
     used, or would need too much memory."""
     length = len(source) if isinstance(source, bytes) else source.stat().st_size
     if length > MOST_BYTES:
-        raise InputError(f"is larger than {MOST_BYTES >> 20} MB", remedy="save it smaller")
+        raise InputError(f"is larger than {MOST_BYTES >> 20} MB", remedy="Save it smaller.")
     with opened(source) as image:
         width, height = image.size
-        if image.format not in FORMATS:
-            raise InputError("is none of JPEG, PNG, WebP and BMP", remedy="save it as JPEG or PNG")
-        turned = image.getexif().get(0x0112, 1) in (5, 6, 7, 8)
-        return Size(*((height, width) if turned else (width, height)), str(image.format))
+        turned = _orientation(image) in (5, 6, 7, 8)
+        # MPO is a JPEG with more pictures behind it, as some phones write
+        kind = "JPEG" if image.format == "MPO" else str(image.format)
+        return Size(*((height, width) if turned else (width, height)), kind)
+
+
+def _orientation(image: Image.Image) -> int:
+    if image.format == "PNG" and "exif" not in image.info:
+        return 1  # Pillow would unpack the whole picture to look for it behind the pixels
+    return int(image.getexif().get(0x0112, 1))
+
+
+def check_whole(content: bytes) -> None:
+    """Notices a damaged image at the lowest cost that its format allows. Raises InputError.
+
+    Ask `look_at` first: it refuses what would need too much memory.
+    """
+    with opened(content) as image:
+        try:
+            if image.format == "PNG":
+                image.verify()  # the checksums of all parts, without unpacking them
+                return
+            image.draft("L", (max(1, image.width // 8), max(1, image.height // 8)))  # JPEG alone knows this
+            image.load()
+        except Exception as error:
+            # Pillow's decoders raise nearly anything for a broken file
+            raise InputError(other_formats.DAMAGED, remedy=other_formats.COPY_ANEW) from error
 
 
 @contextlib.contextmanager
@@ -68,12 +93,20 @@ def opened(source: Path | bytes):  # type: ignore[no-untyped-def]  # noqa: ANN20
     except InputError:
         raise
     except Image.DecompressionBombError as error:  # Pillow's own limit may be lower
-        raise InputError("has too many pixels", remedy="save it smaller") from error
+        most = f"has too many pixels: {MOST_PIXELS // _MILLION} million are the most"
+        raise InputError(most, remedy="Save it smaller.") from error
     except Exception as error:
         # Pillow's decoders raise nearly anything for a broken file
-        raise InputError(
-            "is no image that can be read", remedy="open it in a viewer, and save it anew"
-        ) from error
+        what, remedy = other_formats.about(_head(source))
+        raise InputError(what, remedy=remedy) from error
+
+
+def _head(source: Path | bytes) -> bytes:
+    if isinstance(source, bytes):
+        return source[:64]
+    with contextlib.suppress(OSError), source.open("rb") as file:
+        return file.read(64)
+    return b""
 
 
 class Thumbnails:

@@ -1,18 +1,20 @@
 """Photos: those that are dropped into the page, kept in sets of our own, and folders of the user that may be read.
 
 A file that comes in gets a name made from its content. What it was called is only compared and shown, never used
-as a path.
+as a path; a set keeps it in a hidden file, which those who look for photos pass over.
 """
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
+import json
 import os
 import re
 import time
 import uuid
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -22,13 +24,16 @@ from ..shared.paths import file_name_problem, write_whole
 from ..shared.text_files import decode_text, read_text
 from .answers import NotFound
 from .folders import is_inside
-from .thumbnails import FORMATS, look_at
+from .thumbnails import FORMATS, check_whole, look_at
 
 MOST_FILES = 2_000
 MOST_ENTRIES = 20_000
 LONGEST_CAPTION = 20_000
+LONGEST_NAMES = 4 << 20
 SUFFIXES = frozenset({*FORMATS.values(), ".jpeg"})
-_OWN_NAME = re.compile(r"^[0-9a-f]{24}\.(jpg|png|webp|bmp)$")
+NAMES = ".names.json"
+_OWN = r"[0-9a-f]{24}\.(?:jpg|png|webp|bmp)"
+_OWN_NAME = re.compile(f"^{_OWN}$")
 
 
 @dataclass(frozen=True)
@@ -74,6 +79,7 @@ class Photos:
         folder = self.set_folder(set_name)
         captions: dict[str, Incoming] = {}
         names: list[Path] = []
+        called: dict[str, str] = {}
         refused: list[dict[str, str]] = []
         for one in files:
             if _suffix(one.name) == ".txt":
@@ -81,9 +87,11 @@ class Photos:
                 continue
             try:
                 names.append(_keep(one, folder))
+                called[names[-1].name] = _shown(one.name)
                 self._remember(folder, one.name, names[-1])
             except InputError as error:
                 refused.append({"name": _shown(one.name), "why": f"{error.what}. {error.remedy}".strip()})
+        _keep_names(folder, called)
         for stem, caption in captions.items():
             why = _keep_caption(caption, self._stored.get((folder, stem)))
             if why:
@@ -94,6 +102,14 @@ class Photos:
         self._stored[folder, _stem(name)] = path
         while len(self._stored) > MOST_FILES:
             self._stored.popitem(last=False)
+
+    def in_users_words(self, text: str) -> str:
+        """A text of the trainer's in which photos of ours are called what their owner called them."""
+        roots = "|".join(re.escape(str(root)) for root in {self.root, self.root.resolve()})
+        return re.sub(rf"(?:{roots})[\\/]([^\\/]+)[\\/]({_OWN})", self._called, text)
+
+    def _called(self, found: re.Match[str]) -> str:
+        return called_in(self.root / found[1]).get(found[2], found[0])
 
     def is_own(self, folder: Path) -> bool:
         """Whether a folder is a set of ours, whose photos may be removed."""
@@ -116,6 +132,7 @@ def _keep(one: Incoming, folder: Path) -> Path:
     if not one.content:
         raise InputError("is empty")
     size = look_at(one.content)
+    check_whole(one.content)
     path = folder / f"{hashlib.sha256(one.content).hexdigest()[:24]}{FORMATS[size.format]}"
     if not path.exists():
         try:
@@ -126,6 +143,24 @@ def _keep(one: Incoming, folder: Path) -> Path:
                 f"photos cannot be kept ({error.strerror})", where=str(folder), remedy="look at the disk"
             ) from error
     return path
+
+
+def called_in(folder: Path) -> dict[str, str]:
+    """What the photos of a set were called, by the names they have here; {} where nobody wrote that down."""
+    path = folder / NAMES
+    with contextlib.suppress(OSError, ValueError):
+        if path.stat().st_size <= LONGEST_NAMES:
+            found = json.loads(path.read_bytes())
+            if isinstance(found, Mapping):
+                return {name: _shown(str(called)) for name, called in found.items() if _OWN_NAME.match(name)}
+    return {}
+
+
+def _keep_names(folder: Path, called: Mapping[str, str]) -> None:
+    if called:
+        # a disk that is full was told of by the photos; a name that is not kept costs nothing but beauty
+        with contextlib.suppress(OSError):
+            write_whole(folder / NAMES, json.dumps({**called_in(folder), **called}, indent=0).encode())
 
 
 def _keep_caption(caption: Incoming, photo: Path | None) -> str:
@@ -156,13 +191,14 @@ def _stem(name: str) -> str:
 
 
 def _shown(name: str) -> str:
-    leaf = _leaf(name) or name
+    leaf = "".join(sign if sign.isprintable() else "?" for sign in _leaf(name) or name)
     return leaf if len(leaf) <= 80 else f"{leaf[:80]}…"
 
 
 def look(folder: Path, thumbnail: Callable[[Path], str]) -> dict[str, Any]:
     """The photos of a folder and its subfolders, as the trainer would find them: `{path, count, files, problems}`.
-    Raises InputError if it is no folder that can be read."""
+    A file's `called` is what its owner called it, where it has a name of ours. Raises InputError if it is no folder
+    that can be read."""
     try:
         if not folder.is_dir():
             raise InputError("there is no such folder", where="path", remedy="check the path")
@@ -173,12 +209,14 @@ def look(folder: Path, thumbnail: Callable[[Path], str]) -> dict[str, Any]:
         ) from error
     files: list[dict[str, Any]] = []
     problems: list[str] = []
+    called = called_in(folder)
     for path in found[:MOST_FILES]:
         about = _about(path, folder, thumbnail)
+        name = path.relative_to(folder).as_posix()
         if isinstance(about, str):
-            problems.append(about)
+            problems.append(f"{called.get(name, name)}: {about}")
         else:
-            files.append(about)
+            files.append({"name": name, "called": called.get(name, name), **about})
     if len(found) > MOST_FILES:
         problems.append(f"only the first {MOST_FILES} of {len(found)} photos are shown")
     return {"path": str(folder), "count": len(found), "files": files, "problems": problems}
@@ -198,22 +236,20 @@ def _images(folder: Path) -> Iterator[Path]:
 
 
 def _about(path: Path, folder: Path, thumbnail: Callable[[Path], str]) -> dict[str, Any] | str:
-    """What the page shows of one photo, or a sentence that says what is wrong with it."""
-    name = path.relative_to(folder).as_posix()
+    """What the page shows of one photo, or what is wrong with it."""
     if not is_inside(path, [folder]):
-        return f"{name}: a link that leads out of the folder"
+        return "a link that leads out of the folder"
     try:
         if not path.is_file():
-            return f"{name}: is no file"
+            return "is no file"
         size = look_at(path)
         return {
-            "name": name, "thumbnail": thumbnail(path), "width": size.width, "height": size.height,
-            "caption": _caption(path),
+            "thumbnail": thumbnail(path), "width": size.width, "height": size.height, "caption": _caption(path),
         }  # fmt: skip
     except InputError as error:
-        return f"{name}: {error.what}"
+        return error.what
     except OSError as error:
-        return f"{name}: cannot be read ({error.strerror})"
+        return f"cannot be read ({error.strerror})"
 
 
 def _caption(path: Path) -> str | None:

@@ -249,6 +249,43 @@ def test_what_is_wrong_with_a_form_is_said_of_its_field(site):
     assert (answer.status_code, answer.json()["error"]["where"]) == (400, "output_name")
 
 
+def test_what_the_trainer_says_of_a_dropped_photo_names_it_as_its_owner_did(site, monkeypatch):
+    one = site()
+    sent = one.client.post(
+        PREFIX + "/photos", files=[("files", ("holiday.png", picture(), "image/png"))]
+    ).json()
+    kept = f"{sent['path']}{os.sep}{sent['files'][0]['name']}"
+
+    def refuse(*_: Any) -> Any:
+        raise errors.InputError(f"An image cannot be used: {kept}: it is damaged.")
+
+    errors = importlib.import_module("dreambooth.shared.errors")
+    monkeypatch.setattr(one.services.planner, "plan", refuse)
+    monkeypatch.setattr(one.services.jobs, "start", refuse)
+    for route in ("/plan", "/runs"):
+        answer = one.post(route, {"form": FORM}).json()
+        assert answer["error"]["text"] == "An image cannot be used: holiday.png: it is damaged."
+    monkeypatch.setattr(
+        one.services.planner, "plan", lambda _: {"notes": [f"image left out: {kept}: it is damaged"]}
+    )
+    assert one.post("/plan", {"form": FORM}).json()["notes"] == ["image left out: holiday.png: it is damaged"]
+
+
+@pytest.mark.parametrize(
+    ("body", "missing"),
+    [
+        ({"kind": "file", "path": "/x.yaml"}, "content"),
+        ({"kind": "path", "content": "rank: 4"}, "path"),
+        ({"kind": "run"}, "run"),
+        ({"kind": ""}, "kind"),
+    ],
+)
+def test_opening_without_what_the_kind_needs_says_what_is_missing(site, body, missing):
+    error = site().post("/open", body).json()["error"]
+    assert error["where"] == missing
+    assert error["text"].startswith(f"`{missing}` is missing")
+
+
 def test_a_name_that_captures_a_vae_is_said_in_the_plan(site):
     one = site()
     vae = one.webui.data / "models" / "VAE" / "dog-kl.vae.safetensors"

@@ -14,6 +14,7 @@ FILES = sorted((ROOT / "localizations").glob("*.json"))
 # what the page shows of others' words: the trainer's remarks, and the host's own answers
 SAID = (
     *("dreambooth/trainer/advice.py", "dreambooth/host/endings.py", "dreambooth/host/busy.py"),
+    *("dreambooth/host/other_formats.py", "dreambooth/host/thumbnails.py"),
     *("dreambooth/host/webui.py", "dreambooth/host/access.py", "dreambooth/installing.py"),
 )
 

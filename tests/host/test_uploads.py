@@ -56,7 +56,7 @@ def test_a_photo_is_kept_under_a_name_made_from_its_content_whatever_it_was_call
     stored = photos.store([Incoming(name, content)], "dog")
     expected = f"{hashlib.sha256(content).hexdigest()[:24]}.png"
     assert [path.name for path in stored.files] == [expected]
-    assert everything_below(tmp_path) == [f"photos/dog/{expected}"]
+    assert everything_below(tmp_path) == ["photos/dog/.names.json", f"photos/dog/{expected}"]
     assert (photos.root / "dog" / expected).read_bytes() == content
 
 
@@ -103,9 +103,17 @@ def test_an_image_that_unpacks_to_gigabytes_is_refused_before_it_is_decoded(phot
     ("content", "why"),
     [
         (b"", "empty"),
-        (b"GIF89a", "no image"),
-        (b"<svg onload=alert(1)>", "no image"),
-        (b"\x89PNG\r\n\x1a\n", "no image"),
+        (b"GIF89a", "a GIF file; PNG, JPEG, WebP and BMP are read. Save it as one of"),
+        (b"II*\0\x08\0\0\0", "TIFF"),
+        (b"\0\0\0\x18ftypheic\0\0\0\0", "Most Compatible"),
+        (b"\0\0\0\x20ftypisom\0\0\x02\0", "a film"),
+        (b"<svg onload=alert(1)>", "no picture that can be read; PNG, JPEG, WebP and BMP are. Open"),
+        (b"\x89PNG\r\n\x1a\n", "damaged"),
+        (picture((400, 300), kind="JPEG", quality=95)[:-900], "damaged"),
+        (picture((400, 300))[:-40], "damaged"),
+        (picture((400, 300), kind="WEBP", lossless=True)[:-20], "damaged"),
+        (picture((40, 30), kind="BMP")[:-400], "damaged"),
+        (bomb(), "120 million are the most. Save it smaller."),
     ],
 )
 def test_what_is_no_photo_is_refused_by_name(photos, content, why):
@@ -119,6 +127,44 @@ def test_other_formats_than_the_trainers_are_refused(photos):
     made = io.BytesIO()
     Image.new("RGB", (8, 8)).save(made, "TIFF")
     assert photos.store([Incoming("a.png", made.getvalue())], "dog").files == []
+
+
+def test_a_folder_of_pngs_is_looked_at_without_unpacking_them(tmp_path, monkeypatch):
+    (tmp_path / "a.png").write_bytes(picture())
+    monkeypatch.setattr(Image.Image, "load", lambda *_: pytest.fail("decoded"))
+    assert look(tmp_path, str)["files"][0]["width"] == 40
+
+
+@pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP", "BMP"])
+def test_a_whole_photo_of_every_format_is_taken(photos, kind):
+    assert len(photos.store([Incoming("a", picture((333, 123), kind=kind))], "dog").files) == 1
+
+
+def test_a_photo_of_a_phone_with_more_pictures_behind_it_is_a_jpeg(photos):
+    made = io.BytesIO()
+    one = Image.new("RGB", (40, 30))
+    one.save(made, "MPO", save_all=True, append_images=[one.copy()])
+    stored = photos.store([Incoming("IMG_1.JPG", made.getvalue())], "dog")
+    assert [path.suffix for path in stored.files] == [".jpg"]
+
+
+def test_photos_are_shown_and_talked_of_by_the_names_their_owner_gave_them(photos):
+    stored = photos.store([Incoming("holiday/tiny.png", picture())], "dog")
+    photos.store([Incoming("other\n.png", picture(colour="blue"))], "dog")
+    assert sorted(one["called"] for one in look(stored.folder, str)["files"]) == ["other?.png", "tiny.png"]
+    said = f"An image cannot be used: {stored.files[0]}: it is damaged"
+    again = Photos(photos.root)  # the WebUI was started anew
+    assert again.in_users_words(said) == "An image cannot be used: tiny.png: it is damaged"
+    strange = said.replace(stored.files[0].name, "0" * 24 + ".png")
+    assert again.in_users_words(strange) == strange
+
+
+@pytest.mark.parametrize("content", [b"no", b"[]", b'{"../x.png": "y", "a": 1}', b"\xff"])
+def test_a_list_of_names_that_is_broken_is_none(photos, content):
+    stored = photos.store([Incoming("a.png", picture())], "dog")
+    (stored.folder / ".names.json").write_bytes(content)
+    name = stored.files[0].name
+    assert [(one["name"], one["called"]) for one in look(stored.folder, str)["files"]] == [(name, name)]
 
 
 def test_the_ending_is_that_of_the_content(photos):
@@ -142,7 +188,7 @@ def test_a_text_without_its_photo_is_refused(photos):
 def test_a_photo_of_a_set_is_removed_with_its_caption(photos):
     stored = photos.store([Incoming("a.png", picture()), Incoming("a.txt", b"x")], "dog")
     photos.remove(stored.folder, stored.files[0].name)
-    assert everything_below(photos.root) == []
+    assert everything_below(photos.root) == ["dog/.names.json"]
 
 
 @pytest.mark.parametrize(
@@ -172,8 +218,22 @@ def test_a_folder_is_shown_with_sizes_and_captions(tmp_path):
     found = look(tmp_path, lambda path: f"id of {path.name}")
     assert found["count"] == 2
     assert found["files"] == [
-        {"name": "a.png", "thumbnail": "id of a.png", "width": 40, "height": 30, "caption": "a dog"},
-        {"name": "sub/b.JPG", "thumbnail": "id of b.JPG", "width": 10, "height": 20, "caption": None},
+        {
+            "name": "a.png",
+            "called": "a.png",
+            "thumbnail": "id of a.png",
+            "width": 40,
+            "height": 30,
+            "caption": "a dog",
+        },
+        {
+            "name": "sub/b.JPG",
+            "called": "sub/b.JPG",
+            "thumbnail": "id of b.JPG",
+            "width": 10,
+            "height": 20,
+            "caption": None,
+        },
     ]
 
 

@@ -1,0 +1,36 @@
+"""What the trainer and the server say, as the page shows it: in the page's language, photos by their owner's names."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from fake_page import FakeWebUI
+from test_page import PHOTO
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def test_an_error_of_several_lines_is_translated_line_by_line_and_a_photo_has_its_own_name(page):
+    table = json.loads((ROOT / "localizations" / "zh_CN.json").read_text(encoding="utf-8"))
+    text = "2 images cannot be used:\n  eins.jpg: it is damaged (too short)\n  zwei.png: the file is empty"
+    remedy = "Replace or remove them, or turn on Leave out bad images (allow_bad_images: true)."
+    error = {"error": {"text": text, "where": "concepts[0].instance_data_dir", "remedy": remedy}}
+    file = {
+        "name": "0123.jpg",
+        "called": "eins.jpg",
+        "thumbnail": "x",
+        "width": 8,
+        "height": 8,
+        "caption": None,
+    }
+    look = {"path": "/data/photos/set-1", "count": 1, "files": [file], "problems": [], "own": True}
+    answers = {"POST plan": (400, error), "POST photos/look": look}
+    FakeWebUI(page, localization=table, answers=answers).open()
+    page.set_input_files("#dbt_c0_files", [PHOTO])
+    page.wait_for_selector("#dbt_view_new .dbt-plan :text('有 2 张图片不能使用')")
+    shown = page.inner_text(".dbt-plan")
+    assert "eins.jpg: 它已损坏（too short）" in shown and "zwei.png: 文件为空" in shown
+    assert table[remedy] in shown
+    assert page.get_attribute(".dbt-thumb", "title").startswith("eins.jpg")
+    assert page.get_attribute(".dbt-thumb", "data-name") == "0123.jpg"
