@@ -11,7 +11,7 @@ from typing import NamedTuple
 import torch
 
 from dreambooth import pins
-from dreambooth.trainer.eightbit.binaries import Choice
+from dreambooth.trainer.eightbit.binaries import TITLES, Choice, binaries
 from dreambooth.trainer.eightbit.probe import Step
 from dreambooth.trainer.eightbit.surroundings import NAME, Surroundings
 from dreambooth.trainer.pip_command import pip_install
@@ -137,7 +137,7 @@ def _too_old(around: Surroundings, choice: Choice) -> Reason | None:
 
 def _in_the_way(around: Surroundings, choice: Choice) -> Reason | None:
     texts = {
-        "no_binary": "it has no library for this torch's {runtime}: there are {has}",
+        "no_binary": "it has no library for this torch's {runtime}: it has {has}",
         "other_system": "its libraries are those of another operating system",
         "no_override": "it has no library for this torch's {runtime}, and this version cannot be told to take another",
         "card_too_old": "none of its libraries for this torch's {runtime} has code for a card as old as this one{card}",
@@ -160,7 +160,6 @@ def _older(around: Surroundings) -> str:
 
 def _filled(template: str, around: Surroundings, choice: Choice) -> str:
     runtime = _runtime(around)
-    libraries = sorted(name for name in around.files if name.startswith("libbitsandbytes_"))
     card = f" ({around.card}, capability {'.'.join(map(str, around.capability))})" if around.card else ""
     return template.format(
         install=pip_install("--no-deps", _requirement()),
@@ -168,9 +167,22 @@ def _filled(template: str, around: Surroundings, choice: Choice) -> str:
         clean=f"delete the folder {around.folder}, then " if _is_to_go(around) else "",
         runtime=runtime,
         binary=f" {choice.binary}" if choice.binary else "",
-        has=", ".join(libraries) or "none",
+        has=_libraries(around),
         card=card,
     )
+
+
+def _libraries(around: Surroundings) -> str:
+    """`those for CUDA 11.8, 12.1 and ROCm 6.2`, or `none`."""
+    found: dict[str, list[str]] = {}
+    for binary in sorted(
+        binaries(around.files, around.platform), key=lambda binary: (binary.kind, binary.version)
+    ):
+        versions = found.setdefault(TITLES[binary.kind], [])
+        text = ".".join(map(str, binary.version))
+        versions += [text] if text not in versions else []
+    listed = " and ".join(f"{title} {', '.join(versions)}" for title, versions in found.items())
+    return f"those for {listed}" if listed else "none"
 
 
 def _is_to_go(around: Surroundings) -> bool:

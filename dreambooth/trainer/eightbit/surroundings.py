@@ -30,7 +30,7 @@ LOADERS = ("cextension.py", "cuda_setup/main.py")
 class Surroundings:
     """`platform` as sys.platform has it. `files` are bitsandbytes' own (paths within its folder), `foreign` those of
     them that its wheel did not bring or brought otherwise; `own_folder`: it lies in the trainer's environment, not in
-    the WebUI's behind it. Versions are () where there is none."""
+    the WebUI's behind it. Versions are () where there is none: torch's CUDA counts only beside a card."""
 
     platform: str
     bitsandbytes: Version = ()
@@ -65,8 +65,8 @@ def look_around() -> Surroundings:
         files=frozenset(_listing(folder)) if folder else frozenset(),
         foreign=frozenset(_foreign(folder, installed)) if folder and installed else frozenset(),
         aliases=tuple(name for name in ALIASES if _distribution(name)),
-        cuda=version(torch.version.cuda or "")[:2],
-        hip=version(torch.version.hip or "")[:2],
+        cuda=version(torch.version.cuda or "")[:2] if has_card else (),
+        hip=version(torch.version.hip or "")[:2] if has_card else (),
         capability=torch.cuda.get_device_capability() if has_card else (),
         card=torch.cuda.get_device_name() if has_card else "",
         directml=importlib.util.find_spec("torch_directml") is not None,

@@ -115,7 +115,9 @@ def test_before_043_there_was_nothing_for_windows():
 @pytest.mark.parametrize(
     ("around", "cause", "said"),
     [
-        (installed("0.45.5", cuda=(13, 0), **RTX), "no_binary", "libbitsandbytes_cuda128.so"),
+        (installed("0.45.5", cuda=(13, 0), **RTX), "no_binary", "those for CUDA 11.7, 11.8, 12.0, "),
+        (installed("0.50.2", "win32", hip=(6, 4)), "no_binary", "and ROCm 7.2, 7.14, 7.15"),
+        (replace(installed("0.50.2", cuda=(12, 8)), files=frozenset({"x"})), "no_binary", "it has none"),
         (installed("0.49.0", hip=(7, 2)), "no_override", "ROCm 7.2"),
         (installed("0.44.1", cuda=(12, 8), card="RTX 5090", capability=(12, 0)), "card_too_new", "RTX 5090"),
         (installed("0.50.2", cuda=(13, 0), card="GTX 1080", capability=(6, 1)), "card_too_old", "GTX 1080"),

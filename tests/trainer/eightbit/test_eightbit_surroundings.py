@@ -113,6 +113,10 @@ def test_torch_and_the_card_are_those_of_this_process(monkeypatch: pytest.Monkey
     monkeypatch.setattr(torch.version, "hip", "7.1.25424-4179531dcd")
     around = look_around()
     assert (around.cuda, around.hip) == ((), (7, 1))
+    monkeypatch.setattr(torch.version, "cuda", "12.8")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    around = look_around()
+    assert (around.cuda, around.hip, around.card) == ((), (), ""), "without a card the processor counts"
 
 
 def test_without_bitsandbytes_there_is_nothing_to_see(monkeypatch: pytest.MonkeyPatch):
