@@ -552,3 +552,47 @@ def test_a_run_is_deleted_only_after_asking_and_its_settings_are_used_again_with
     page.wait_for_selector("#dbt_f_learning_rate")
     assert page.input_value("#dbt_f_learning_rate") == "3e-6"
     assert page.input_value("#dbt_f_output_name") == ""
+
+
+def test_a_trainer_that_takes_long_to_start_is_shown_with_its_words_and_then_its_run(page):
+    starting = {
+        "runs": [],
+        "active": "",
+        "starting": {"since": 1, "log": ["reading the photos"]},
+        "failed_start": None,
+    }
+    webui = FakeWebUI(page, answers={"POST runs": {"run": ""}, "GET runs/me/live": LIVE}).open()
+    drop_photos(page)
+    webui.answers["GET runs"] = starting
+    page.click("#dbt_train")
+    page.wait_for_selector("#dbt_view_live .dbt-log:has-text('reading the photos')")
+    assert page.is_visible("#dbt_cancel_start")
+    run = {
+        "name": "me",
+        "state": "running",
+        "step": 0,
+        "steps": 100,
+        "error": "",
+        "changed": 1,
+        "result": None,
+    }
+    webui.answers["GET runs"] = {"runs": [run], "active": "me", "starting": None, "failed_start": None}
+    page.wait_for_selector("#dbt_step:has-text('40 / 100')")
+
+
+def test_a_training_that_could_not_be_started_says_why(page):
+    failed = {"since": 1, "text": "the disk is full", "remedy": "make room", "log": ["OSError"]}
+    FakeWebUI(
+        page, answers={"GET runs": {"runs": [], "active": "", "starting": None, "failed_start": failed}}
+    ).open()
+    page.click("#dbt_nav_live")
+    page.wait_for_selector("#dbt_view_live .dbt-error")
+    assert "The disk is full. Make room." in page.inner_text("#dbt_view_live").replace("\n", " ")
+
+
+def test_photos_dropped_while_others_are_sent_are_sent_too(page):
+    webui = FakeWebUI(page).open()
+    page.set_input_files("#dbt_c0_files", [{**PHOTO, "name": f"a{n}.jpg"} for n in range(9)])
+    page.set_input_files("#dbt_c0_files", [{**PHOTO, "name": "late.jpg"}])
+    page.wait_for_selector(ON)
+    assert len(webui.sent("POST photos")) == 3
