@@ -167,7 +167,7 @@ class Tab:
         self.page.locator(f"#dbt_do_{command}").click()
 
 
-def fill_the_form(tab: Tab, steps: int = 150, *, installing: float = 60.0) -> None:
+def fill_the_form(tab: Tab, steps: int = 250, *, installing: float = 60.0) -> None:
     """As a user would; `installing` seconds are given to the making of the trainer's environment."""
     tab.drop(PHOTOS)
     tab.page.locator('[data-preset="subject"]').click()
@@ -209,7 +209,7 @@ def train_stop_and_resume(tab: Tab, webui: Server, browser: Any) -> None:
     tab.until_state("Running")
     tab.until_step(stopped_at + 5)
     reload_the_ui(tab, webui)
-    tab.until_state("Finished", patience=400)
+    tab.until_state("Finished", patience=1200)
     tab.shoot("result")
 
 
