@@ -82,10 +82,10 @@ class Guarded(APIRoute):
 
 
 def problem(error: Exception) -> Response:
-    """What is answered for an error: `{"error": {"text", "where", "remedy"}}` and its status."""
+    """What is answered for an error: `{"error": {"text", "where", "remedy"}}`, what there is `more`, and its status."""
     if isinstance(error, DreamboothError):
         status = next(code for kind, code in _STATUS if isinstance(error, kind))
-        return Json({"error": error.as_json()}, status)
+        return Json({**error.more, "error": error.as_json()}, status)
     if isinstance(error, HTTPException):
         return _shaped(str(error.detail), error.status_code, headers=getattr(error, "headers", None))
     if isinstance(error, RequestValidationError):

@@ -134,7 +134,8 @@ def _answer(printed: bytes, told: str, code: int, form: str) -> dict[str, Any]:
     if "error" in answer:
         about = {name: str(answer["error"].get(name) or "") for name in ("text", "where", "remedy")}
         where = "" if about["where"] == form else about["where"]
-        raise InputError(about["text"], where=where, remedy=about["remedy"], setting=where)
+        more = {name: value for name, value in answer.items() if name != "error"}
+        raise InputError(about["text"], where=where, remedy=about["remedy"], setting=where, more=more)
     return answer
 
 

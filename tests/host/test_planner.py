@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import sys
 import threading
@@ -10,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from dreambooth.host.answers import Conflict
+from dreambooth.host.answers import Conflict, problem
 from dreambooth.host.jobs import Trainer
 from dreambooth.host.planner import Planner
 from dreambooth.shared.errors import DreamboothError, InputError
@@ -32,6 +33,20 @@ def test_what_is_wrong_is_said_of_its_field_and_not_of_our_file():
         planner().plan("output_name: wrong\n")
     assert told.value.as_json() == {
         "text": "wrong.safetensors is there already", "where": "output_name", "remedy": "choose another name",
+    }  # fmt: skip
+
+
+def test_what_the_trainer_tells_programs_besides_comes_along():
+    printed = (
+        '{"error": {"text": "no", "where": "optimizer", "remedy": "choose"}, "eight_bit": {"works": false}}'
+    )
+    command = [sys.executable, "-c", f"print({printed!r}); raise SystemExit(2)"]
+    with pytest.raises(InputError) as told:
+        planner(command).plan("optimizer: adamw8bit\n")
+    assert told.value.more == {"eight_bit": {"works": False}}
+    body = json.loads(bytes(problem(told.value).body))
+    assert body == {
+        "error": {"text": "no", "where": "optimizer", "remedy": "choose"}, "eight_bit": {"works": False},
     }  # fmt: skip
 
 
