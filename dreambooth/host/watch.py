@@ -74,8 +74,11 @@ class View:
     def _on_step(self, fields: dict[str, Any]) -> None:
         step = _count(fields.get("step"))
         self.now = {**fields, "step": step, "of": _count(fields.get("of"))}
-        if self.phase["name"] == "training":
-            self.phase["done"] = step
+        if self.phase["name"] in (
+            "training",
+            "samples",
+        ):  # pictures between two steps are no phase of their own
+            self.phase = {"name": "training", "of": self.now["of"], "done": step}
         self.chart.add(step, fields.get("loss"), fields.get("instance_loss"), fields.get("prior_loss"))
 
     def _on_sample(self, fields: dict[str, Any]) -> None:

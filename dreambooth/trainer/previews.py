@@ -74,9 +74,11 @@ class Previews:
     def make(self, step: int, model: LoadedModel, dtype: torch.dtype | None = None) -> list[Path]:
         """Makes the pictures of a step, in the requests' order; `dtype` as in `sample.sample`.
 
-        Those that are not begun when a stop is asked for are left out.
+        Those that are not begun when a stop is asked for are left out. A picture takes its time, above all on a
+        processor: how many there are to be is said before the first.
         """
         self._folder.mkdir(exist_ok=True)
+        self._emit("progress", name="samples", done=0, of=len(self._requests))
         made: dict[int, Path] = {}
         pictures = sample(
             model,
@@ -102,6 +104,7 @@ class Previews:
                 "sample", step=step, number=number, seed=request.seed, prompt=request.prompt, path=path
             )
             made[number] = path
+            self._emit("progress", name="samples", done=len(made), of=len(self._requests))
         return [made[number] for number in sorted(made)]
 
     def are_made(self, step: int) -> bool:

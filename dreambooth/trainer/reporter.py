@@ -113,6 +113,10 @@ class Reporter:
             self.log(self._phase)
 
     def _show_progress(self, fields: dict[str, Any]) -> None:
+        if fields["name"] == "samples":  # between two steps: the bar of the training stays
+            if fields["done"] == 0:
+                self.log(f"{PHASES['samples']} ({fields['of']})")
+            return
         self._advance(str(fields["name"]), int(fields["done"]), int(fields["of"]), "", "")
 
     def _show_step(self, fields: dict[str, Any]) -> None:

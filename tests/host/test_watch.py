@@ -56,6 +56,16 @@ def test_a_view_shows_phase_step_samples_and_exports(run, log):
     assert [(one["name"], one["sha256"]) for one in found["exports"]] == [("dog-3.safetensors", "ab")]
 
 
+def test_pictures_between_steps_are_told_of_and_training_goes_on_after_them(run, log):
+    log.emit("phase", name="training", of=100)
+    seen = watcher()
+    with run.hold():
+        log.emit("progress", name="samples", done=0, of=2)
+        assert look(seen, run)["phase"] == {"name": "samples", "of": 2, "done": 0}
+        step(log, 1)
+        assert look(seen, run)["phase"] == {"name": "training", "of": 100, "done": 1}
+
+
 def test_a_second_look_reads_only_what_is_new(run, log):
     seen = watcher()
     step(log, 1)

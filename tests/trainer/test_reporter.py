@@ -102,6 +102,15 @@ def test_what_happens_besides_is_told_or_only_logged(shown) -> None:
         assert text in logged
 
 
+def test_sample_pictures_between_steps_are_a_line_of_the_log_and_no_bar(shown) -> None:
+    made, out, log = shown
+    made.show("phase", {"name": "training", "of": 10})
+    for done in (0, 1, 2):
+        made.show("progress", {"name": "samples", "done": done, "of": 2})
+    assert lines(out) == ["Training"]
+    assert log.read_text(encoding="utf-8").splitlines()[-1].endswith("Making sample pictures (2)")
+
+
 @pytest.mark.skipif(not hasattr(os, "openpty"), reason="a terminal as POSIX has it")
 @pytest.mark.parametrize("columns", [0, 120], ids=["a container's", "120 columns"])
 def test_a_terminal_gets_one_bar_with_phase_step_loss_rate_time_left_and_memory(columns, tmp_path) -> None:
