@@ -3,7 +3,7 @@
     environments/host-tests-…/bin/python benchmarks/poll.py [--steps 10000] [--polls 200]
 
 Starts the tests' stand-in for the WebUI (gradio 3.41.2) with the extension and asks its routes over HTTP, as the page
-does every second. Prints a table; exit code 1 if the slowest ordinary answer took 20 ms or more, or one was 50 KB.
+does every second. Prints a table; exit code 1 if one poll in twenty took 20 ms or more, or one was 50 KB.
 """
 
 from __future__ import annotations
@@ -72,12 +72,12 @@ def main() -> int:
         finally:
             server.stop()
     print(f"{given.steps:,} steps; read for the first time in {polls} polls, the slowest {first:.1f} ms\n")
-    print("| asked | median ms | 99 of 100 ms | bytes |\n|---|---|---|---|")
+    print("| asked | median ms | 95 of 100 ms | bytes |\n|---|---|---|---|")
     for name, (times, sizes) in rows.items():
         print(
-            f"| {name} | {times[len(times) // 2]:.1f} | {times[int(len(times) * 0.99)]:.1f} | {sizes[-1]:,} |"
+            f"| {name} | {times[len(times) // 2]:.1f} | {times[int(len(times) * 0.95)]:.1f} | {sizes[-1]:,} |"
         )
-    slow = max(times[int(len(times) * 0.99)] for name, (times, _) in rows.items() if "poll" in name)
+    slow = max(times[int(len(times) * 0.95)] for name, (times, _) in rows.items() if "poll" in name)
     return int(slow >= SLOWEST_MS or max(sizes[-1] for _, sizes in rows.values()) >= LARGEST)
 
 
