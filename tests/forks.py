@@ -186,7 +186,8 @@ def serve() -> None:
 
 def _import_all() -> None:
     """What a run imports late, so that no child has to; nothing is computed here."""
-    import bitsandbytes  # noqa: F401
+    with contextlib.suppress(ImportError):  # runs that ask for it say that it is missing
+        import bitsandbytes  # noqa: F401
     from accelerate import Accelerator  # noqa: F401
     from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL  # noqa: F401
     from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel  # noqa: F401
@@ -234,7 +235,8 @@ def _run(request: dict[str, Any]) -> int:
     from dreambooth.trainer import eightbit
 
     if request.get("trusts_8bit"):
-        eightbit.probe_adamw8bit = lambda *_, **__: eightbit.Verdict(True, "not tried")
+        assert callable(eightbit.examine)
+        eightbit.examine = lambda *_, **__: eightbit.Verdict(True, "not tried")
     try:
         return cli.main(request["arguments"])
     except SystemExit as ended:

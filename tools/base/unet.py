@@ -86,9 +86,7 @@ def train(
     parameters, averages = trained.parameters(), average.parameters()
     for parameter in averages:
         parameter.requires_grad_(False)
-    optimizer = torch.optim.AdamW(
-        parameters, lr=LEARNING_RATE, betas=(0.9, 0.99), weight_decay=0.0, fused=True
-    )
+    optimizer = vae.adamw(parameters, LEARNING_RATE)
     with Halves(Denoising(trained, latents, seed)) as halves:
         for step in range(steps):
             for group in optimizer.param_groups:

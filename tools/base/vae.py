@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
+
+from dreambooth.trainer.optimizers import has_fused_adamw
 
 from . import models, photos
 from .halves import Halves
@@ -37,14 +39,20 @@ def cosine(step: int, steps: int, warmup: int) -> float:
     return min(1.0, (step + 1) / warmup) * 0.5 * (1.0 + math.cos(math.pi * step / steps))
 
 
+def adamw(parameters: Iterable[torch.nn.Parameter], learning_rate: float) -> torch.optim.AdamW:
+    """What everything here is trained with; the kernel that is several times faster where torch has it."""
+    fused = has_fused_adamw(torch.device("cpu"))
+    return torch.optim.AdamW(
+        parameters, lr=learning_rate, betas=(0.9, 0.99), weight_decay=0.0, fused=fused or None
+    )
+
+
 def train(steps: int, seed: int, report: Callable[[str], None]) -> AutoencoderKL:
     torch.manual_seed(seed)
     generator = torch.Generator().manual_seed(seed)
     pool = training_pool(seed)
     vae = models.build_vae(models.NARROW_VAE_WIDTHS).train()
-    optimizer = torch.optim.AdamW(
-        vae.parameters(), lr=LEARNING_RATE, betas=(0.9, 0.99), weight_decay=0.0, fused=True
-    )
+    optimizer = adamw(vae.parameters(), LEARNING_RATE)
     error = 0.0
     for step in range(steps):
         for group in optimizer.param_groups:
@@ -131,9 +139,7 @@ def refine(vae: AutoencoderKL, steps: int, seed: int, report: Callable[[str], No
     vae.train()
     task = Reconstruction(vae, refining_pool(seed), seed, whole_from=steps * 2 // 3)
     parameters, mean_loss = task.parameters(), 0.0
-    optimizer = torch.optim.AdamW(
-        parameters, lr=REFINE_LEARNING_RATE, betas=(0.9, 0.99), weight_decay=0.0, fused=True
-    )
+    optimizer = adamw(parameters, REFINE_LEARNING_RATE)
     with Halves(task) as halves:
         for step in range(steps):
             for group in optimizer.param_groups:
