@@ -20,10 +20,10 @@ GOOD = {"instance_prompt": "photo of sks cat", "class_prompt": "photo of cat"}
 
 @pytest.fixture
 def photos(tmp_path) -> Path:
-    """Six photos with which nothing is wrong."""
+    """Ten photos with which nothing is wrong."""
     folder = tmp_path / "photos"
     folder.mkdir()
-    for number in range(6):
+    for number in range(10):
         scene(number, 256).save(folder / f"{number}.png")
     return folder
 
@@ -51,7 +51,9 @@ def test_good_photos_and_prompts_need_no_advice(photos) -> None:
     assert remarks(photos) == []
 
 
-@pytest.mark.parametrize(("left", "level"), [(4, "note"), (2, "warning"), (1, "warning")])
+@pytest.mark.parametrize(
+    ("left", "level"), [(9, "note"), (5, "note"), (3, "note"), (2, "warning"), (1, "warning")]
+)
 def test_few_photos_are_said(photos, left, level) -> None:
     for path in sorted(photos.iterdir())[left:]:
         path.unlink()
@@ -60,16 +62,16 @@ def test_few_photos_are_said(photos, left, level) -> None:
 
 
 def test_photos_that_are_enlarged_are_named_with_how_much(photos) -> None:
-    scene(9, 200).save(photos / "small.png")
+    scene(19, 200).save(photos / "small.png")
     (remark,) = remarks(photos)
     assert (remark.level, remark.files) == ("note", ("small.png",)) and "1.3 times" in remark.text
     much = remarks(photos, side=512)
-    assert [found.level for found in much] == ["warning"] and len(much[0].files) == 7
+    assert [found.level for found in much] == ["warning"] and len(much[0].files) == 11
 
 
 def test_blurred_photos_are_named_relative_to_the_folder(photos) -> None:
     (photos / "more").mkdir()
-    scene(9, 256).filter(ImageFilter.GaussianBlur(4)).save(photos / "more" / "soft.png")
+    scene(19, 256).filter(ImageFilter.GaussianBlur(4)).save(photos / "more" / "soft.png")
     (remark,) = remarks(photos)
     assert remark.files == ("more/soft.png",) and "blurred" in remark.text
 
@@ -83,10 +85,10 @@ def test_near_duplicates_and_copies_are_told_apart(photos) -> None:
 
 
 def test_a_caption_that_is_missing_where_others_have_one_is_said(photos) -> None:
-    for number in range(5):
+    for number in range(9):
         (photos / f"{number}.txt").write_text("sks cat sleeping")
     (remark,) = remarks(photos, instance_prompt="[filewords]", instance_token="sks")
-    assert remark.files == ("5.png",) and "caption" in remark.text
+    assert remark.files == ("9.png",) and "caption" in remark.text
     assert not any("caption" in remark.text for remark in remarks(photos)), "it is not used there"
 
 
@@ -121,7 +123,7 @@ def test_a_word_of_many_pieces_is_a_note(photos) -> None:
 
 def test_a_prompt_that_is_cut_is_said(photos) -> None:
     (remark,) = remarks(photos, instance_prompt="photo of sks cat" + ", furry" * 80, chunks=2)
-    assert "longer than 150 tokens" in remark.text and len(remark.files) == 6
+    assert "longer than 150 tokens" in remark.text and len(remark.files) == 10
     assert remarks(photos, instance_prompt="photo of sks cat" + ", furry" * 80, chunks=3) == []
 
 
@@ -151,6 +153,9 @@ def test_words_of_everyday_are_known_by_their_rank(word) -> None:
         (("photo of sks cat sleeping", "photo of a cat"), ("sks",), ("sleeping",)),
         (("photo of sks cat", ""), ("sks",), ()),
         (("photo of teapot", ""), (), ()),
+        (("photo of dog dog", "photo of dog"), (), ("dog",)),
+        (("photo of dog dog", ""), (), ("dog",)),
+        (("photo of sks cat, a sks cat", "photo of cat"), ("sks",), ("cat", "a")),
         (("[filewords]", "cat"), (), ()),
     ],
 )
@@ -169,6 +174,6 @@ def test_an_instance_token_is_the_subject_s_own_word_wherever_it_stands(photos) 
 def test_the_facts_are_plain_json_with_counts_and_tokens(photos) -> None:
     facts = concept_facts(*looked_at(photos))
     assert json.loads(json.dumps(facts)) == {
-        "instance_prompt": "photo of sks cat", "class_prompt": "photo of cat", "images": 6, "class_images": 0,
+        "instance_prompt": "photo of sks cat", "class_prompt": "photo of cat", "images": 10, "class_images": 0,
         "class_images_to_make": 2, "instance_tokens": 4, "rare_token": "sks", "rare_token_count": 1, "advice": [],
     }  # fmt: skip
