@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -172,10 +173,11 @@ class Session:
             )
         return data
 
-    def _base_model(self, dtype: torch.dtype) -> LoadedModel:
+    def _base_model(self, dtype: torch.dtype, components: Sequence[str] | None = None) -> LoadedModel:
         model = load_model(
             self.settings.model.model,
             dtype=dtype,
+            components=components,
             prediction_type=self.settings.model.prediction_type,
             use_ema_weights=self.settings.model.use_ema_weights,
             vae=self.settings.model.vae or None,
@@ -187,12 +189,17 @@ class Session:
         return model
 
     def _load_model(self) -> LoadedModel:
-        """The model as it is trained: what is trained, and the VAE, in float32; the rest as it is computed."""
-        model = self._base_model(torch.float32)
-        whole = self.plan.trained if self.plan.adapter is None else ()
-        for name, module in model.components.items():
-            if name != "vae" and name not in whole:
-                module.to(dtype=self.plan.machine.compute_dtype)
+        """The model as it is trained: what is trained whole, and the VAE, in float32; the rest as it is computed, so
+        that a card never holds the base of an adapter in float32."""
+        trained = self.plan.trained if self.plan.adapter is None else ()
+        names = self.plan.base.identified.family.components
+        wide = [name for name in names if name == "vae" or name in trained]
+        narrow = [name for name in names if name not in wide]
+        if not narrow or self.plan.machine.compute_dtype == torch.float32:
+            return self._base_model(torch.float32)
+        model = self._base_model(torch.float32, wide)
+        found = model.components | self._base_model(self.plan.machine.compute_dtype, narrow).components
+        model.components = {name: found[name] for name in names}
         return model
 
     def _encoding(self, data: DataPlan, model: LoadedModel) -> Encoding:

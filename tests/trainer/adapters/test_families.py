@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from safetensors.torch import load_file
 from tiny import config, dreambooth
 from watching import at_event, is_finite, metadata, run_in, same_tensors
 
+from dreambooth.trainer import control, run
 from dreambooth.trainer.adapters.kinds import KINDS
 
 WHOLE = {"vocabulary": 49408, "vae_multiples": (1, 1, 1, 1)}
@@ -47,7 +49,8 @@ def test_a_run_that_was_stopped_goes_on_to_the_same_bits(family, kind, bases, tm
         results.append(tmp_path / name / "out" / "sks.safetensors")
     assert dreambooth("train", config(tmp_path / "whole", **values)) == 0
     with monkeypatch.context() as patched:
-        at_event(patched, "checkpoint", lambda run: run.order("stop"), step=1)
+        patched.setattr(run, "Inbox", functools.partial(control.Inbox, every=0.0))
+        at_event(patched, "checkpoint", lambda found: found.order("stop"), step=1)
         assert dreambooth("train", config(tmp_path / "parts", **values)) == 130
     assert dreambooth("resume", run_in(tmp_path / "parts").path) == 0
     assert same_tensors(*results) and is_finite(results[0])

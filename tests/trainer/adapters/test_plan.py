@@ -143,5 +143,5 @@ def test_the_base_is_named_as_kohya_names_it() -> None:
         "sd_v2",
         "sd_v2_v",
         "sdxl_base_v1-0",
-        "sdxl_base_v1-0_v",
+        "sdxl_base_v1-0",
     ]
