@@ -14,6 +14,7 @@ from urllib.parse import quote
 from fastapi import APIRouter
 from starlette.responses import FileResponse
 
+from ..shared.claims import release_all
 from ..shared.config import load_settings
 from ..shared.errors import DreamboothError, InputError
 from ..shared.paths import file_name_problem
@@ -230,10 +231,19 @@ def _prompt(run: RunFolder) -> str:
     return ""
 
 
+def _results_folder(run: RunFolder) -> Path | None:
+    """Where a run's results go, None for one whose settings cannot be read any more."""
+    with contextlib.suppress(DreamboothError):
+        result = load_settings(run.config).result
+        return Path(result.output_dir) if result.output_dir else None
+    return None
+
+
 def _delete(shared: Services, run: RunFolder) -> None:
     """Renames the folder out of sight first, so that no half deleted run is ever listed."""
     if run.is_alive() or shared.jobs.is_starting(run):
         raise Conflict("this run is running", where="run", remedy="stop it first")
+    results = _results_folder(run)
     aside = run.path.with_name(f".{run.name}.{uuid.uuid4().hex[:8]}.deleted")
     try:
         # where an open file may be renamed, a trainer that starts now is kept out; where not, it keeps us out
@@ -247,5 +257,7 @@ def _delete(shared: Services, run: RunFolder) -> None:
             remedy="close programs that have it open, or change its permissions",
         ) from error  # fmt: skip
     shared.watcher.forget(run)
+    if results is not None:
+        release_all(results, run.path)
     for left in run.path.parent.glob(".*.deleted"):  # also what a program had open at an earlier time
         shutil.rmtree(left, ignore_errors=True)

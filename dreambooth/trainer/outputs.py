@@ -9,12 +9,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from dreambooth.shared.claims import CLAIM_SUFFIX, holder
 from dreambooth.shared.errors import InputError
 from dreambooth.shared.lock import is_held
 from dreambooth.shared.paths import check_file_name, check_writable, existing_parent, write_json
 from dreambooth.shared.settings import ResultSettings, Settings
 
-CLAIM_SUFFIX = ".claimed-by-a-run"
 # what stands behind the model's name where none is given, for results that are no models
 _WORDS = {"lora": "lora", "lycoris": "lycoris"}
 RUN_ID_KEY = "dreambooth.run_id"
@@ -131,11 +131,8 @@ def _claimed(outputs: Outputs, run: Path) -> InputError:
 
 def claimant(outputs: Outputs) -> Path | None:
     """The run folder that has claimed these names; None if nobody has, or that run was deleted."""
-    try:
-        run = Path(json.loads(outputs.claim.read_bytes())["run"])
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
-    return run if run.is_dir() else None
+    run = holder(outputs.claim)
+    return run if run is not None and run.is_dir() else None
 
 
 def claim(outputs: Outputs, run: Path) -> None:

@@ -531,6 +531,18 @@ def test_a_run_is_deleted_and_its_result_stays(site):
     assert result.exists()
 
 
+def test_the_name_that_a_deleted_run_had_claimed_is_left_without_a_trace(site):
+    one = site()
+    run = finished(one)
+    models = Path(one.live(run)["result"]["path"]).parent
+    runs = one.webui.data / "dreambooth" / "runs"
+    own, other = models / "dog.claimed-by-a-run", models / "cat.claimed-by-a-run"
+    own.write_text(json.dumps({"run": str(runs / run)}))
+    other.write_text(json.dumps({"run": str(runs / "cat")}))
+    assert one.client.delete(f"{PREFIX}/runs/{run}").status_code == 200
+    assert not own.exists() and other.exists()
+
+
 def test_a_run_that_is_alive_is_not_deleted(site):
     one = site(FAKE_PACE="0.05")
     run = one.start()
