@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from ..shared import db_config, tolerant_json
-from ..shared.concepts import Concept, concepts_from
+from ..shared.concepts import NOT_TAKEN, Concept, concepts_from
 from ..shared.config import NOTES, read_mapping, setting_fields, settings_from, to_mapping
 from ..shared.errors import InputError
 from ..shared.runfolder import RunFolder
@@ -23,6 +23,7 @@ from .forms import Form
 
 # kept by this WebUI, whatever a file says
 _OURS = frozenset({"runs_dir"})
+_OF_A_CONCEPT = NOT_TAKEN | {field.name for field in dataclasses.fields(Concept)}
 _JSON = re.compile(r"\s*(?:\[|\{|[A-Za-z_]\w*\s*=\s*\[)")
 
 
@@ -91,8 +92,36 @@ def _as_list(content: str, shown: str) -> list[Any] | None:
 
 
 def _concepts(value: Any, shown: str, folder: Path | None) -> Opened:
-    read = concepts_from(value, where=shown, folder=folder)
-    return Opened({"concepts": [_said(concept) for concept in read.concepts]}, read.not_taken)
+    known, unknown = _known_names(value)
+    read = concepts_from(known, where=shown, folder=folder)
+    return Opened({"concepts": [_said(concept) for concept in read.concepts]}, [*unknown, *read.not_taken])
+
+
+def _known_names(entries: Any) -> tuple[Any, list[str]]:
+    """Concepts without the names that mean nothing here, and these: other trainers' files have many of them."""
+    if not isinstance(entries, list):
+        return entries, []
+    plain = [entry for entry in entries if isinstance(entry, Mapping)]
+    unknown = dict.fromkeys(str(key) for entry in plain for key in entry if key not in _OF_A_CONCEPT)
+    known = [
+        {key: value for key, value in entry.items() if key in _OF_A_CONCEPT}
+        if isinstance(entry, Mapping)
+        else entry
+        for entry in entries
+    ]
+    return known, list(unknown)
+
+
+def _with_concepts(values: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The old extension's `concepts_list` under our name; one concept that stands alone is a list of one."""
+    if "concepts" in values:
+        return values
+    if isinstance(values.get("concepts_list"), list):
+        return {"concepts" if name == "concepts_list" else name: value for name, value in values.items()}
+    is_one = bool(values.keys() & {"instance_prompt", "instance_data_dir"})
+    if is_one and not values.keys() & (setting_fields().keys() - _OF_A_CONCEPT):
+        return {"concepts": [dict(values)]}
+    return values
 
 
 def _said(concept: Concept) -> Form:
@@ -107,6 +136,7 @@ def _settings(values: Mapping[str, Any], shown: str) -> Opened:
     if db_config.is_db_config(values):
         taken = db_config.from_db_config(values)
         values, not_taken = taken.values, list(taken.not_taken)
+    values = _with_concepts(values)
     form: Form = {}
     for name, value in values.items():
         if name in NOTES or name in _OURS:
@@ -114,6 +144,9 @@ def _settings(values: Mapping[str, Any], shown: str) -> Opened:
         if name not in setting_fields():
             not_taken.append(name)
             continue
+        if name == "concepts":
+            value, unknown = _known_names(value)
+            not_taken += unknown
         try:
             read = settings_from({name: value}, where=shown)
         except InputError as error:

@@ -25,6 +25,32 @@ def test_a_concepts_list_becomes_concepts():
     assert opened.not_taken == ["n_save_sample"]
 
 
+STRANGE = {**CONCEPT, "weird_key": 1, "model_dir": "/x", "max_steps": -1, "num_class_images": 7}
+TAKEN = {**CONCEPT, "num_class_images": 7}
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        [STRANGE],
+        {"concepts_list": [STRANGE]},
+        {"concepts": [STRANGE]},
+        STRANGE,
+        {"model_name": "dog", "num_train_epochs": 9, "lifetime_revision": 0, "concepts_list": [STRANGE]},
+    ],
+    ids=["a list", "the old name alone", "a form", "one concept", "db_config"],
+)
+def test_names_of_a_concept_that_mean_nothing_here_are_named_and_keep_nothing_out(content):
+    opened = open_content(json.dumps(content), "x.json")
+    assert opened.form["concepts"] == [TAKEN]
+    assert {"weird_key", "model_dir", "max_steps"} <= set(opened.not_taken)
+
+
+def test_what_is_no_concept_in_a_list_is_still_refused():
+    with pytest.raises(InputError, match="expected an object"):
+        open_content('["dog"]', "x.json")
+
+
 def test_a_notebooks_list_with_windows_paths_is_read():
     text = '\ufeff# mine\nconcepts_list = [\n {"instance_prompt": "x", "instance_data_dir": "C:\\new\\photos",},\n]'
     assert open_content(text, "x.py").form == {
