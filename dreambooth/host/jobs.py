@@ -70,6 +70,15 @@ class Job:
         return self.folder / "log.txt"
 
     @property
+    def stopped(self) -> Path:
+        """Is there if the user ended the trainer before it heard commands."""
+        return self.folder / "stopped"
+
+    @property
+    def was_stopped(self) -> bool:
+        return self.stopped.exists()
+
+    @property
     def run(self) -> str:
         try:
             return str(json.loads((self.folder / "note.json").read_bytes())["run"])
@@ -278,13 +287,21 @@ class Jobs:
         job = self.job_of(run)
         if job is None:
             return endings.ending_of(run.log)
+        if job.was_stopped:
+            return endings.Ending("it was stopped while it was starting", "resume goes on with it")
         return endings.ending_of(job.log, code=self.code_of(job))
 
     def failed_resume(self, run: RunFolder, changed: float) -> endings.Ending | None:
         """Why a trainer that was to go on with a run ended without a word in its events, which were last written at
         `changed`; None if there was no such trainer."""
         job = self.job_of(run)
-        if job is None or not job.resumed or job.started < changed or self.code_of(job) == 0:
+        if (
+            job is None
+            or not job.resumed
+            or job.started < changed
+            or self.code_of(job) == 0
+            or job.was_stopped
+        ):
             return None
         return endings.ending_of(job.log, code=self.code_of(job))
 
@@ -292,6 +309,18 @@ class Jobs:
         """Whether a trainer for this run is on its way, though it has no lock yet."""
         job = self.job_of(run)
         return job is not None and self._is_alive(job)
+
+    def end_start(self, run: RunFolder) -> bool:
+        """Ends a trainer that is on its way to this run and hears no commands yet; nothing is lost. Whether there
+        was one."""
+        job = self.job_of(run)
+        if job is None or not self._is_alive(job):
+            return False
+        with contextlib.suppress(OSError):
+            write_whole(job.stopped, b"")
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.kill(job.pid, signal.SIGTERM)
+        return True
 
     def _is_alive(self, job: Job) -> bool:
         """Whether this very process lives: numbers of processes are used again, its note's path is not."""

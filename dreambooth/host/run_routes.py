@@ -134,9 +134,13 @@ def _add_act_routes(router: APIRouter, shared: Services) -> None:
         folder = readable(run)
         if body.do not in COMMANDS:
             raise InputError(f"`do` cannot be {body.do[:40]!r}", where="do", remedy=", ".join(COMMANDS))
-        if not folder.is_alive():
-            raise Conflict("this run is not running", where="run", remedy="resume it first")
-        return {"id": folder.order(body.do)}
+        if folder.is_alive():
+            return {"id": folder.order(body.do)}
+        if body.do.startswith("stop") and shared.jobs.end_start(folder):
+            return {"id": ""}
+        if shared.jobs.is_starting(folder):
+            raise Conflict("this run is just starting", where="run", remedy="try again in a moment")
+        raise Conflict("this run is not running", where="run", remedy="resume it first")
 
     @router.post(
         "/runs/{run}/use",

@@ -69,7 +69,9 @@ class RunAnswer(BaseModel):
 
 
 class IdAnswer(BaseModel):
-    id: str = Field("", description="the command is obeyed when this is among `acks` of /live")
+    id: str = Field(
+        "", description="the command is obeyed when this is among `acks` of /live; empty: it is already"
+    )
 
 
 class SaveAnswer(BaseModel):

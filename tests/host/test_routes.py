@@ -382,6 +382,24 @@ def test_a_trainer_that_would_not_go_on_with_a_run_says_why(site, monkeypatch):
     assert one.get(f"/runs/{run}").json()["error"] == found["error"]
 
 
+@pytest.mark.parametrize("do", ["stop", "stop_now"])
+def test_a_trainer_that_is_on_its_way_to_a_run_and_hears_nothing_yet_is_stopped(site, monkeypatch, do):
+    one = site(FAKE_PACE="0.02")
+    run = one.start()
+    one.until(run, lambda live: live["step"] > 0)
+    one.post(f"/runs/{run}/commands", {"do": "stop"})
+    one.until(run, lambda live: live["state"] == "stopped")
+    deaf = "import json, sys, time; open(sys.argv[-1], 'w').write(json.dumps({'run': sys.argv[2]})); time.sleep(99)"
+    installation = importlib.import_module("dreambooth.host.installation")
+    monkeypatch.setattr(installation, "trainer_command", lambda: [sys.executable, "-c", deaf])
+    assert one.post(f"/runs/{run}/resume").json() == {"run": run}
+    refused = one.post(f"/runs/{run}/commands", {"do": "save"})
+    assert refused.status_code == 409 and "just starting" in refused.json()["error"]["text"]
+    assert one.post(f"/runs/{run}/commands", {"do": do}).json() == {"id": ""}
+    assert one.until(run, lambda live: live["state"] != "running")["state"] == "stopped"
+    assert one.get("/runs").json()["active"] == ""
+
+
 def test_after_reload_ui_the_new_app_has_the_routes_over_the_same_runs(site):
     one = site(FAKE_PACE="0.05")
     run = one.start()
