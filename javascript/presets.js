@@ -71,6 +71,10 @@
         return name in settings ? settings[name] : db.form.default(name);
     }
 
+    /** What a preset's card says: of class images only where they are made. */
+    const helpOf = (preset) => [preset.help, valueIn(preset, "prior_loss_weight") ? preset.help_with_prior : ""]
+        .filter(Boolean).map((text) => db.t(text)).join(" ");
+
     const fits = (preset, where) => names().every((name) => JSON.stringify(db.form.get(name)) === JSON.stringify(valueIn(preset, name, where)));
 
     /** Another model or kind of result: a preset that nobody changed goes with it. */
@@ -163,7 +167,7 @@
             db.fill(cards, presets().map((preset) => db.h("label", {class: "dbt-preset", "data-preset": preset.name},
                 db.h("input", {type: "radio", name: "dbt_preset", value: preset.name, onchange: () => choose(preset)}),
                 db.h("span", {class: "dbt-preset-title"}, db.t(preset.title)),
-                db.h("span", {class: "dbt-help"}, db.t(preset.help)))));
+                db.h("span", {class: "dbt-help"}, helpOf(preset)))));
             return [cards, detail];
         },
 
@@ -173,6 +177,7 @@
             }
             const preset = current();
             cards.querySelectorAll("input").forEach((input) => {
+                db.setText(input.parentElement.querySelector(".dbt-help"), helpOf(byName(input.value)));
                 input.checked = Boolean(preset) && input.value === preset.name;
                 input.parentElement.classList.toggle("dbt-chosen", input.checked);
             });

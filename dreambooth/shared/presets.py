@@ -41,7 +41,7 @@ class Variant:
 class Preset:
     """`settings` by name; what they do not name is the default. The prompts have {word} for the rare word and
     {kind} for what the subject is, of which `kinds` are likely ones, the first for a beginning. The first of the
-    `variants` that fits holds."""
+    `variants` that fits holds. `help_with_prior` goes on from `help` where the weight of the prior is not 0."""
 
     name: str
     title: str
@@ -54,6 +54,7 @@ class Preset:
     evidence: str
     source: Source
     variants: tuple[Variant, ...] = ()
+    help_with_prior: str = ""
     words: tuple[str, ...] = field(default=RARE_WORDS)
 
 
@@ -133,7 +134,8 @@ PRESETS = (
     Preset(
         name="person",
         title="Person",
-        help="A face that must be recognised. Class images keep other people from turning into yours.",
+        help="A face that must be recognised.",
+        help_with_prior="Class images keep other people from turning into yours.",
         settings={
             **_LOOK,
             "learning_rate": 2e-6,
@@ -154,7 +156,8 @@ PRESETS = (
     Preset(
         name="subject",
         title="Pet or object",
-        help="A dog, a toy, a backpack. Learns fast; class images are made so that other ones stay different.",
+        help="A dog, a toy, a backpack. Learns fast.",
+        help_with_prior="Class images are made so that other ones stay different.",
         settings={
             **_LOOK,
             "learning_rate": 2e-6,

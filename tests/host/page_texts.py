@@ -56,7 +56,13 @@ def of_page() -> set[str]:
         found |= {entry["label"], entry["help"], entry["unit"], entry["other"]}
     found |= {group["title"] for group in fields.groups()}
     for preset in as_json():
-        found |= {preset["title"], preset["help"], preset["evidence"], *preset["grades"].values()}
+        found |= {
+            preset["title"],
+            preset["help"],
+            preset["help_with_prior"],
+            preset["evidence"],
+            *preset["grades"].values(),
+        }
         found |= {variant["evidence"] for variant in preset["variants"]}
     found |= {tab.STARTING, tab.NO_SCRIPTS, *tab.SCRIPTS_FAILED, *tab.STATES.values()}
     return found - {""}

@@ -34,3 +34,13 @@ def test_an_error_of_several_lines_is_translated_line_by_line_and_a_photo_has_it
     assert table[remedy] in shown
     assert page.get_attribute(".dbt-thumb", "title").startswith("eins.jpg")
     assert page.get_attribute(".dbt-thumb", "data-name") == "0123.jpg"
+
+
+def test_a_presets_card_speaks_of_class_images_only_where_they_are_made(page):
+    FakeWebUI(page).open()
+    card = "[data-preset=subject] .dbt-help"
+    assert page.inner_text(card).endswith("Class images are made so that other ones stay different.")
+    page.select_option("#dbt_f_output_kind", "lora")
+    page.wait_for_function(f"() => document.querySelector('{card}').textContent.endsWith('Learns fast.')")
+    page.select_option("#dbt_f_output_kind", "checkpoint")
+    page.wait_for_function(f"() => document.querySelector('{card}').textContent.includes('Class images')")

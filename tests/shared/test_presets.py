@@ -48,6 +48,12 @@ def test_a_preset_shows_what_it_rests_on(preset: Preset) -> None:
 
 
 @each
+def test_a_presets_help_speaks_of_making_class_images_only_where_some_are_made(preset: Preset) -> None:
+    assert bool(preset.help_with_prior) == (preset.settings["prior_loss_weight"] > 0)
+    assert "lass images" not in preset.help.replace("no class images", "")
+
+
+@each
 def test_a_presets_prompts_differ_and_have_a_class_where_there_is_a_prior(preset: Preset) -> None:
     instance = preset.instance_prompt.format(word=RARE_WORDS[0], kind=preset.kinds[0])
     class_ = preset.class_prompt.format(kind=preset.kinds[0])
