@@ -17,7 +17,7 @@ from dreambooth.shared.settings import ResultSettings, Settings
 
 # what stands behind the model's name where none is given, for results that are no models
 _WORDS = {"lora": "lora", "lycoris": "lycoris"}
-RUN_ID_KEY = "dreambooth.run_id"
+RUN_ID_KEY, SETTINGS_KEY = "dreambooth.run_id", "dreambooth.settings"
 # what a killed process leaves of a checkpoint (weights/writing.py gives these names)
 _HALF_WRITTEN = re.compile(r"\.(?P<stem>.+)-[0-9a-f]{8}\.tmp(\.\w+)?")
 

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Mapping
+
 from dreambooth.shared.settings import Settings
 from dreambooth.trainer.convert import LoadedModel
 from dreambooth.trainer.families.detect import told_by_file
+from dreambooth.trainer.outputs import SETTINGS_KEY
 from dreambooth.trainer.sources import EMA_PREFIX, open_model
 
 
@@ -22,7 +26,21 @@ def notes_on_model(settings: Settings, base: LoadedModel) -> list[str]:
         notes.append("the model's own averaged (EMA) weights are left out of the result")
     if settings.model.clip_skip > 1 and not base.identified.family.clip_skip:
         notes.append(f"clip_skip is ignored by {base.identified.family.title}, as the WebUI does")
+    notes += _trained_before(base.source.metadata)
     return notes + _contradiction(settings, base) + _notes_on_family(settings, base)
+
+
+def _trained_before(metadata: Mapping[str, str]) -> list[str]:
+    """A base that is a result of ours: after "Use it now" it is easily taken for the next training's too."""
+    try:
+        concepts = json.loads(metadata[SETTINGS_KEY])["concepts"]
+        learned = ", ".join(f"`{concept['instance_prompt']}`" for concept in concepts)
+    except (KeyError, TypeError, ValueError):
+        return []
+    return [
+        f"the model is itself the result of a training ({learned}): this one goes on from it; to begin afresh, take the "
+        "checkpoint that it was made from"
+    ]
 
 
 def _contradiction(settings: Settings, base: LoadedModel) -> list[str]:

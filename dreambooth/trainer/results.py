@@ -23,7 +23,7 @@ from dreambooth.trainer.checkpoint import State
 from dreambooth.trainer.convert import LoadedModel, convert, export_single_file
 from dreambooth.trainer.loading import in_file_order
 from dreambooth.trainer.machine import DTYPES
-from dreambooth.trainer.outputs import RUN_ID_KEY
+from dreambooth.trainer.outputs import RUN_ID_KEY, SETTINGS_KEY
 from dreambooth.trainer.place_base import clip_folder_of
 from dreambooth.trainer.sources import open_model
 from dreambooth.trainer.weights import Written
@@ -122,7 +122,7 @@ def metadata(settings: Settings, run_id: str, learned: Mapping[str, Any] | None 
         for concept in plain["concepts"]
     ]
     said = training_metadata(settings, learned or {}) if is_adapter(settings) else {}
-    return {**said, RUN_ID_KEY: run_id, "dreambooth.settings": json.dumps(plain, ensure_ascii=False)}
+    return {**said, RUN_ID_KEY: run_id, SETTINGS_KEY: json.dumps(plain, ensure_ascii=False)}
 
 
 def learned_by(folder: RunFolder) -> Mapping[str, Any]:

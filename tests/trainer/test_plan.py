@@ -186,6 +186,21 @@ def test_a_prediction_type_against_what_the_file_says_is_a_note(tmp_path) -> Non
     assert not any("is set, but" in note for note in silent), "the file says nothing"
 
 
+@pytest.mark.parametrize(
+    ("stated", "noted"),
+    [
+        ('{"concepts": [{"instance_prompt": "photo of sks cat"}], "resolution": 64}', True),
+        ("{", False),
+        ("[]", False),
+        ('{"concepts": [3]}', False),
+    ],
+)
+def test_a_base_that_is_a_training_s_own_result_is_a_note(stated, noted, tmp_path) -> None:
+    base = tiny.write_checkpoint(tmp_path / "a.safetensors", metadata={"dreambooth.settings": stated})
+    found = [note for note in planned(tmp_path, model=str(base)).notes if "result of a training" in note]
+    assert len(found) == noted and all("`photo of sks cat`" in note for note in found)
+
+
 def test_a_yaml_in_the_result_s_way_is_found_before_the_training(tmp_path) -> None:
     base = shutil.copy(tiny.base(), tmp_path / "base.safetensors")
     tiny.write_yaml(base.with_suffix(".yaml"))

@@ -32,3 +32,21 @@ def test_a_rate_that_nobody_named_is_the_usual_one_for_what_is_trained(values, u
 def test_a_component_that_is_not_trained_is_not_spoken_of() -> None:
     _, notes = with_rates(settings_from({**LORA, "train_text_encoder": "no"}, where="test"))
     assert notes == ["learning_rate 0.0001, the usual for an adapter"]
+
+
+@pytest.mark.parametrize(
+    ("values", "noted"),
+    [
+        ({"learning_rate": "1"}, True),
+        ({"learning_rate": "2.1e-4"}, True),
+        ({"learning_rate": "1e-4"}, False),
+        ({**LORA, "learning_rate": "5e-3"}, False),
+        ({**LORA, "learning_rate": "2e-2"}, True),
+        ({"learning_rate": "1", "optimizer": "prodigy"}, False),
+        ({"learning_rate": "1", "optimizer": "torch.optim.SGD"}, False),
+        ({"learning_rate": "1", "train_unet": "no"}, False),
+    ],
+)
+def test_a_rate_that_ruins_a_model_is_said(values, noted) -> None:
+    _, notes = with_rates(settings_from(values, where="test"))
+    assert any("times the usual" in note for note in notes) == noted
