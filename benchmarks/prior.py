@@ -163,23 +163,26 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=200)
     parser.add_argument("--every", type=int, default=25)
     parser.add_argument("--rank", type=int, default=8)
+    parser.add_argument("--ways", nargs="*", choices=list(WAYS), default=list(WAYS))
     parser.add_argument("--learning-rate", type=float, default=1e-3)
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     folder = arguments.folder.absolute()
     folder.mkdir(parents=True, exist_ok=True)
     job = Job(folder, arguments.steps, arguments.every, arguments.rank, arguments.learning_rate)
-    train(job, "class_images", 0)  # makes the pictures of the class, in which all are measured
+    if not job.class_images.exists():  # the pictures of the class, in which all are measured
+        train(Job(folder, 1, 1, arguments.rank, arguments.learning_rate), "class_images", 0)
     photos, of_class = (
         make_draws(PHOTOS, INSTANCE_PROMPT, 1000),
         make_draws(job.class_images, CLASS_PROMPT, 1001),
     )
-    ratios: dict[str, list[float]] = {way: [] for way in WAYS}
+    ways = [way for way in WAYS if way in ("no prior", *arguments.ways)]
+    ratios: dict[str, list[float]] = {way: [] for way in ways}
     print(
         f"{'seed':<6}{'way':<18}{'likeness':>9} {'drift':>9}   at equal likeness: drift, and its share of no prior's"
     )
     for seed in range(arguments.seeds):
-        found = {way: measured(train(job, way, seed), photos, of_class) for way in WAYS}
+        found = {way: measured(train(job, way, seed), photos, of_class) for way in ways}
         common = max(min(point.likeness for point in points) for points in found.values())
         plain = drift_at(found["no prior"], common)
         for way, points in found.items():
