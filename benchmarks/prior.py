@@ -2,9 +2,9 @@
 
     python benchmarks/prior.py [--folder DIR] [--seeds 3] [--steps 200] [--every 25] [--rank 8] [--learning-rate 1e-3]
 
-LoRAs on the small base and the demo's photos, UNet and text encoder, with no prior, with the base's prediction (no
-class images), and with class images; all else is the same. Each writes a file every so many steps. Of each file, on
-fixed draws of (image, noise, timestep):
+LoRAs on the small base and the demo's photos, UNet and text encoder, with no prior, with the base's prediction (of the
+photos under the class prompt; of pictures of the class), and with class images; all else is the same. Each writes a
+file every so many steps. Of each file, on fixed draws of (image, noise, timestep):
 
 - likeness: the mean squared error of the noise it predicts in the photos, with the instance prompt (less is closer);
 - drift: the mean squared difference to what the base predicts in pictures that the base drew of the class, with the
@@ -36,9 +36,12 @@ import torch
 
 WAYS: dict[str, dict[str, Any]] = {
     "no prior": {"prior_loss_weight": 0},
-    "base_prediction": {"prior": "base_prediction"},
-    "class_images": {"num_class_images": CLASS_IMAGES},
+    "base, photos": {"prior": "base_prediction"},
+    "base, class": {"prior": "base_prediction"},
+    "class images": {"num_class_images": CLASS_IMAGES},
 }
+# the ways that are given pictures of the class
+WITH_PICTURES = ("base, class", "class images")
 
 
 @dataclass(frozen=True)
@@ -71,7 +74,7 @@ class Point:
 
 def train(job: Job, way: str, seed: int) -> list[tuple[int, Path]]:
     """Trains one way, and gives its files by step."""
-    name = f"{way.replace(' ', '_')}-{job.name}-{seed}"
+    name = f"{way.replace(', ', '_').replace(' ', '_')}-{job.name}-{seed}"
     steps = range(job.every, job.steps, job.every)
     files = [(step, job.folder / f"{name}-{step}.safetensors") for step in steps]
     files.append((job.steps, job.folder / f"{name}.safetensors"))
@@ -82,7 +85,7 @@ def train(job: Job, way: str, seed: int) -> list[tuple[int, Path]]:
         "class_prompt": CLASS_PROMPT,
         "instance_data_dir": str(PHOTOS),
     }
-    if way == "class_images":
+    if way in WITH_PICTURES:
         concept["class_data_dir"] = str(job.class_images)
     settings = {
         "model": str(BASE),
@@ -171,7 +174,7 @@ def main() -> None:
     folder.mkdir(parents=True, exist_ok=True)
     job = Job(folder, arguments.steps, arguments.every, arguments.rank, arguments.learning_rate)
     if not job.class_images.exists():  # the pictures of the class, in which all are measured
-        train(Job(folder, 1, 1, arguments.rank, arguments.learning_rate), "class_images", 0)
+        train(Job(folder, 1, 1, arguments.rank, arguments.learning_rate), "class images", 0)
     photos, of_class = (
         make_draws(PHOTOS, INSTANCE_PROMPT, 1000),
         make_draws(job.class_images, CLASS_PROMPT, 1001),
