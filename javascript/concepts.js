@@ -236,7 +236,7 @@
         }
     }
 
-    const plannedFor = (card) => (((db.plan.found || {}).concepts || [])[card.index] || {}).advice || [];
+    const plannedFor = (card) => (db.plan.concepts()[card.index] || {}).advice || [];
     /** Whether a remark is about the photos; the others are about the words. */
     const isOfPhotos = (item) => (item.files || []).length > 0 || /^[\d.,]+ photos?\b/.test(item.text);
 
@@ -275,7 +275,7 @@
     }
 
     function drawTokens(card) {
-        const planned = ((db.plan.found || {}).concepts || [])[card.index] || {};
+        const planned = db.plan.concepts()[card.index] || {};
         const tokens = card.words.tokens, said = plannedFor(card).filter((item) => !isOfPhotos(item));
         if (JSON.stringify(said) !== card.said) {
             card.said = JSON.stringify(said);

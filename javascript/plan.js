@@ -3,7 +3,7 @@
 (function (db) {
     const WAIT = 700;
     let box = null, facts = null, notes = null, reason = null, train = null, status = null;
-    let timer = 0, asked = null, error = null, askedFor = "", starting = false;
+    let timer = 0, asked = null, error = null, askedFor = "", starting = false, advised = {of: "", concepts: []};
 
     function fact(name, value, more) {
         return value === "" || value === null || value === undefined ? null
@@ -108,8 +108,12 @@
         db.fill(reason, db.h("div", {class: "dbt-note " + (found.show || found.beginning ? "" : "dbt-error")},
             title ? db.h("strong", {}, title + ": ") : null, db.h("span", {}, found.text), " ",
             title ? db.button(db.t("Show"), () => db.fields.reveal(found.where), {class: "dbt-link"}) : null,
-            found.show ? db.button(db.t("Show"), found.show, {class: "dbt-link"}) : null));
+            found.show ? db.button(db.t("Show"), found.show, {class: "dbt-link"}) : null),
+            // the next training is prepared while one runs: what is wrong with it is said meanwhile
+            found.show && error ? db.h("div", {class: "dbt-note dbt-error"}, db.sentences(error.text, error.remedy)) : null);
     }
+
+    const conceptsText = () => JSON.stringify(db.form.value.concepts);
 
     async function ask() {
         const waits = db.form.value.concepts.some((concept) => !concept.instance_data_dir);  // nothing is wrong yet
@@ -154,6 +158,9 @@
         asked = null;
         error = problem;
         askedFor = text;
+        if (found && text) {
+            advised = {of: JSON.stringify(JSON.parse(text).concepts), concepts: found.concepts || []};
+        }
         if (found || problem.status !== 0) {
             db.plan.found = found;
         }
@@ -197,6 +204,9 @@
 
     db.plan = {
         found: null,
+
+        /** What the trainer said of each concept; what is wrong elsewhere in the form takes nothing of it away. */
+        concepts: () => (db.plan.found || {}).concepts || (advised.of === conceptsText() ? advised.concepts : []),
 
         section() {
             facts = db.h("dl", {class: "dbt-facts-list"});

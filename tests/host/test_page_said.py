@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from fake_page import FakeWebUI
+from fake_page import PLAN, FakeWebUI
 from test_page import PHOTO
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -44,3 +44,23 @@ def test_a_presets_card_speaks_of_class_images_only_where_they_are_made(page):
     page.wait_for_function(f"() => document.querySelector('{card}').textContent.endsWith('Learns fast.')")
     page.select_option("#dbt_f_output_kind", "checkpoint")
     page.wait_for_function(f"() => document.querySelector('{card}').textContent.includes('Class images')")
+
+
+def test_while_a_training_runs_the_next_one_is_planned_and_keeps_its_remarks(page):
+    advice = [{"level": "warning", "text": "2 photos look blurred: what is not sharp", "files": []}]
+    plan = {**PLAN, "concepts": [{"rare_token": "ohwx", "rare_token_count": 1, "advice": advice}]}
+    webui = FakeWebUI(page, answers={"POST plan": plan}).open()
+    page.set_input_files("#dbt_c0_files", [PHOTO])
+    page.wait_for_selector(".dbt-advice :text('look blurred')")
+    run = {"name": "me", "state": "running", "step": 0, "steps": 9, "error": "", "changed": 1, "result": None}
+    webui.answers["GET runs"] = {"runs": [run], "active": "me", "starting": None, "failed_start": None}
+    taken = {
+        "text": "me.safetensors belongs to the run me",
+        "where": "output_name",
+        "remedy": "choose another name",
+    }
+    webui.answers["POST plan"] = (400, {"error": taken})
+    page.fill("#dbt_f_output_name", "me")
+    page.wait_for_selector("#dbt_reason :text('belongs to the run me')")
+    page.wait_for_selector("#dbt_reason :text('A training is running')")
+    assert page.is_visible(".dbt-advice :text('look blurred')")
