@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import pytest
 from fake_page import PLAN, FakeWebUI
 from test_page import PHOTO
 
@@ -64,3 +65,19 @@ def test_while_a_training_runs_the_next_one_is_planned_and_keeps_its_remarks(pag
     page.wait_for_selector("#dbt_reason :text('belongs to the run me')")
     page.wait_for_selector("#dbt_reason :text('A training is running')")
     assert page.is_visible(".dbt-advice :text('look blurred')")
+
+
+@pytest.mark.parametrize(
+    ("said", "shown"),
+    [
+        ("x.ckpt: this is Stable Diffusion 3, which is not supported", "x.ckpt: 这是 Stable Diffusion 3，不受支持"),
+        ("learning_rate 2e-06, the usual for a whole model", "学习率 2e-06，完整模型的常用值"),
+        ("the loss became NaN or infinite; the weights were not touched by it", "损失变为 NaN 或无穷大；权重没有受到影响"),
+        ("no sample pictures at step 40: RuntimeError: some words", "第 40 步没有生成示例图片：RuntimeError: some words"),
+        ("3 things that nobody translated: C:\\x", "3 things that nobody translated: C:\\x"),
+    ],
+)  # fmt: skip
+def test_a_sentence_of_the_trainers_is_shown_in_chinese_with_its_values(page, said, shown):
+    table = json.loads((ROOT / "localizations" / "zh_CN.json").read_text(encoding="utf-8"))
+    FakeWebUI(page, localization=table).open()
+    assert page.evaluate("(text) => window.dreamboothTrainer.said(text)", said) == shown
