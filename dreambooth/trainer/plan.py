@@ -40,7 +40,7 @@ from dreambooth.trainer.optimizer_rules import (
     try_arguments,
 )
 from dreambooth.trainer.outputs import Outputs, PlannedFile, Volume, check_room, outputs_of
-from dreambooth.trainer.plan_notes import notes_on_model
+from dreambooth.trainer.plan_notes import notes_on_model, notes_on_time
 from dreambooth.trainer.plan_text import plan_text
 from dreambooth.trainer.rates import with_rates
 from dreambooth.trainer.sizes import largest_tensor, optimizer_bytes, parameters, planned_files
@@ -236,12 +236,14 @@ def make_plan(
     )
     data = data_plan(plan, found)
     files = tuple(planned_files(plan, data, run))
+    expected = expect(plan, measure=measure)
     return dataclasses.replace(
         plan,
+        notes=(*plan.notes, *notes_on_time(expected.seconds)),
         files=files,
         volumes=tuple(_room(files)),
         concepts=tuple(_concept_facts(settings, found, data)),
-        expected=expect(plan, measure=measure),
+        expected=expected,
     )
 
 

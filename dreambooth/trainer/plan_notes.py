@@ -11,6 +11,8 @@ from dreambooth.trainer.families.detect import told_by_file
 from dreambooth.trainer.outputs import SETTINGS_KEY
 from dreambooth.trainer.sources import EMA_PREFIX, open_model
 
+LONG = 7  # days
+
 
 def notes_on_model(settings: Settings, base: LoadedModel) -> list[str]:
     """What is to be known of the model with these settings, and what was left out."""
@@ -28,6 +30,14 @@ def notes_on_model(settings: Settings, base: LoadedModel) -> list[str]:
         notes.append(f"clip_skip is ignored by {base.identified.family.title}, as the WebUI does")
     notes += _trained_before(base.source.metadata)
     return notes + _contradiction(settings, base) + _notes_on_family(settings, base)
+
+
+def notes_on_time(seconds: float | None) -> list[str]:
+    """A training of more than a week is seldom meant."""
+    days = (seconds or 0) / 86_400
+    if days <= LONG:
+        return []
+    return [f"this takes about {days:,.0f} days: are so many steps or class images meant?"]
 
 
 def _trained_before(metadata: Mapping[str, str]) -> list[str]:

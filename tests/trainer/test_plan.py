@@ -17,6 +17,7 @@ from dreambooth.shared.config import load_settings
 from dreambooth.shared.errors import InputError
 from dreambooth.shared.events import SCHEMA
 from dreambooth.trainer import plan as plans
+from dreambooth.trainer.expected import Expected
 from dreambooth.trainer.plan import make_plan
 
 
@@ -199,6 +200,15 @@ def test_a_base_that_is_a_training_s_own_result_is_a_note(stated, noted, tmp_pat
     base = tiny.write_checkpoint(tmp_path / "a.safetensors", metadata={"dreambooth.settings": stated})
     found = [note for note in planned(tmp_path, model=str(base)).notes if "result of a training" in note]
     assert len(found) == noted and all("`photo of sks cat`" in note for note in found)
+
+
+@pytest.mark.parametrize(
+    ("seconds", "said"), [(None, []), (6 * 86_400, []), (30 * 86_400, ["about 30 days"])]
+)
+def test_a_training_of_weeks_is_a_note(seconds, said, tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr(plans, "expect", lambda *_, **__: Expected(seconds, "a guess"))
+    found = [note for note in planned(tmp_path).notes if "days" in note]
+    assert len(found) == len(said) and all(words in note for words, note in zip(said, found, strict=True))
 
 
 def test_a_yaml_in_the_result_s_way_is_found_before_the_training(tmp_path) -> None:
