@@ -219,8 +219,8 @@ def test_the_kind_of_torch_can_be_told(project: Path, monkeypatch: pytest.Monkey
 
 
 def test_this_python_has_what_the_trainer_needs():
-    assert environment.lacking(tests=True) == []
-    assert environment.this_python_serves(tests=True)
+    assert environment.lacking() == []
+    assert environment.this_python_serves()
 
 
 def test_what_is_absent_or_too_old_is_named(monkeypatch: pytest.MonkeyPatch):

@@ -33,6 +33,7 @@ def make_accelerator(plan: Plan, folder: Path) -> Accelerator:
     """accelerate's part: device, precision, processes, trackers (which write into `folder`)."""
     from accelerate import Accelerator
 
+    complete_torch()
     trackers = trackers_of(plan.settings)
     accelerator = Accelerator(
         mixed_precision=plan.machine.mixed_precision,
@@ -43,6 +44,13 @@ def make_accelerator(plan: Plan, folder: Path) -> Accelerator:
     if trackers:
         _start_trackers(plan, accelerator)
     return accelerator
+
+
+def complete_torch() -> None:
+    """Gives torch.cpu what accelerate calls for each of several processes without a card: older torches have no
+    `set_device` there, and in the others it does nothing."""
+    if not hasattr(torch.cpu, "set_device"):
+        torch.cpu.set_device = lambda device: None
 
 
 def _start_trackers(plan: Plan, accelerator: Accelerator) -> None:

@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+from optional import skip_without
 
 from dreambooth.shared.settings import TrainingSettings
 from dreambooth.trainer.optimizer_table import TABLE
@@ -38,6 +39,7 @@ def stepper(net: torch.nn.Module, settings: TrainingSettings, *, fused: bool, no
         ParameterGroup("unet", [*net["first"].parameters(), *net["twice"].parameters()], 1e-2),
         ParameterGroup("text_encoder", list(net["last"].parameters()), 1e-3),
     ]
+    skip_without(settings.optimizer)
     return Stepper(build_optimizer(settings, groups, CPU), norm, None, fused_backward=fused)
 
 

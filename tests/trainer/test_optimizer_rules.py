@@ -4,14 +4,14 @@ from dataclasses import replace
 
 import pytest
 import torch
+from optional import skip_without
 
 from dreambooth.shared.errors import InputError
 from dreambooth.shared.settings import ResultSettings, Settings, TrainingSettings
-from dreambooth.trainer import optimizer_class
+from dreambooth.trainer import optimizer_class, optimizer_rules
 from dreambooth.trainer.optimizer_rules import (
     check_device,
     check_fused_backward,
-    check_optimizer,
     check_weights_dtype,
     notes_on,
 )
@@ -22,6 +22,11 @@ def settings(name: str, **values) -> Settings:
     return Settings(training=replace(TrainingSettings(optimizer=name), **values))
 
 
+def check_optimizer(given: Settings) -> None:
+    skip_without(given.training.optimizer)
+    optimizer_rules.check_optimizer(given)
+
+
 @pytest.mark.parametrize("name", [*TABLE, "torch.optim.SGD"])
 def test_every_optimizer_goes_with_the_defaults(name):
     check_optimizer(settings(name))
@@ -30,7 +35,7 @@ def test_every_optimizer_goes_with_the_defaults(name):
 def test_the_library_is_asked_for_before_anything_else(monkeypatch):
     monkeypatch.setattr(optimizer_class, "is_installed", lambda module: False)
     with pytest.raises(InputError, match="schedulefree, which is not installed"):
-        check_optimizer(settings("adamwschedulefree", lr_scheduler="cosine"))
+        optimizer_rules.check_optimizer(settings("adamwschedulefree", lr_scheduler="cosine"))
 
 
 @pytest.mark.parametrize(

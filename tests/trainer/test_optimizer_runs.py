@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from optional import skip_without
 from safetensors.torch import load_file
 from tiny import config, dreambooth
 from watching import run_in
@@ -21,6 +22,7 @@ UNET_ALONE = {"train_text_encoder": False, "prior_loss_weight": 0, "max_train_st
 
 
 def test_a_schedule_free_run_exports_its_average_in_the_middle_and_at_the_end(tmp_path: Path) -> None:
+    skip_without("adamwschedulefree")
     settings = config(
         tmp_path, optimizer="adamwschedulefree", export_steps=2, checkpointing_steps=2, output_dtype="float32",
         learning_rate=1e-3, checkpoints_total_limit=2, **UNET_ALONE,
@@ -44,6 +46,7 @@ def told(capsys: pytest.CaptureFixture[str]) -> dict:
 
 
 def test_the_plan_carries_the_verdict_on_an_8_bit_optimizer(tmp_path, monkeypatch, capsys) -> None:
+    skip_without("adamw8bit")
     verdict = Verdict(True, "a real 8-bit step works", version="0.50.2", device="cpu")
     monkeypatch.setattr(eightbit, "examine", lambda *_, **__: verdict)
     settings = config(tmp_path, **UNET_ALONE)
@@ -66,6 +69,7 @@ def test_where_it_does_not_work_the_plan_says_why_and_what_does(tmp_path, monkey
 
 
 def test_arguments_of_an_8_bit_optimizer_are_tried_once_it_is_proved(tmp_path, monkeypatch, capsys) -> None:
+    skip_without("adamw8bit")
     monkeypatch.setattr(eightbit, "examine", lambda *_, **__: Verdict(True, "works"))
     settings = config(tmp_path, **UNET_ALONE, optimizer="adamw8bit", optimizer_args={"momentum": "1"})
     assert dreambooth("plan", settings) == 2

@@ -3,6 +3,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from optional import skip_without
 from training_rig import CPU
 
 from dreambooth.shared.errors import InputError
@@ -13,7 +14,6 @@ from dreambooth.trainer.optimizers import (
     ParameterGroup,
     Stepper,
     averages,
-    build_optimizer,
     group_memory,
     has_fused_adamw,
     page_again,
@@ -30,6 +30,11 @@ def parameters(seed=0) -> list[torch.nn.Parameter]:
     """Two for the UNet, large enough for 8 bits, and one for the text encoder, small."""
     torch.manual_seed(seed)
     return [torch.nn.Parameter(torch.randn(shape)) for shape in ((64, 80), (4100,), (3, 5))]
+
+
+def build_optimizer(settings, groups, device):
+    skip_without(settings.optimizer)
+    return optimizers.build_optimizer(settings, groups, device)
 
 
 def stepper(given, settings=ADAMW, *, norm=1.0, scaler=None, rates=(1e-2, 3e-3)) -> Stepper:
@@ -321,7 +326,7 @@ with_scaler = pytest.mark.skipif(
 )
 
 
-def scaling(given, settings=ADAMW, scale=1024.0) -> tuple[Stepper, torch.amp.GradScaler]:
+def scaling(given, settings=ADAMW, scale=1024.0):
     scaler = torch.amp.GradScaler("cpu", init_scale=scale, growth_interval=1000)
     scaler.scale(torch.zeros(()))  # a scaler makes its scale at its first use
     return stepper(given, settings, scaler=scaler), scaler

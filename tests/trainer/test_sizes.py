@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import tiny
+from optional import skip_without
 from tiny import config, dreambooth
 from watching import run_in
 
@@ -37,6 +38,7 @@ def bytes_in(path: Path) -> int:
     ids=["unet", "8 bit", "an average of its own", "factored"],
 )
 def test_what_is_written_is_as_large_as_the_plan_said(values, tmp_path, monkeypatch) -> None:
+    skip_without(values.get("optimizer", "adamw"))
     monkeypatch.setattr(eightbit, "examine", lambda *_, **__: Verdict(True, "not tried"))
     settings = config(tmp_path, max_train_steps=2, export_steps=1, **values)
     files = planned(settings)
@@ -44,7 +46,8 @@ def test_what_is_written_is_as_large_as_the_plan_said(values, tmp_path, monkeypa
     for name in ("the", "step"):
         assert files[name].size == pytest.approx(files[name].path.stat().st_size, rel=0.01)
     states = bytes_in(run_in(tmp_path).states)
-    assert files["states"].size / 2 == pytest.approx(states, rel=0.01), "two at most"
+    # torch writes some bytes around each tensor, older ones more: much beside weights as small as these
+    assert files["states"].size / 2 == pytest.approx(states, rel=0.015), "two at most"
     cache = bytes_in(tmp_path / "runs" / "cache")
     assert cache <= files["encoded"].size <= 2.1 * cache, "at most: all images both ways"
     images = bytes_in(files["2"].path)

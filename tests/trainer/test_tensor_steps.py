@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from optional import skip_without
 
 from dreambooth.shared.settings import TrainingSettings
 from dreambooth.trainer.optimizer_table import TABLE
@@ -14,6 +15,7 @@ SHAPES = ((64, 80), (4100,), (3, 5))
 
 
 def made(name: str, dtype: torch.dtype = torch.float32):
+    skip_without(name)
     torch.manual_seed(0)
     weights = [torch.nn.Parameter(torch.randn(shape).to(dtype)) for shape in SHAPES]
     groups = [ParameterGroup("unet", weights[:2], 1e-2), ParameterGroup("text_encoder", weights[2:], 1e-3)]

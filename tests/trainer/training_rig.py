@@ -9,10 +9,12 @@ from types import SimpleNamespace
 from typing import Any
 
 import torch
+from optional import skip_without
 
 from dreambooth.shared.concepts import Concept
 from dreambooth.shared.settings import TrainingSettings
 from dreambooth.trainer import text
+from dreambooth.trainer.assembly import complete_torch
 from dreambooth.trainer.batches import StepBatches
 from dreambooth.trainer.cache import Latents
 from dreambooth.trainer.captions import Variation
@@ -44,6 +46,7 @@ def accelerator() -> Any:
     """A new one each time: accelerate keeps its state for the whole process, and other tests drop it."""
     from accelerate import Accelerator
 
+    complete_torch()
     return Accelerator(cpu=True, mixed_precision="no")
 
 
@@ -192,7 +195,8 @@ def make_rig(folder: Path, **changes: Any) -> Rig:
     if options.checkpointing:
         unet.train().enable_gradient_checkpointing()  # type: ignore[operator]
         if trains_text:
-            encoder.gradient_checkpointing_enable()  # type: ignore[operator]
+            # said, since transformers before 5 takes the other by itself; the trainer's own encoder has this one
+            encoder.gradient_checkpointing_enable({"use_reentrant": False})  # type: ignore[operator]
     model = SimpleNamespace(components={"unet": unet, "text_encoder": encoder})
     weights = TrainedWeights(model, options.trained)
     if options.ema_decay is not None:
@@ -266,6 +270,7 @@ def _stepper(weights: TrainedWeights, options: Options) -> Stepper:
         )
         for name in options.trained
     ]
+    skip_without(options.training.optimizer)
     optimizer = build_optimizer(options.training, groups, CPU)
     training = options.training
     rounding = StochasticRounding(training.seed, CPU) if training.weights_dtype == "bfloat16" else None

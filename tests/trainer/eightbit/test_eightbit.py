@@ -1,12 +1,12 @@
 from __future__ import annotations
 
-import importlib.util
 import os
 import subprocess
 from pathlib import Path
 
 import pytest
 import torch
+from optional import skip_without
 from recorded import installed
 
 from dreambooth.trainer import eightbit
@@ -87,8 +87,8 @@ def test_the_step_has_enough_elements_for_8_bits():
     assert probe.ELEMENTS >= 4096 and "weight.numel()" in probe._STEP
 
 
-@pytest.mark.skipif(importlib.util.find_spec("bitsandbytes") is None, reason="bitsandbytes is not installed")
 def test_the_installed_bitsandbytes_takes_a_real_step_on_the_processor():
+    skip_without("adamw8bit")
     verdict = examine(device="cpu")
     assert verdict.works, verdict.text
 
