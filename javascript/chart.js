@@ -3,27 +3,13 @@
 (function (db) {
     const LINES = [
         {key: "loss", title: "Raw", class: "dbt-raw"},
-        {key: "prior", title: "Prior", class: "dbt-prior"},
-        {key: "instance", title: "Instance", class: "dbt-instance"},
+        {key: "prior", title: "Prior, smoothed", class: "dbt-prior"},
+        {key: "instance", title: "Instance, smoothed", class: "dbt-instance"},
         {key: "smooth", title: "Smoothed", class: "dbt-smooth"},
     ];
     const HEIGHT = 230, LEFT = 46, BOTTOM = 24, TOP = 10, RIGHT = 10;
 
     const isNumber = (value) => typeof value === "number" && isFinite(value);
-
-    /** An average that follows the values, corrected at its beginning as Adam's is; gaps stay gaps. */
-    function smoothed(values) {
-        const keep = Math.max(0, Math.min(0.95, 1 - 8 / Math.max(1, values.length)));
-        let mean = 0, weight = 0;
-        return values.map((value) => {
-            if (!isNumber(value)) {
-                return null;
-            }
-            mean = keep * mean + (1 - keep) * value;
-            weight = keep * weight + (1 - keep);
-            return mean / weight;
-        });
-    }
 
     /** 1, 2 or 5 times a power of ten: a step that gives at most `count` ticks. */
     function tickStep(span, count) {
@@ -158,7 +144,7 @@
             show(chart, steps) {
                 if (chart !== given) {
                     given = chart;
-                    data = chart ? {...chart, instance: smoothed(chart.instance || []), prior: smoothed(chart.prior || [])} : null;
+                    data = chart;
                 }
                 of = steps;
                 draw(false);

@@ -30,8 +30,28 @@ def _short(number: float) -> float:
 
 
 @dataclass
+class _Average:
+    """An exponential average, corrected at its beginning as Adam's is."""
+
+    total: float = 0.0
+    weight: float = 0.0
+
+    def add(self, value: Any) -> None:
+        if isinstance(value, (int, float)) and value == value:
+            self.total = SMOOTHING * self.total + (1 - SMOOTHING) * value
+            self.weight = SMOOTHING * self.weight + (1 - SMOOTHING)
+
+    def value(self) -> float | None:
+        return _short(self.total / self.weight) if self.weight else None
+
+    def go_on_from(self, value: float | None) -> None:
+        self.total, self.weight = (value, 1.0) if value is not None else (0.0, 0.0)
+
+
+@dataclass
 class Chart:
-    """Means over `stride` steps each, which doubles when there are MOST points; `smooth` is over single steps."""
+    """A point for `stride` steps each, which doubles when there are MOST points: the loss as their mean, and the
+    smoothed averages over single steps of the loss (`smooth`) and of its parts."""
 
     stride: int = 1
     last: int = 0
@@ -40,65 +60,61 @@ class Chart:
     smooth: list[float | None] = field(default_factory=list)
     instance: list[float | None] = field(default_factory=list)
     prior: list[float | None] = field(default_factory=list)
-    _sums: tuple[_Mean, _Mean, _Mean] = field(default_factory=lambda: (_Mean(), _Mean(), _Mean()))
+    _sum: _Mean = field(default_factory=_Mean)
+    _averages: tuple[_Average, _Average, _Average] = field(
+        default_factory=lambda: (_Average(), _Average(), _Average())
+    )
     _pending: int = 0
-    _average: float = 0.0
-    _weight: float = 0.0
 
     def add(self, step: int, loss: Any, instance: Any, prior: Any) -> None:
         """One step. A step that was there before (a run that went on from its last state) replaces what followed."""
         if step <= self.last:
             self._cut(step)
         self.last = step
-        for total, value in zip(self._sums, (loss, instance, prior), strict=True):
-            total.add(value)
-        if isinstance(loss, (int, float)) and loss == loss:
-            self._average = SMOOTHING * self._average + (1 - SMOOTHING) * loss
-            self._weight = SMOOTHING * self._weight + (1 - SMOOTHING)
+        self._sum.add(loss)
+        for average, value in zip(self._averages, (loss, instance, prior), strict=True):
+            average.add(value)
         self._pending += 1
         if self._pending >= self.stride:
             self._close(step)
 
     def _close(self, step: int) -> None:
-        means = [total.take() for total in self._sums]
         self.steps.append(step)
-        for line, value in zip((self.loss, self.instance, self.prior), means, strict=True):
-            line.append(value)
-        self.smooth.append(self._smooth())
+        self.loss.append(self._sum.take())
+        for line, average in zip(self._smoothed(), self._averages, strict=True):
+            line.append(average.value())
         self._pending = 0
         if len(self.steps) >= MOST:
             self._halve()
 
-    def _smooth(self) -> float | None:
-        return _short(self._average / self._weight) if self._weight else None
+    def _smoothed(self) -> tuple[list[float | None], list[float | None], list[float | None]]:
+        return self.smooth, self.instance, self.prior
 
     def _halve(self) -> None:
         self.stride *= 2
-        self.steps, self.smooth = self.steps[1::2], self.smooth[1::2]
-        self.loss, self.instance, self.prior = (
-            _paired(one) for one in (self.loss, self.instance, self.prior)
-        )
+        self.steps, self.loss = self.steps[1::2], _paired(self.loss)
+        self.smooth, self.instance, self.prior = (one[1::2] for one in self._smoothed())
 
     def _cut(self, step: int) -> None:
         keep = sum(1 for one in self.steps if one < step)
         for line in (self.steps, self.loss, self.smooth, self.instance, self.prior):
             del line[keep:]
-        for total in self._sums:
-            total.take()
+        self._sum.take()
         self._pending = 0
-        before = self.smooth[-1] if self.smooth else None
-        self._average, self._weight = (before, 1.0) if before is not None else (0.0, 0.0)
+        for line, average in zip(self._smoothed(), self._averages, strict=True):
+            average.go_on_from(line[-1] if line else None)
 
     def as_json(self) -> dict[str, list[Any]]:
-        """`steps`, `loss`, `smooth`, `instance`, `prior`: lists of one length; `prior` is empty where there is none.
+        """`steps`, `loss`, `smooth`, `instance`, `prior`: lists of one length; `instance` and `prior`, the
+        parts, are empty where there is no prior, and the instances' loss is all of it.
         The steps since the last whole point are left out, but for the first ones of all."""
-        prior = self.prior if any(self.prior) else []
+        has_prior = any(self.prior)
         return {
             "steps": list(self.steps),
             "loss": list(self.loss),
             "smooth": list(self.smooth),
-            "instance": list(self.instance),
-            "prior": list(prior),
+            "instance": list(self.instance) if has_prior else [],
+            "prior": list(self.prior) if has_prior else [],
         }
 
 

@@ -49,10 +49,21 @@ def test_the_smoothed_line_is_an_exponential_average_with_its_beginning_correcte
     assert chart.as_json()["smooth"][-1] == pytest.approx(expected, rel=1e-4)
 
 
-def test_a_run_without_prior_has_no_such_line():
+def test_a_run_without_prior_has_neither_of_the_parts_lines():
     chart = Chart()
     chart.add(1, 1.0, 1.0, 0.0)
-    assert chart.as_json()["prior"] == []
+    made = chart.as_json()
+    assert (made["instance"], made["prior"]) == ([], [])
+
+
+def test_the_parts_are_smoothed_as_their_sum_is():
+    chart, random_loss = Chart(), random.Random(2)
+    for step in range(1, 1001):
+        instance, prior = random_loss.random(), random_loss.random()
+        chart.add(step, instance + prior, instance, prior)
+    made = chart.as_json()
+    sums = [one + other for one, other in zip(made["instance"], made["prior"], strict=True)]
+    assert sums == pytest.approx(made["smooth"], rel=1e-4)
 
 
 def test_a_loss_that_is_no_number_leaves_a_gap():
