@@ -11,6 +11,7 @@ import sys
 import kill_test
 import pytest
 from forks import ROOT, trainers
+from optional import skip_without
 from tiny import config, dreambooth
 from watching import events, run_in
 
@@ -98,4 +99,5 @@ def test_a_killed_run_s_name_belongs_to_it_until_its_folder_is_deleted(start, tm
 @posix
 def test_kills_at_any_moment_leave_no_trace_in_the_result(start, tmp_path) -> None:
     """The short form of `python -m tests.kill_test`."""
+    skip_without("adamw8bit")
     assert kill_test.in_brief(start, tmp_path) == dict.fromkeys(kill_test.PHASES, 1)
