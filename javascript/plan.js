@@ -26,16 +26,15 @@
     }
 
     function draw() {
-        const found = db.plan.found;
+        const found = db.plan.found, name = db.fields.find("output_name");
+        if (name) {  // what it will be called where nothing is written
+            name.control.placeholder = found && found.output ? db.baseName(found.output).replace(/\.\w+$/, "") : "";
+        }
         box.classList.toggle("dbt-stale", Boolean(asked));
         if (!found) {
             db.fill(facts);
             db.fill(notes);
             return;
-        }
-        const name = db.fields.find("output_name");
-        if (name && found.output) {  // what it will be called where nothing is written
-            name.control.placeholder = db.baseName(found.output).replace(/\.\w+$/, "");
         }
         const epochs = typeof found.epochs === "number" ? db.t("each photo {n} times", {n: Math.round(found.epochs).toLocaleString()}) : "";
         const expected = typeof found.expected_seconds === "number"
@@ -46,7 +45,7 @@
             fact(db.t("Steps"), (found.steps || 0).toLocaleString(), epochs),
             fact(db.t("Trained"), (found.trained || []).map((name) => db.said(name)).join(", ")),
             fact(db.t("Time"), expected, found.expected_by ? db.said(found.expected_by) : ""),
-            fact(db.t("Device"), found.device, found.mixed_precision),
+            fact(db.t("Device"), found.device, found.mixed_precision === "no" ? db.t("full precision (float32)") : found.mixed_precision),
             fact(db.t("Memory"), memoryText(found.memory || {})),
             fact(db.t("Disk"), db.t("{needed} needed, {free} free", {needed: db.size(found.disk_needed), free: db.size(found.disk_free)})));
         const files = (found.files || []).filter((file) => file.path);
