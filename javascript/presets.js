@@ -2,6 +2,7 @@
 /* Presets, and the two words of a prompt: the rare word and what the subject is. */
 (function (db) {
     let chosen = "", adapted = null, cards = null, detail = null;
+    const typed = new Map();  // what the subject is, in its owner's words: no preset changes it
 
     const presets = () => db.page.presets || [];
     const fillIn = (template, word, kind) => template.replace("{word}", word).replace("{kind}", kind);
@@ -46,14 +47,23 @@
         });
     }
 
+    const keyOf = (template, word) => template + "\n" + word;
+    /** The template that a concept's prompt was made from; a word for the subject belongs to it. */
+    const templateOf = ({word, kind, words}) => (presets().find((preset) =>
+        fillIn(preset.instance_prompt, word, kind) === words.join(" ")) || {}).instance_prompt;
+
     function recompose(concept, preset) {
         const empty = !concept.instance_prompt && !concept.class_prompt;
         if (!empty && !isComposed(concept)) {
             return concept;
         }
         const parts = parse(concept) || {word: db.words.unused(), kind: ""};
-        const offered = presets().some((other) => other.kinds.includes(parts.kind));
-        const kind = parts.kind && (!offered || preset.kinds.includes(parts.kind)) ? parts.kind : preset.kinds[0];
+        const isSuggested = presets().some((other) => other.kinds[0] === parts.kind);
+        if (parts.kind && parts.words && !isSuggested) {
+            typed.set(keyOf(templateOf(parts), parts.word), parts.kind);
+        }
+        const kept = preset.kinds.includes(parts.kind) ? parts.kind : preset.kinds[0];
+        const kind = typed.get(keyOf(preset.instance_prompt, parts.word)) || kept;
         const made = {...concept, ...compose(preset, parts.word, kind)};
         return Object.fromEntries(Object.entries(made).filter(([, value]) => value !== ""));
     }
@@ -129,11 +139,16 @@
         parse,
         setWord(concept, word) {
             const parts = parse(concept);
+            const template = templateOf(parts), own = typed.get(keyOf(template, parts.word));
+            if (own) {
+                typed.set(keyOf(template, word), own);
+            }
             parts.words[parts.at] = word;
             return {instance_prompt: parts.words.join(" ")};
         },
         setKind(concept, kind) {
             const parts = parse(concept);
+            typed.set(keyOf(templateOf(parts), parts.word), kind);
             const changed = {instance_prompt: [...parts.words.slice(0, parts.at + 1), kind].join(" ").trim()};
             const class_ = concept.class_prompt || "";
             if (class_ && class_.endsWith(parts.kind)) {
@@ -153,7 +168,10 @@
     db.presets = {
         current,
         choose: (name) => byName(name) && choose(byName(name)),
-        fresh: (name) => { chosen = name || ""; },
+        fresh(name) {
+            chosen = name || "";
+            typed.clear();
+        },
 
         /** A concept to begin with, as the preset has it. */
         concept() {
