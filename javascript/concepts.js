@@ -179,7 +179,7 @@
         }
         card.busy = false;
         card.root.removeAttribute("aria-busy");
-        card.refused = refused;
+        (cards[card.index] || card).refused = refused;  // the form may have been drawn anew meanwhile
         say(card, "");
         card.looked = null;
         await look(card);
@@ -245,7 +245,20 @@
         const planned = plannedFor(card).filter(isOfPhotos);
         const looked = ((card.look || {}).problems || []).map((problem) => (typeof problem === "string" ? {text: problem} : problem));
         const refused = (card.refused || []).map((item) => ({level: "error", text: (item.name ? item.name + ": " : "") + db.said(item.why)}));
-        return [...refused, ...looked, ...planned];
+        return [...refused, ...looked, ...folded(planned)];
+    }
+
+    const ALIKE = / are nearly the same: /;
+
+    /** Many groups of photos that are alike are one remark, with the groups inside. */
+    function folded(advice) {
+        const alike = advice.filter((item) => ALIKE.test(item.text));
+        if (alike.length < 3) {
+            return advice;
+        }
+        const text = db.t("{n} groups of photos are nearly the same: the model may learn the photos instead of the subject.", {n: alike.length});
+        return [...advice.filter((item) => !alike.includes(item)),
+            {level: "warning", text, groups: alike.map((item) => item.files), files: alike.flatMap((item) => item.files)}];
     }
 
     function drawPhotos(card) {
@@ -268,7 +281,12 @@
 
     /** `called` has the names that the photos' owner gave them, by those they are kept under. */
     function remark(item, called = new Map()) {
-        const files = (item.files || []).map((name) => called.get(name) || db.baseName(name));
+        const nameOf = (name) => called.get(name) || db.baseName(name);
+        if (item.groups) {
+            return db.h("li", {class: "dbt-note dbt-" + item.level}, item.text, " ", db.h("details", {}, db.h("summary", {}, db.t("Show")),
+                db.h("ul", {}, item.groups.map((group) => db.h("li", {class: "dbt-files"}, group.map(nameOf).join(", "))))));
+        }
+        const files = (item.files || []).map(nameOf);
         return db.h("li", {class: "dbt-note dbt-" + (item.level || "warning")}, db.h("span", {}, db.sentences(item.text)),
             files.length ? db.h("span", {class: "dbt-files"}, files.slice(0, 6).join(", ") + (files.length > 6 ? " …" : "")) : null,
             item.remedy ? [" ", db.h("span", {class: "dbt-remedy"}, db.sentences(item.remedy))] : null);
@@ -324,10 +342,12 @@
 
     function draw() {
         const kept = new Map(cards.filter((card) => card.look).map((card) => [card.look.path, card.look]));
+        const refused = new Map(cards.map((card) => [card.looked || "#" + card.index, card.refused]));
         db.fields.forget("concepts[");
         cards = concepts().map((_, index) => makeCard(index));
         for (const card of cards) {
             const path = concepts()[card.index].instance_data_dir;
+            card.refused = refused.get(path || "#" + card.index) || [];
             if (kept.has(path)) {
                 card.look = kept.get(path);
                 card.looked = path;
