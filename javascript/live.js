@@ -17,7 +17,7 @@
     const STATES = {running: "Running", finished: "Finished", stopped: "Stopped", failed: "Failed", interrupted: "Interrupted", starting: "Starting"};
     const KEPT = ["chart", "samples", "exports", "warnings"];  // what an answer may leave out when nothing is new
 
-    let view = null, shown = "", offset = 0, last = {}, empty = null, root = null, timer = 0, polling = false, waitingKey = "";
+    let view = null, shown = "", offset = 0, last = {}, empty = null, root = null, timer = 0, polling = false, waitingKey = "", elsewhere = null;
 
     const tile = (name, id) => {
         const value = db.h("span", {class: "dbt-tile-value", id}, "–");
@@ -162,7 +162,7 @@
         view.chart.show(state.chart, state.of);
         view.samplesCard.hidden = !(state.samples || []).length;
         view.samples.show(state.samples || []);
-        drawOnce("problem", [state.error, state.state], () => drawProblem(state));
+        drawOnce("problem", [state.error, state.state, (state.saved || {}).step, db.runs.resuming], () => drawProblem(state));
         drawOnce("warnings", state.warnings, () => db.fill(view.warnings, (state.warnings || []).map((text) =>
             db.h("li", {class: "dbt-note dbt-warning"}, db.sentences(text.text || text)))));
         db.setText(view.card, running ? cardText(state.card) : "");
@@ -171,6 +171,7 @@
         const wasActive = db.run.active === shown;
         if (wasActive && !running) {
             db.run.active = "";
+            db.markActive();
             db.plan.refreshButton();
             db.runs.soon();
         }
@@ -184,18 +185,23 @@
         }
     }
 
+    const resumeText = (saved) => (saved && saved.step ? db.t("Resume goes on from step {n}, the last that was saved.", {n: saved.step.toLocaleString()})
+        : db.t("Nothing was saved yet: Resume begins with the first step."));
+
     function drawProblem(state) {
         const canResume = ["stopped", "failed", "interrupted"].includes(state.state);
         const texts = {
-            stopped: db.t("Stopped by you. It can go on from where it was."),
-            interrupted: db.t("The trainer ended without a word: it was killed, or the machine went down. It can go on from the last saved state."),
+            stopped: db.t("Stopped by you."),
+            interrupted: db.t("The trainer ended without a word: it was killed, or the machine went down."),
             failed: db.t("The trainer failed."),
         };
         const error = state.error && state.error.text ? state.error : canResume ? {text: texts[state.state]} : null;
         db.fill(view.problem, error && state.state !== "finished" ? db.problem(error, state.state === "stopped" ? "note" : "error") : null);
+        const resuming = db.runs.resuming === shown;
         db.fill(view.after, canResume ? [
-            db.button(db.t("Resume"), () => db.runs.resume(shown), {class: "dbt-primary", id: "dbt_resume"}),
-            db.button(db.t("Use these settings again"), () => db.runs.reuse(shown))] : state.state === "finished"
+            db.button(resuming ? db.t("Starting …") : db.t("Resume"), () => db.runs.resume(shown), {class: "dbt-primary", id: "dbt_resume", disabled: resuming}),
+            db.button(db.t("Use these settings again"), () => db.runs.reuse(shown)),
+            db.h("span", {class: "dbt-help"}, resumeText(state.saved))] : state.state === "finished"
             ? [db.button(db.t("Use these settings again"), () => db.runs.reuse(shown))] : null);
     }
 
@@ -245,7 +251,8 @@
         section() {
             empty = db.h("div", {class: "dbt-live"}, nothing());
             root = db.h("div", {}, empty);
-            return root;
+            elsewhere = db.h("div", {class: "dbt-note", role: "status", id: "dbt_elsewhere", hidden: true});
+            return [elsewhere, root];
         },
 
         /** Shows a run; "" for none. */
@@ -258,7 +265,25 @@
             last = {};
             view = name ? build(name) : null;
             db.fill(root, view ? view.root : empty);
+            db.live.aside();
             db.live.now();
+        },
+
+        /** Says that another run than the shown one is the one that runs. */
+        aside() {
+            const name = shown && db.run.active !== shown ? db.run.active : "";
+            elsewhere.hidden = !name;
+            if (elsewhere.dataset.run !== name) {
+                elsewhere.dataset.run = name;
+                db.fill(elsewhere, db.t("{name} is running.", {name}), " ", db.button(db.t("Show"), () => db.show("live", name), {class: "dbt-link"}));
+            }
+        },
+
+        /** Draws the shown run again, without asking. */
+        again() {
+            if (view && last.state) {
+                draw(last);
+            }
         },
 
         get name() { return shown; },

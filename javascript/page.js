@@ -30,6 +30,8 @@
 
     db.markActive = function () {
         tabs.live.classList.toggle("dbt-live-dot", Boolean(db.run.active));
+        tabs.live.title = db.run.active ? db.t("{name} is running.", {name: db.run.active}) : "";
+        db.live.aside();
     };
 
     function navigation() {

@@ -17,7 +17,8 @@
             run.error && run.state !== "finished" ? db.h("div", {class: "dbt-run-error"}, db.sentences(run.error.text || run.error)) : null,
             db.h("div", {class: "dbt-buttons"},
                 db.button(alive ? db.t("Watch") : db.t("Look"), () => db.show("live", run.name), {class: "dbt-small"}),
-                ["stopped", "failed", "interrupted"].includes(run.state) ? db.button(db.t("Resume"), () => db.runs.resume(run.name), {class: "dbt-small"}) : null,
+                ["stopped", "failed", "interrupted"].includes(run.state) ? db.button(db.runs.resuming === run.name ? db.t("Starting …") : db.t("Resume"),
+                    () => db.runs.resume(run.name), {class: "dbt-small", disabled: db.runs.resuming === run.name}) : null,
                 db.button(db.t("Use these settings again"), () => db.runs.reuse(run.name), {class: "dbt-small"}),
                 alive ? null : remove));
     }
@@ -60,7 +61,7 @@
         db.live.waiting(db.run.starting, found.failed_start);
         db.plan.refreshButton();
         db.markActive();
-        const now = JSON.stringify([runs, Math.floor(Date.now() / 60000)]);
+        const now = JSON.stringify([runs, db.runs.resuming, Math.floor(Date.now() / 60000)]);
         if (now === key || list.querySelector(".dbt-confirm")) {
             return;
         }
@@ -77,16 +78,24 @@
 
         soon: () => { clearTimeout(timer); timer = setTimeout(load, 200); },
 
+        resuming: "",  // a trainer is on its way that goes on with it
+
         async resume(name) {
+            db.runs.resuming = name;
+            db.live.again();
+            db.runs.soon();
             try {
                 await db.api.post(db.api.run(name, "resume"), {}, {timeout: 300000});
                 db.run.active = name;
                 db.markActive();
                 db.live.show("");
                 db.show("live", name);
-                db.runs.soon();
             } catch (error) {
                 db.failed(error);
+            } finally {
+                db.runs.resuming = "";
+                db.live.again();
+                db.runs.soon();
             }
         },
 
