@@ -129,6 +129,81 @@ def test_the_two_words_write_the_prompts(page):
     assert planned(webui)["gradient_accumulation_steps"] == 4
 
 
+def test_a_typed_word_outlives_a_look_at_the_presets_and_a_suggested_one_does_not(page):
+    FakeWebUI(page).open()
+    for preset, kind in (("subject", "dog"), ("person", "person")):
+        page.click(f"[data-preset={preset}]")
+        assert page.input_value("#dbt_c0_kind") == kind
+    page.fill("#dbt_c0_kind", "cat")
+    page.fill("#dbt_c0_word", "mycat")
+    for preset in ("person", "subject", "person"):
+        page.click(f"[data-preset={preset}]")
+        assert page.input_value("#dbt_c0_instance_prompt") == "photo of mycat cat"
+    page.click("[data-preset=style]")
+    assert page.input_value("#dbt_c0_instance_prompt") == "picture in mycat style"
+    page.click("[data-preset=subject]")
+    assert page.input_value("#dbt_c0_instance_prompt") == "photo of mycat cat"
+    assert page.input_value("#dbt_c0_class_prompt") == "photo of cat"
+
+
+def test_what_was_refused_is_still_said_after_a_preset(page):
+    answer = {
+        "folder": "s",
+        "path": "/data/photos/s",
+        "files": [],
+        "refused": [{"name": "a.gif", "why": "is a GIF"}],
+    }
+    FakeWebUI(page, answers={"POST photos": answer}).open()
+    drop_photos(page)
+    page.click("[data-preset=style]")
+    assert "a.gif" in page.inner_text("[data-concept='0'] .dbt-error")
+    page.click("#dbt_afresh")
+    assert page.locator("[data-concept='0'] .dbt-error").count() == 0
+
+
+def test_many_groups_of_photos_that_are_alike_are_one_remark(page):
+    text = "2 photos are nearly the same: the model may learn the photo instead of the subject"
+    advice = [{"level": "warning", "text": text, "files": [f"{n}.jpg", f"{n}b.jpg"]} for n in range(5)]
+    plan = {**PLAN, "concepts": [{"rare_token": "ohwx", "rare_token_count": 1, "advice": advice}]}
+    FakeWebUI(page, answers={"POST plan": plan}).open()
+    drop_photos(page)
+    remarks = page.locator("[data-concept='0'] .dbt-advice > li")
+    assert remarks.count() == 1
+    assert "5 groups of photos" in remarks.first.inner_text()
+    assert page.is_hidden("text=4.jpg, 4b.jpg")
+    remarks.first.locator("summary").click()
+    assert page.is_visible("text=4.jpg, 4b.jpg")
+
+
+def test_a_run_that_is_over_says_that_another_runs_and_shows_it(page):
+    run = {"name": "other", "state": "running", "step": 1, "steps": 9, "error": "", "changed": 1}
+    webui = FakeWebUI(
+        page, active="me", answers={"GET runs/me/live": LIVE, "GET runs/other/live": LIVE}
+    ).open()
+    page.wait_for_selector("#dbt_step:has-text('40 / 100')")
+    assert page.is_hidden("#dbt_elsewhere")
+    webui.answers["GET runs/me/live"] = {**LIVE, "state": "finished"}
+    webui.answers["GET runs"] = {"runs": [run], "active": "other"}
+    page.wait_for_selector("#dbt_elsewhere:has-text('other is running.')")
+    page.click("#dbt_elsewhere button")
+    page.wait_for_selector(".dbt-live h2:has-text('other')")
+    assert page.is_hidden("#dbt_elsewhere")
+
+
+def test_resume_says_from_which_step_and_that_it_is_on_its_way(page):
+    stopped = {**LIVE, "state": "stopped", "saved": {"step": 32, "time": 1}}
+    refused = (409, {"error": {"text": "the card is in use", "where": "", "remedy": ""}})
+    FakeWebUI(page, active="me", answers={"GET runs/me/live": stopped, "POST runs/me/resume": refused}).open()
+    page.wait_for_selector("#dbt_resume")
+    assert "from step 32" in page.inner_text("#dbt_view_live")
+    page.evaluate(
+        "() => { const button = document.querySelector('#dbt_resume'); button.click();"
+        " window.seen = [document.querySelector('#dbt_resume')].map((one) => [one.disabled, one.textContent])[0]; }"
+    )
+    assert page.evaluate("window.seen") == [True, "Starting …"]
+    page.wait_for_selector("#dbt_resume:not([disabled]):has-text('Resume')")
+
+
 def test_remarks_stand_beside_what_they_are_about(page):
     advice = [
         {"level": "warning", "text": "2 photos look blurred", "files": ["sub/a.jpg"]},
