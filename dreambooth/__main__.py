@@ -5,8 +5,11 @@ Wrong usage and `--help` are answered before an environment is made.
 
 from __future__ import annotations
 
+import contextlib
+import os
 import sys
 from pathlib import Path
+from typing import NoReturn
 
 if not __package__:  # run by its path, as the environment's Python is told to
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
@@ -32,7 +35,18 @@ def main() -> int:
     from dreambooth import cli, lean
 
     lean.start()
-    return cli.main(arguments)
+    code = cli.main(arguments)
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        _leave(code)
+    return code
+
+
+def _leave(code: int) -> NoReturn:
+    """Ends one of several processes at once: taking apart what joined them may wait for one that has left already."""
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError, ValueError):
+            stream.flush()
+    os._exit(code)
 
 
 if __name__ == "__main__":

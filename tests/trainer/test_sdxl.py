@@ -169,6 +169,9 @@ class Catcher:
         self.rate = 0.0
         self.optimizer = torch.optim.SGD(parameters, lr=0.0)
 
+    def begin(self, step):
+        pass
+
     def set_rates(self, rates):
         pass
 
