@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import importlib.util
+import shlex
 import sys
 
 import pytest
@@ -31,7 +32,7 @@ def test_without_its_library_an_optimizer_is_refused_with_what_to_type(library, 
     assert refused.value.where == "optimizer"
     assert TABLE[name].title in refused.value.what and library in refused.value.what
     pin = pins.set_for(torch.__version__).get(library) or pins.read(pins.OPTIMIZERS)[library]
-    assert f"{sys.executable} -m pip install --no-deps {library}=={pin}" in refused.value.remedy
+    assert f"{shlex.quote(sys.executable)} -m pip install --no-deps {library}=={pin}" in refused.value.remedy
 
 
 def test_a_library_is_looked_for_and_not_imported(monkeypatch):
