@@ -107,6 +107,18 @@ class TextEncoderSpan:
         return self.trained and step < self.stop
 
 
+# Models that several processes train together, for as long as this process lives, see `_shared_out`.
+_together: list[torch.nn.Module] = []
+
+
+def _shared_out(accelerator: Accelerator, denoiser: Denoiser) -> torch.nn.Module:
+    """`denoiser` as all processes train it together. It is never taken apart: the end of gloo's group waits for its own
+    threads while it holds Python's lock, which these were seen to want. `__main__` ends such a process without it."""
+    model: torch.nn.Module = accelerator.prepare_model(denoiser)
+    _together.append(model)
+    return model
+
+
 class TrainingEngine:
     """Makes training steps; everything that a step needs is handed in."""
 
@@ -139,7 +151,7 @@ class TrainingEngine:
         self._parameters = [p for group in stepper.optimizer.param_groups for p in group["params"]]
         self._model: torch.nn.Module = denoiser
         if accelerator.num_processes > 1:
-            self._model = accelerator.prepare_model(denoiser)
+            self._model = _shared_out(accelerator, denoiser)
         self._text_left = not text_span.trained
         # the failure flag of the step before, on its way to the host without making it wait
         self._flag = torch.zeros((), pin_memory=stepper.failed.is_cuda)
@@ -224,7 +236,7 @@ class TrainingEngine:
         for parameter in self.denoiser.text_encoders.parameters():
             parameter.requires_grad_(False)
         if self._accelerator.num_processes > 1:  # DDP would wait for gradients that never come
-            self._model = self._accelerator.prepare_model(self.denoiser)
+            self._model = _shared_out(self._accelerator, self.denoiser)
         self._text_left = True
 
     def _send_flag(self) -> None:

@@ -14,8 +14,6 @@ from dreambooth.trainer.control import Inbox, StopNow
 from dreambooth.trainer.loop import Keeper
 
 T = TypeVar("T")
-# Lives as long as its process, see `Processes.keep`.
-_kept: list[object] = []
 
 
 class OtherEnded(DreamboothError):
@@ -49,13 +47,6 @@ class Processes:
         broadcast_object_list(box, from_process=0)
         shared: T = box[0]
         return shared
-
-    def keep(self, value: T) -> T:
-        """`value`, which among several processes is never taken apart: gloo's group in it was seen to wait forever for
-        one that had left already. What ends such a process (`__main__`) does so without taking anything apart."""
-        if self.count > 1:
-            _kept.append(value)
-        return value
 
     @contextlib.contextmanager
     def together(self) -> Iterator[None]:

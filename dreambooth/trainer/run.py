@@ -123,7 +123,7 @@ def _follow(processes: Processes) -> int:
     folder = RunFolder(Path(path))
     try:
         plan = make_plan(load_settings(folder.config), run=folder.path, processes=processes.count)
-        processes.keep(Session(plan, folder, run_id(folder), _quiet, None, processes)).run()
+        Session(plan, folder, run_id(folder), _quiet, None, processes).run()
     except DreamboothError:
         raise
     except Exception as error:
@@ -210,7 +210,7 @@ def _work(folder: RunFolder, plan: Plan, processes: Processes) -> int:
             try:
                 inbox = Inbox(folder, signals, emit)
                 inbox.clear()
-                processes.keep(Session(plan, folder, run_id(folder), emit, inbox, processes)).run()
+                Session(plan, folder, run_id(folder), emit, inbox, processes).run()
             except BaseException as error:
                 ignore_stop_signals()
                 ending = _ending(error, folder, reporter)
