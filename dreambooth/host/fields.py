@@ -30,7 +30,7 @@ THEMES = (
     Theme(
         "optimizer", "Optimizer and precision", "training", "preset",
         ("optimizer", "optimizer_args", "adam_beta1", "adam_beta2", "adam_weight_decay", "adam_epsilon",
-         "max_grad_norm", "mixed_precision", "gradient_checkpointing", "fused_backward"),
+         "max_grad_norm", "mixed_precision", "gradient_checkpointing", "forward_batch_size", "fused_backward"),
     ),
     Theme(
         "averaging", "Noise, average and chance", "training", "preset",

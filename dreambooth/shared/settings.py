@@ -287,6 +287,14 @@ class TrainingSettings:
     gradient_accumulation_steps: int = setting(
         1, "Batches that make one step.", label="Gradient accumulation", minimum=1, maximum=1024
     )
+    forward_batch_size: int = setting(
+        0,
+        "Images, instance and class, that go through the model at once: less memory, and still the same step. "
+        "0: the whole batch.",
+        label="Images at once",
+        minimum=0,
+        maximum=512,
+    )
     learning_rate: float = setting(
         0.0,
         "Learning rate of the UNet. 0: the usual, 2e-6, or 1e-4 for an adapter.",

@@ -15,6 +15,7 @@ from dreambooth.trainer.ema import Average
 from dreambooth.trainer.embeddings import Embeddings, combined, unet_arguments
 from dreambooth.trainer.objectives import Losses, Objective
 from dreambooth.trainer.optimizers import Stepper
+from dreambooth.trainer.parts import Part, alike, parts_of
 from dreambooth.trainer.schedules import Schedule
 
 if TYPE_CHECKING:
@@ -120,7 +121,11 @@ def _shared_out(accelerator: Accelerator, denoiser: Denoiser) -> torch.nn.Module
 
 
 class TrainingEngine:
-    """Makes training steps; everything that a step needs is handed in."""
+    """Makes training steps; everything that a step needs is handed in.
+
+    `forward_batch`: so many images at most go through the model at once, 0 for all of a micro-batch. It may be changed
+    between two steps: what follows are the same steps in other parts.
+    """
 
     def __init__(
         self,
@@ -136,7 +141,9 @@ class TrainingEngine:
         ema: Average | None = None,
         teacher: Teacher | None = None,
         before_step: Callable[[int], None] = lambda step: None,
+        forward_batch: int = 0,
     ) -> None:
+        self.forward_batch = forward_batch
         self.denoiser = denoiser
         self.stepper = stepper
         self.ema = ema
@@ -190,27 +197,39 @@ class TrainingEngine:
         return mean
 
     def _backward(self, micro: MicroBatch, *, share: float, last: bool) -> Losses:
+        parts = [Part(micro.instance, micro.prior)]
+        if self.forward_batch:
+            parts = parts_of(micro, self.forward_batch)
+        losses = [
+            self._backward_part(part, share=share, last=last and number == len(parts))
+            for number, part in enumerate(parts, 1)
+        ]
+        return losses[0] if len(losses) == 1 else _sum(losses)
+
+    def _backward_part(self, part: Part, *, share: float, last: bool) -> Losses:
         several = self._accelerator.num_processes > 1
         waits = self._accelerator.no_sync(self._model) if several and not last else contextlib.nullcontext()
         with waits:
             with self._accelerator.autocast():
-                losses = self._losses(micro)
+                losses = self._losses(part)
             self._accelerator.backward(losses.total * share)
         return Losses(losses.total.detach(), losses.instance, losses.prior)
 
-    def _losses(self, micro: MicroBatch) -> Losses:
-        instance, prior = micro.instance, micro.prior
-        if prior is None:
-            return self._objective.combine(self._errors(instance), instance.timesteps, None, 0.0)
-        if self._teacher is not None:
-            instance, prior = self._with_target(instance), self._taught(prior, self._teacher)
-        if _alike(instance, prior):
+    def _losses(self, part: Part) -> Losses:
+        """What the part adds to its micro-batch's losses."""
+        instance, prior = part.instance, part.prior
+        if self._teacher is not None and prior is not None:
+            instance = None if instance is None else self._with_target(instance)
+            prior = self._taught(prior, self._teacher)
+        own: torch.Tensor | None
+        others: torch.Tensor | None
+        if instance is not None and prior is not None and alike(instance, prior):
             errors = self._errors(_joined(instance, prior))
-            count = len(instance.latents)
-            own, others = errors[:count], errors[count:]
+            own, others = errors[: len(instance.latents)], errors[len(instance.latents) :]
         else:
-            own, others = self._errors(instance), self._errors(prior)
-        return self._objective.combine(own, instance.timesteps, others, self._prior_weight)
+            own, others = (None if half is None else self._errors(half) for half in (instance, prior))
+        timesteps = None if instance is None else instance.timesteps
+        return self._objective.combine(own, timesteps, others, self._prior_weight, part.shares)
 
     def _errors(self, half: Half) -> torch.Tensor:
         noisy, target = self._noised(half)
@@ -265,16 +284,6 @@ def _not_finite() -> RunFailed:
     )
 
 
-def _alike(one: Half, other: Half) -> bool:
-    shapes = one.latents.shape[1:] == other.latents.shape[1:]
-    return shapes and _length(one.condition) == _length(other.condition)
-
-
-def _length(condition: Embeddings | torch.Tensor) -> torch.Size:
-    tensor = condition.context if isinstance(condition, Embeddings) else condition
-    return tensor.shape[1:]
-
-
 def _joined(one: Half, other: Half) -> Half:
     if isinstance(one.condition, Embeddings) and isinstance(other.condition, Embeddings):
         condition: Embeddings | torch.Tensor = combined([one.condition, other.condition])
@@ -300,10 +309,14 @@ def _stacked(losses: Losses) -> torch.Tensor:
     return torch.stack([losses.total, losses.instance, losses.prior])
 
 
-def _mean(losses: list[Losses]) -> Losses:
-    count = len(losses)
+def _sum(losses: list[Losses]) -> Losses:
     return Losses(
-        total=torch.stack([loss.total for loss in losses]).sum() / count,
-        instance=torch.stack([loss.instance for loss in losses]).sum() / count,
-        prior=torch.stack([loss.prior for loss in losses]).sum() / count,
+        total=torch.stack([loss.total for loss in losses]).sum(),
+        instance=torch.stack([loss.instance for loss in losses]).sum(),
+        prior=torch.stack([loss.prior for loss in losses]).sum(),
     )
+
+
+def _mean(losses: list[Losses]) -> Losses:
+    count, whole = len(losses), _sum(losses)
+    return Losses(whole.total / count, whole.instance / count, whole.prior / count)

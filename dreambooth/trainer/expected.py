@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -190,6 +191,8 @@ def _computed(plan: Plan) -> Expected:
     moved = ADAM_BYTES * sum(plan.trained.values()) / bandwidth
     tensors = sum(len(plan.base.description.bindings[name]) for name in plan.trained)
     passed = training.gradient_accumulation_steps
+    if training.forward_batch_size:
+        passed = max(passed, math.ceil(images / training.forward_batch_size))
     step = images * forward * passes / (EFFICIENCY * rate) + moved + SECONDS_A_TENSOR * tensors * passed
     encoded = plan.survey.instance_count + sum(entry.class_wanted for entry in plan.survey.concepts)
     encoding = encoded * ENCODE * weights["vae"] / VAE_WEIGHTS * area / (EFFICIENCY * rate)

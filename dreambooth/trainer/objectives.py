@@ -107,17 +107,28 @@ class Objective:
 
     def combine(
         self,
-        errors: torch.Tensor,
-        timesteps: torch.Tensor,
+        errors: torch.Tensor | None,
+        timesteps: torch.Tensor | None,
         prior_errors: torch.Tensor | None,
         prior_weight: float,
+        shares: tuple[float, float] = (1.0, 1.0),
     ) -> Losses:
         """DreamBooth's loss (arXiv 2208.12242, eq. 2): instance + λ · prior.
 
-        As in diffusers' train_dreambooth.py the prior half is a plain mean, without min-SNR's weights.
+        As in diffusers' train_dreambooth.py the prior half is a plain mean, without min-SNR's weights. Of a part of a
+        micro-batch, `shares` are those of the instance and the class half that are in it, and None is a half that is
+        not: the parts' losses add up to the whole's.
         """
-        instance = self.instance_loss(errors, timesteps)
+        if errors is None or timesteps is None:
+            assert prior_errors is not None, "a part has samples"
+            prior = _shared(prior_errors.mean(), shares[1])
+            return Losses(prior_weight * prior, torch.zeros_like(prior.detach()), prior.detach())
+        instance = _shared(self.instance_loss(errors, timesteps), shares[0])
         if prior_errors is None:
             return Losses(instance, instance.detach(), torch.zeros_like(instance.detach()))
-        prior = prior_errors.mean()
+        prior = _shared(prior_errors.mean(), shares[1])
         return Losses(instance + prior_weight * prior, instance.detach(), prior.detach())
+
+
+def _shared(loss: torch.Tensor, share: float) -> torch.Tensor:
+    return loss if share == 1 else loss * share

@@ -54,11 +54,13 @@ def check_device(name: str, device: torch.device) -> None:
     )
 
 
-def check_fused_backward(training: TrainingSettings, precision: str, processes: int) -> None:
+def check_fused_backward(settings: Settings, precision: str, processes: int) -> None:
     """Raises InputError if something needs the gradients that `fused_backward` drops: an optimizer that looks at all of
-    them, a sum over batches or processes, fp16's loss scaler."""
+    them, a sum over batches, parts of one or processes, fp16's loss scaler."""
+    training = settings.training
     kind = kind_of(training.optimizer)
-    batches = training.gradient_accumulation_steps
+    batches, part = training.gradient_accumulation_steps, training.forward_batch_size
+    images = training.train_batch_size * (2 if settings.prior.prior_loss_weight > 0 else 1)
     able = ", ".join(row.name for row in TABLE.values() if row.fused_backward)
     reasons = (
         (
@@ -70,6 +72,11 @@ def check_fused_backward(training: TrainingSettings, precision: str, processes: 
             batches > 1,
             f"gradient_accumulation_steps {batches} adds up gradients",
             "use 1, and a larger train_batch_size",
+        ),
+        (
+            0 < part < images,
+            f"forward_batch_size {part} cuts a batch of {images} images into parts, whose gradients add up",
+            f"use 0, or at least {images}",
         ),
         (
             precision == "fp16",

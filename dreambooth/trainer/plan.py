@@ -193,7 +193,7 @@ def make_plan(
     found = survey_of(settings, base)
     settings = _with_steps(settings, found, processes)
     machine = machines.examine(settings)
-    check_fused_backward(settings.training, machine.mixed_precision, processes)
+    check_fused_backward(settings, machine.mixed_precision, processes)
     check_weights_dtype(settings, machine.mixed_precision)
     outputs = outputs_of(settings, run=run)
     if settings.result.output_kind == "checkpoint":  # whether a .yaml that is there is in its way

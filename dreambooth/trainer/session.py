@@ -258,6 +258,7 @@ class Session:
             ema=weights.ema,
             teacher=assembly.teacher(self.plan, weights, denoiser),
             before_step=assembly.before_step(self.plan, self.processes.index),
+            forward_batch=training.forward_batch_size,
         )
         keeper = RunKeeper(
             self.folder.states,

@@ -18,6 +18,7 @@ from dreambooth.trainer.captions import Variation
 from dreambooth.trainer.dataset import Augmentation, plan_data, samples_of_step
 from dreambooth.trainer.images import Probe
 from dreambooth.trainer.objectives import scaled_linear_alphas_cumprod
+from dreambooth.trainer.parts import Part
 from dreambooth.trainer.survey import ConceptImages, Survey
 
 
@@ -54,7 +55,7 @@ def taught(tmp_path):
 
 def test_the_class_half_is_to_look_as_the_base_has_it_and_the_photos_as_they_are(taught) -> None:
     (micro,) = taught.batches.of_step(0, encoded=True)
-    losses = taught.engine._losses(micro)
+    losses = taught.engine._losses(Part(micro.instance, micro.prior))
     base, unet = tiny_unet(), taught.model.components["unet"]
     with torch.no_grad():
         parts = {}
@@ -73,7 +74,7 @@ def test_an_adapter_that_adds_nothing_has_no_prior_loss(tmp_path, taught) -> Non
         for name, parameter in taught.model.components["unet"].named_parameters():
             if name.endswith("lora_up_weight"):
                 parameter.zero_()
-    assert float(taught.engine._losses(micro).prior.detach()) < 1e-12
+    assert float(taught.engine._losses(Part(micro.instance, micro.prior)).prior.detach()) < 1e-12
 
 
 def test_the_teacher_has_no_gradient_and_leaves_the_adapter_on(taught) -> None:

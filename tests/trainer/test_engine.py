@@ -562,8 +562,9 @@ needs_fork = pytest.mark.skipif(not hasattr(os, "fork"), reason="processes are s
 @needs_fork
 @pytest.mark.parametrize("options", [
     {"batch": 4, "trained": ("unet", "text_encoder"), "text_stop": 2, "ema_decay": 0.9},
-    {"batch": 4, "micro_batches": 2, "trained": ("unet", "text_encoder"), "clip_skip": 2, "checkpointing": True},
-], ids=["text encoder stops", "accumulation"])  # fmt: skip
+    {"batch": 4, "micro_batches": 2, "forward_batch": 1, "trained": ("unet", "text_encoder"), "clip_skip": 2,
+     "checkpointing": True},
+], ids=["text encoder stops", "accumulation, in parts"])  # fmt: skip
 def test_two_processes_train_what_one_does(tmp_path, options):
     (losses, bits), (other_losses, other_bits) = train_in_two_processes(tmp_path, **options)
     assert losses == other_losses

@@ -7,7 +7,7 @@ import torch
 from optional import skip_without
 
 from dreambooth.shared.errors import InputError
-from dreambooth.shared.settings import ResultSettings, Settings, TrainingSettings
+from dreambooth.shared.settings import PriorSettings, ResultSettings, Settings, TrainingSettings
 from dreambooth.trainer import optimizer_class, optimizer_rules
 from dreambooth.trainer.optimizer_rules import (
     check_device,
@@ -88,6 +88,7 @@ def test_arguments_are_tried_before_the_start():
         ({"optimizer": "adamwschedulefree"}, "no", 1, "adamwschedulefree"),
         ({"optimizer": "torch.optim.SGD"}, "no", 1, "torch.optim.SGD"),
         ({"gradient_accumulation_steps": 2}, "bf16", 1, "gradient_accumulation_steps 2"),
+        ({"train_batch_size": 2, "forward_batch_size": 3}, "bf16", 1, "forward_batch_size 3"),
         ({}, "fp16", 1, "mixed_precision fp16"),
         ({}, "bf16", 2, "2 processes"),
     ],
@@ -97,10 +98,19 @@ def test_what_needs_the_gradients_that_are_dropped_is_refused_with_both_names(
 ):
     training = replace(TrainingSettings(fused_backward=True), **values)
     with pytest.raises(InputError) as refused:
-        check_fused_backward(training, precision, processes)
+        check_fused_backward(Settings(training=training), precision, processes)
     assert refused.value.where == "fused_backward"
     assert said in refused.value.what and "fused_backward" in refused.value.what
-    check_fused_backward(replace(training, fused_backward=False), precision, processes)
+    without = replace(training, fused_backward=False)
+    check_fused_backward(Settings(training=without), precision, processes)
+
+
+@pytest.mark.parametrize(("weight", "most"), [(1.0, 4), (0.0, 2), (1.0, 0)])
+def test_a_batch_that_is_not_cut_goes_with_fused_backward(weight, most):
+    training = TrainingSettings(fused_backward=True, train_batch_size=2, forward_batch_size=most)
+    check_fused_backward(
+        Settings(training=training, prior=PriorSettings(prior_loss_weight=weight)), "bf16", 1
+    )
 
 
 @pytest.mark.parametrize(
@@ -125,7 +135,7 @@ def test_bfloat16_weights_are_refused_with_what_they_do_not_go_with(values, kind
 
 @pytest.mark.parametrize("name", [name for name, row in TABLE.items() if row.fused_backward])
 def test_it_goes_with_every_optimizer_that_takes_tensors_one_by_one(name):
-    check_fused_backward(TrainingSettings(fused_backward=True, optimizer=name), "bf16", 1)
+    check_fused_backward(settings(name, fused_backward=True), "bf16", 1)
 
 
 def test_that_clipping_is_another_then_is_said():

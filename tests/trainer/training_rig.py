@@ -126,6 +126,7 @@ class Options:
     steps: int = 8
     batch: int = 2
     micro_batches: int = 1
+    forward_batch: int = 0
     prior_weight: float = 1.0
     offset_noise: float = 0.0
     clip_skip: int = 1
@@ -220,6 +221,7 @@ def make_rig(folder: Path, **changes: Any) -> Rig:
             trains_text, options.steps if options.text_stop is None else options.text_stop
         ),
         ema=weights.ema,
+        forward_batch=options.forward_batch,
     )
     events: list[tuple[str, dict[str, Any]]] = []
     keeper = RunKeeper(
