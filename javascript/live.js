@@ -301,7 +301,7 @@
             if (!shown || !db.isVisible() || db.view !== "live") {
                 return;
             }
-            timer = setTimeout(poll, last.behind ? 100 : last.state === "running" || last.state === "starting" || last.state === undefined ? 1000 : 8000);
+            timer = setTimeout(poll, last.behind ? 30 : last.state === "running" || last.state === "starting" || last.state === undefined ? 1000 : 8000);
         },
 
         now() {

@@ -12,11 +12,11 @@ from pathlib import Path
 from typing import Any
 
 from ..shared.events import Event, parse_event
-from ..shared.runfolder import RunFolder, read_result
+from ..shared.runfolder import LastWord, RunFolder, last_word, read_result
 from .chart import Chart
 from .endings import Ending, tail
 
-BUDGET = 0.006  # seconds that a look at a living run may spend on reading; the rest is read at the next
+BUDGET = 0.006  # seconds that a look may spend on reading; the rest is read at the next
 BLOCK = 32 * 1024
 ALL = 60.0
 LARGEST = 48_000  # bytes of an answer to a poll
@@ -44,6 +44,8 @@ class View:
     acks: list[str] = field(default_factory=list)
     ended: str = ""
     changed: float = 0.0
+    size: int = 0  # of the file, when it was last read from
+    last: tuple[int, LastWord] | None = None  # how a file of that size ends
     lock: threading.Lock = field(default_factory=threading.Lock)
 
     def absorb(self, event: Event) -> None:
@@ -119,8 +121,10 @@ class View:
         deadline = time.perf_counter() + budget
         try:
             with self.run.events.open("rb") as file:
-                if file.seek(0, 2) < self.offset + len(self.torn):
+                size = file.seek(0, 2)
+                if size < self.offset + len(self.torn):
                     self.__dict__.update(View(self.run, lock=self.lock).__dict__)
+                self.size = size
                 file.seek(self.offset + len(self.torn))
                 while block := file.read(BLOCK):
                     self._take(self.torn + block)
@@ -153,6 +157,18 @@ def _name(path: str) -> str:
     return Path(path.replace("\\", "/")).name
 
 
+@dataclass(frozen=True)
+class Look:
+    """How a run stands: running, finished, stopped, failed or interrupted; what went wrong; and whether all that it
+    has said was read."""
+
+    state: str
+    error: dict[str, str] | None
+    step: int
+    steps: int
+    whole: bool
+
+
 class Watcher:
     """Views of the runs that were looked at last. `ending_of` says why a run died that has no word of it in its
     events, `is_starting` whether a trainer for it is on its way, `failed_resume` why the last one that was to go on
@@ -169,33 +185,33 @@ class Watcher:
         self._failed_resume = failed_resume
         self._views: OrderedDict[Path, View] = OrderedDict()
         self._lock = threading.Lock()
-        self._endings: dict[tuple[Path, int], dict[str, str]] = {}
+        self._endings: dict[tuple[Path, float], dict[str, str]] = {}
 
     def live(self, run: RunFolder, *, since: int | None = None, url: Callable[[str], str]) -> dict[str, Any]:
         """What a poll is answered with, never more than LARGEST bytes of JSON. `url` gives a sample's address.
         `chart` is None if nothing came since the offset `since`."""
         view = self._view(run)
         with view.lock:
-            state, error, whole = self._look(view)
+            look = self._look(view)
             now = view.now
             answer: dict[str, Any] = {
                 "offset": view.offset,
-                "behind": not whole,
-                "state": state,
+                "behind": not look.whole,
+                "state": look.state,
                 "phase": dict(view.phase),
-                "step": _step(view),
-                "of": _count(now.get("of")) or _count(view.plan.get("steps")),
+                "step": look.step,
+                "of": look.steps,
                 **{name: now.get(name) for name in ("loss", "eta_s", "it_s", "memory_gb", "lr")},
                 "chart": None if since is not None and since == view.offset else view.chart.as_json(),
                 "saved": view.saved,
                 "samples": _samples(view, url, most=48, width=160),
                 "exports": list(view.exports.values())[-16:],
                 "warnings": [_cut(text, 400) for text in view.warnings[-10:]],
-                "error": error and {name: _cut(text, 1000) for name, text in error.items()},
+                "error": look.error and {name: _cut(text, 1000) for name, text in look.error.items()},
                 "acks": list(view.acks),
                 "changed": view.changed,
                 "log": tail(run.log, LOG_LINES),
-                "result": read_result(run) if state == "finished" else None,
+                "result": read_result(run) if look.state == "finished" else None,
             }
         return _fitted(answer)
 
@@ -203,13 +219,12 @@ class Watcher:
         """Everything about a run but its chart."""
         view = self._view(run)
         with view.lock:
-            view.read(budget=ALL)
-            state, error, _ = self._look(view)
+            look = self._look(view, budget=ALL)
             return {
                 "name": run.name,
                 "path": str(run.path),
-                "state": state,
-                "step": _step(view),
+                "state": look.state,
+                "step": look.step,
                 "steps": _count(view.plan.get("steps")),
                 "changed": view.changed,
                 "plan": view.plan,
@@ -218,7 +233,7 @@ class Watcher:
                 "samples": _samples(view, url, most=2000, width=2000),
                 "exports": list(view.exports.values()),
                 "warnings": list(view.warnings),
-                "error": error,
+                "error": look.error,
                 "result": read_result(run) or None,
             }
 
@@ -249,22 +264,38 @@ class Watcher:
                 self._views.popitem(last=False)
             return view
 
-    def _look(self, view: View) -> tuple[str, dict[str, str] | None, bool]:
-        """running, finished, stopped, failed or interrupted; what went wrong; and whether all was read. Of a run that
-        is over everything is read at once: it will not grow, and half of it would say that it still runs."""
-        if view.run.is_alive() or self._is_starting(view.run):
-            return "running", None, view.read()
-        view.read(budget=ALL)
-        failed = None if view.ended == "finished" else self._failed_resume(view.run, view.changed)
+    def _look(self, view: View, *, budget: float = BUDGET) -> Look:
+        """Reads what is new. A run that is over and not wholly read yet is told by its last word: what was read of it
+        would say that it still runs."""
+        alive = view.run.is_alive() or self._is_starting(view.run)
+        whole = view.read(budget=budget)
+        step, steps = _step(view), _count(view.now.get("of")) or _count(view.plan.get("steps"))
+        if alive:
+            return Look("running", None, step, steps, whole)
+        ended, error, changed = view.ended, view.error, view.changed
+        if not whole:
+            last = self._last_word(view)
+            ended, error, changed, step, steps = last.state, last.error, last.changed, last.step, last.steps
+        failed = None if ended == "finished" else self._failed_resume(view.run, changed)
         if failed is not None:
-            return "failed", {"text": failed.text, "remedy": failed.remedy}, True
-        if view.ended:
-            return view.ended, view.error, True
-        key = (view.run.path, view.offset)
+            ended, error = "failed", {"text": failed.text, "remedy": failed.remedy}
+        elif not ended:
+            ended, error = "interrupted", self._ending(view.run, changed)
+        return Look(ended, error, step, steps, whole)
+
+    def _last_word(self, view: View) -> LastWord:
+        """Wanted at every look until all is read, and sought once while the file is as long as it was."""
+        if view.last is None or view.last[0] != view.size:
+            view.last = view.size, last_word(view.run)
+        return view.last[1]
+
+    def _ending(self, run: RunFolder, changed: float) -> dict[str, str]:
+        """Why a run ended without a word after what it said at `changed`; its log is read once for that."""
+        key = (run.path, changed)
         if key not in self._endings:
-            ending = self._ending_of(view.run)
+            ending = self._ending_of(run)
             self._endings[key] = {"text": ending.text, "remedy": ending.remedy}
-        return "interrupted", self._endings[key], True
+        return self._endings[key]
 
 
 def _samples(view: View, url: Callable[[str], str], *, most: int, width: int) -> list[dict[str, Any]]:

@@ -9,8 +9,9 @@ from __future__ import annotations
 import json
 import math
 import os
+import re
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -38,6 +39,7 @@ SCHEMA: dict[str, tuple[str, ...]] = {
 }  # fmt: skip
 
 Emit = Callable[..., None]
+_BLOCK = 64 * 1024
 
 
 @dataclass(frozen=True)
@@ -131,6 +133,44 @@ def read_events(path: Path, offset: int = 0) -> tuple[list[Event], int]:
     whole = content[: content.rfind(b"\n") + 1]
     events = [event for line in whole.split(b"\n") if (event := parse_event(line)) is not None]
     return events, offset + len(whole)
+
+
+def newest_first(path: Path, *names: str) -> Iterator[Event]:
+    """The events of these names, as EventLog writes them, read from the file's end: what was said last is found without
+    a look at all the rest, and no other line is parsed. A file that is not there has no events."""
+    wanted = re.compile(rb'"event": ?"(?:%s)"' % "|".join(names).encode())
+    for lines in _blocks_from_the_end(path):
+        if wanted.search(lines):
+            for line in reversed(lines.split(b"\n")):
+                event = parse_event(line) if wanted.search(line) else None
+                if event is not None and event.name in names:
+                    yield event
+
+
+def _blocks_from_the_end(path: Path) -> Iterator[bytes]:
+    """The whole lines of a file, some at once, the last ones first."""
+    try:
+        file = path.open("rb")
+    except FileNotFoundError:
+        return
+    with file:
+        begin = file.seek(0, os.SEEK_END)
+        rest = None  # of a line that begins in an earlier block; None while no line has ended yet
+        while begin > 0:
+            size = min(_BLOCK, begin)
+            begin -= size
+            file.seek(begin)
+            block = file.read(size)
+            first, last = block.find(b"\n"), block.rfind(b"\n")
+            if first < 0:
+                rest = None if rest is None else block + rest
+                continue
+            if rest is not None:
+                yield block[last + 1 :] + rest
+            yield block[first + 1 : last]
+            rest = block[:first]
+        if rest is not None:
+            yield rest
 
 
 def parse_event(line: bytes) -> Event | None:

@@ -19,7 +19,7 @@ from typing import Any, Literal
 
 from . import lock
 from .errors import InputError
-from .events import read_events
+from .events import SCHEMA, newest_first
 from .paths import (
     check_file_name,
     check_writable,
@@ -32,6 +32,8 @@ from .paths import (
 
 CommandName = Literal["stop", "stop_now", "save", "export", "sample"]
 _order = itertools.count()
+# event → the state of a run whose trainer is gone and whose last event among these it is; a phase only if it is `stopped`
+_LAST_WORDS = {"plan": "", "error": "failed", "phase": "stopped", "done": "finished"}
 COMMANDS: tuple[CommandName, ...] = ("stop", "stop_now", "save", "export", "sample")
 
 
@@ -224,31 +226,49 @@ class RunSummary:
     changed: float
 
 
+@dataclass(frozen=True)
+class LastWord:
+    """What a run's events end with, told without reading them all. `state` is finished, stopped, failed, or empty
+    where the trainer ended without a word; `error` has text and remedy of a failure; `changed` is the last event's time."""
+
+    state: str
+    step: int
+    steps: int
+    error: dict[str, str] | None
+    changed: float
+
+
+def last_word(run: RunFolder) -> LastWord:
+    """Reads from the end of the events: soon done, however long the run was."""
+    step = next(newest_first(run.events, "step", "checkpoint"), None)
+    newest = next(newest_first(run.events, *SCHEMA), None)
+    state, steps, error = None, 0, None
+    for event in newest_first(run.events, *_LAST_WORDS):
+        if event.name == "phase" and event.fields.get("name") != "stopped":
+            continue
+        if state is None:
+            state = _LAST_WORDS[event.name]
+            if state == "failed":
+                error = {name: str(event.fields.get(name) or "") for name in ("text", "remedy")}
+        if event.name == "plan":  # where a life of the run began
+            steps = _count(event.fields.get("steps"))
+            break
+    reached = _count(step.fields.get("step")) if step else 0
+    return LastWord(state or "", reached, steps, error, newest.time if newest else 0.0)
+
+
 def summarize(run: RunFolder) -> RunSummary:
-    """Reads a run's events once; cheap enough for a list, not for a poll."""
-    events, _ = read_events(run.events)
-    step = steps = 0
-    state, error = "interrupted", ""
-    for event in events:
-        fields = event.fields
-        if event.name == "plan":
-            steps, state, error = _count(fields.get("steps"), 0), "interrupted", ""
-        elif event.name in ("step", "checkpoint"):
-            step = _count(fields.get("step"), step)
-        elif event.name == "error":
-            state, error = "failed", str(fields.get("text", ""))
-        elif event.name == "phase" and fields.get("name") == "stopped":
-            state = "stopped"
-        elif event.name == "done":
-            state, error = "finished", ""
-    if run.is_alive():
-        state = "running"
-    changed = events[-1].time if events else run.config.stat().st_mtime
-    return RunSummary(run.name, run.path, state, step, steps, error, read_result(run), changed)
+    """A run for a list of runs."""
+    last = last_word(run)
+    state = "running" if run.is_alive() else last.state or "interrupted"
+    return RunSummary(
+        run.name, run.path, state, last.step, last.steps, (last.error or {}).get("text", ""), read_result(run),
+        last.changed or run.config.stat().st_mtime,
+    )  # fmt: skip
 
 
-def _count(value: Any, otherwise: int) -> int:
-    return value if isinstance(value, int) else otherwise
+def _count(value: Any) -> int:
+    return value if isinstance(value, int) and not isinstance(value, bool) else 0
 
 
 def read_result(run: RunFolder) -> dict[str, Any]:

@@ -239,11 +239,24 @@ def test_a_run_without_events_has_none(run):
     assert look(watcher(), run)["step"] == 0
 
 
-def test_a_run_that_is_over_is_read_at_once_however_long_it_was(run, log):
+def test_a_run_that_was_stopped_and_then_finished_is_never_shown_as_stopped(run, log):
+    log.emit("phase", name="stopped", of=0)
     fill(run, log, 10_000)
     log.emit("done", path="x", weight_change={})
-    found = watcher().live(run, url=str)
-    assert (found["behind"], found["state"], found["step"]) == (False, "finished", 10_000)
+    seen = watcher()
+    first = seen.live(run, url=str)
+    assert (first["behind"], first["state"], look(seen, run)["state"]) == (True, "finished", "finished")
+
+
+def test_a_run_that_is_resumed_between_two_looks_is_told_by_its_newest_word(run, log):
+    fill(run, log, 10_000)
+    log.emit("error", text="nan", remedy="lower it")
+    seen = watcher()
+    assert seen.live(run, url=str)["error"] == {"text": "nan", "remedy": "lower it"}
+    log.emit("plan", steps=10_000)
+    log.emit("phase", name="stopped", of=0)
+    found = seen.live(run, url=str)
+    assert (found["behind"], found["state"], found["error"]) == (True, "stopped", None)
 
 
 def test_a_living_run_is_read_in_parts_so_that_no_poll_is_slow(run, log):

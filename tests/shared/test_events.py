@@ -11,7 +11,7 @@ import pytest
 
 from dreambooth.shared import events
 from dreambooth.shared.errors import DreamboothError
-from dreambooth.shared.events import SCHEMA, Event, EventLog, read_events
+from dreambooth.shared.events import SCHEMA, Event, EventLog, newest_first, read_events
 
 
 @pytest.fixture
@@ -218,3 +218,26 @@ def test_a_full_disk_is_said_as_one() -> None:
             log.emit("step", step=1)
     finally:
         log.close()
+
+
+@pytest.mark.parametrize("block", [1, 2, 7, 64, 10**6])
+@pytest.mark.parametrize("end", ["", "\n", '{"time": 9, "event": "st', "\n\n[]\n"])
+def test_from_the_end_the_same_events_are_read_as_from_the_beginning(
+    path: Path, log: EventLog, monkeypatch: pytest.MonkeyPatch, block: int, end: str
+) -> None:
+    monkeypatch.setattr(events, "_BLOCK", block)
+    for step in range(7):
+        log.emit("step", step=step)
+        log.emit("warning", text='"event": "plan" ' + "wörter " * step)
+    log.emit("plan", steps=3)
+    with path.open("a", encoding="utf-8") as file:
+        file.write(end)
+    for names in (("step",), ("warning", "plan"), ("done",), tuple(SCHEMA)):
+        expected = [event for event in read_events(path)[0] if event.name in names]
+        assert list(newest_first(path, *names)) == expected[::-1]
+
+
+def test_a_log_that_is_not_there_or_empty_has_no_newest_event(
+    tmp_path: Path, path: Path, log: EventLog
+) -> None:
+    assert list(newest_first(tmp_path / "none", "step")) == list(newest_first(path, "step")) == []
