@@ -11,7 +11,7 @@ import traceback
 from typing import Any
 
 from ..shared.errors import DreamboothError
-from . import early, installation, webui
+from . import early, guarding, installation, webui
 
 PREFIX = "/dreambooth-trainer/v1"
 _log = logging.getLogger(__name__)
@@ -21,7 +21,7 @@ def register() -> None:
     """Called by scripts/dreambooth_trainer.py, again after each "Reload UI"."""
     early.allow_early_requests()
     webui.register(tab=tab, app=app_started)
-    webui.guard_generation(busy_reason)
+    guarding.guard(busy_reason)
 
 
 def tab() -> list[tuple[Any, str, str]]:

@@ -1,4 +1,5 @@
-"""All that we know of the WebUI: the only file that imports `modules`, and that late, inside its functions.
+"""All that we know of the WebUI, but for what would load a model (guarding.py): no other file imports `modules`, and
+these two do it late, inside their functions.
 
 What AUTOMATIC1111's v1.10.1 does is taken as given here; a fork's differences belong here too.
 """
@@ -25,9 +26,6 @@ RUNS_DIR = "dreambooth_trainer_runs_dir"
 ALLOW_GENERATING = "dreambooth_trainer_allow_generating"
 UNLOAD_MODEL = "dreambooth_trainer_unload_model"
 _SELECTED = "sd_model_checkpoint"
-# Options whose change loads a model, and options whose change needs one that is loaded.
-_LOADING = (_SELECTED, "fp8_storage", "cache_fp16_weight")
-_NEEDING = ("sd_vae", "sd_vae_overrides_per_model_preferences", "cross_attention_optimization")
 
 
 @dataclass(frozen=True)
@@ -246,7 +244,7 @@ def _selected_info() -> Any:
     return sd_models.checkpoint_aliases.get(getattr(opts, _SELECTED, None))
 
 
-def _loaded_info() -> Any:
+def loaded_info() -> Any:
     """What is in memory; looked at without `shared.sd_model`, which would load a model."""
     from modules import sd_models
 
@@ -254,7 +252,7 @@ def _loaded_info() -> Any:
 
 
 def _loaded_path() -> str | None:
-    return getattr(_loaded_info(), "filename", None)
+    return getattr(loaded_info(), "filename", None)
 
 
 def list_again() -> None:
@@ -298,7 +296,7 @@ def load_checkpoint(path: str | Path, *, sha256: str = "", patience: float = 60.
     with _queue(patience):
         list_again()
         info = _info_of(path)
-        in_memory = _loaded_info()
+        in_memory = loaded_info()
         again = getattr(in_memory, "filename", None) == info.filename and (
             not sha256 or in_memory.sha256 != sha256
         )
@@ -352,7 +350,7 @@ def free_model(
 ) -> Freed:
     """Takes the model off the card completely; the WebUI loads it again when it next needs it.
 
-    `taken` is called before anybody else can use the card: from then on `guard_generation`'s reason is to hold.
+    `taken` is called before anybody else can use the card: from then on the guard's reason is to hold.
     With `unload` False only that is done. Waits for the WebUI's queue up to `patience` seconds (so never call it on
     the event loop), then raises DreamboothError.
     """
@@ -413,50 +411,16 @@ def device_environ() -> dict[str, str]:
     return {"CUDA_VISIBLE_DEVICES": visible[int(told)] if int(told) < len(visible) else visible[0]}
 
 
-def guard_generation(reason: Callable[[], str]) -> None:
-    """While `reason()` is not empty, Generate shows it in place of pictures, the API answers 503 with it, and no
-    model is put on the card, also not at the WebUI's start. A checkpoint that is chosen meanwhile is loaded later."""
-    from modules import sd_models
-
-    sd_models.reload_model_weights = busy.refusing(sd_models.reload_model_weights, reason)
-    kind = type(sd_models.model_data)
-    kind.get_sd_model = busy.unless(
-        kind.get_sd_model, lambda: sd_models.model_data.sd_model is None and bool(reason())
-    )
-    # what the page calls is looked up when the page is made, which is after this callback
-    _on(before_ui=lambda: _guard_page(reason))
-
-
-def _guard_page(reason: Callable[[], str]) -> None:
-    from modules import img2img, txt2img
-    from modules.shared import opts
-
-    txt2img.txt2img = busy.saying(txt2img.txt2img, reason)
-    if hasattr(txt2img, "txt2img_upscale"):
-        txt2img.txt2img_upscale = busy.saying(txt2img.txt2img_upscale, reason)
-    img2img.img2img = busy.saying(img2img.img2img, reason)
-    _guard_options(opts.data_labels, _LOADING, lambda: bool(reason()))
-    _guard_options(opts.data_labels, _NEEDING, lambda: _loaded_info() is None)
-
-
-def _guard_options(labels: dict[str, Any], keys: tuple[str, ...], skip: Callable[[], bool]) -> None:
-    """What a change of these options does at once is left to the next load of a model while `skip` holds."""
-    for key in keys:
-        label = labels.get(key)
-        if label is not None and label.onchange is not None:
-            label.onchange = busy.unless(label.onchange, skip)
-
-
 # registration
 
 
 def register(*, tab: Callable[[], list[Any]], app: Callable[[Any], None]) -> None:
     """Registers the tab (`tab` gives what `on_ui_tabs` wants), our section of Settings, and the routes (`app` gets
     the FastAPI app). "Reload UI" forgets all of it and runs our script again, which calls this again."""
-    _on(ui_settings=_add_options, ui_tabs=tab, app_started=lambda _page, fastapi: app(fastapi))
+    on(ui_settings=_add_options, ui_tabs=tab, app_started=lambda _page, fastapi: app(fastapi))
 
 
-def _on(**callbacks: Callable[..., Any]) -> None:
+def on(**callbacks: Callable[..., Any]) -> None:
     """Registers callbacks by their kind, from a thread of its own: the WebUI looks through the whole stack of whoever
     registers, and from deep within its loading of scripts that takes longer than all of our imports."""
     from modules import script_callbacks

@@ -56,6 +56,11 @@ def write_safetensors(path: Path, content: bytes = b"\0" * 4) -> Path:
     return path
 
 
+def picture(webui: Any) -> str:
+    """What a picture that a program makes says of itself."""
+    return webui.processing.process_images(webui.processing.StableDiffusionProcessing("x")).info
+
+
 def _forget() -> None:
     for name in [name for name in sys.modules if name.partition(".")[0] == "modules"]:
         del sys.modules[name]
@@ -89,6 +94,22 @@ def standin(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callabl
     deadlocks = list(queue.deadlocks) if queue else []
     _forget()
     assert deadlocks == []
+
+
+@pytest.fixture
+def loaded(standin):
+    """`loaded(*flags)`: checkpoints a (selected and loaded) and b, on a card of 8 GB."""
+
+    def begin(*flags: str) -> Any:
+        webui = standin("--standin-card", "8", *flags)
+        webui.checkpoint("a", b"aaaa")
+        webui.checkpoint("b", b"bbbb")
+        webui.sd_models.list_models()
+        webui.shared.opts.data["sd_model_checkpoint"] = "a.safetensors"
+        assert webui.shared.sd_model.sd_checkpoint_info.name == "a.safetensors"
+        return webui
+
+    return begin
 
 
 @pytest.fixture

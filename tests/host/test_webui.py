@@ -9,7 +9,7 @@ import threading
 from typing import Any
 
 import pytest
-from conftest import write_safetensors
+from conftest import picture, write_safetensors
 
 from dreambooth.shared.errors import DreamboothError, InputError
 
@@ -20,26 +20,6 @@ def facade() -> Any:
 
 def sha256(path: Any) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()
-
-
-@pytest.fixture
-def loaded(standin):
-    """`loaded(*flags)`: checkpoints a (selected and loaded) and b, on a card of 8 GB."""
-
-    def begin(*flags: str) -> Any:
-        webui = standin("--standin-card", "8", *flags)
-        webui.checkpoint("a", b"aaaa")
-        webui.checkpoint("b", b"bbbb")
-        webui.sd_models.list_models()
-        webui.shared.opts.data["sd_model_checkpoint"] = "a.safetensors"
-        assert webui.shared.sd_model.sd_checkpoint_info.name == "a.safetensors"
-        return webui
-
-    return begin
-
-
-def picture(webui: Any) -> str:
-    return webui.processing.process_images(webui.processing.StableDiffusionProcessing("x")).info
 
 
 # what there is
@@ -310,102 +290,3 @@ def test_frozen_settings_keep_their_checkpoint(loaded, flags):
     with pytest.raises(DreamboothError, match="frozen"):
         facade().load_checkpoint(webui.data / "models" / "Stable-diffusion" / "b.safetensors")
     assert "Model: a" in picture(webui)
-
-
-# Generate says that the card is busy
-
-
-@pytest.fixture
-def guarded(loaded):
-    """The stand-in with our guard, its page made; `why` is its reason."""
-    webui = loaded()
-    why: list[str] = [""]
-    webui.shared.opts.onchange(
-        "sd_model_checkpoint",
-        webui.call_queue.wrap_queued_call(lambda: webui.sd_models.reload_model_weights()),
-        call=False,
-    )
-    webui.shared.opts.onchange("sd_vae", lambda: webui.sd_vae.reload_vae_weights(), call=False)
-    facade().guard_generation(lambda: why[0])
-    webui.script_callbacks.run("before_ui")
-    return webui, why
-
-
-def generate(webui: Any) -> tuple:
-    """What a press of Generate gives."""
-    return webui.call_queue.wrap_gradio_gpu_call(webui.txt2img.txt2img)("task(x)", "a cat", "")
-
-
-def test_generate_shows_the_reason_in_place_of_pictures(guarded):
-    webui, why = guarded
-    why[0] = "Training <my dog>: step 3 of 100."
-    images, details, info, _ = generate(webui)
-    assert images == [] and details == "{}"
-    assert "Training &lt;my dog&gt;: step 3 of 100." in info
-    assert webui.errors.reported == []
-    why[0] = ""
-    assert len(generate(webui)[0]) == 1
-
-
-def test_all_buttons_say_so(guarded):
-    webui, why = guarded
-    why[0] = "busy"
-    for function in (webui.txt2img.txt2img, webui.txt2img.txt2img_upscale, webui.img2img.img2img):
-        assert "busy" in function("task(x)", "a cat", "")[2]
-
-
-def test_what_generates_by_other_ways_is_answered_503_and_loads_nothing(guarded):
-    from fastapi import HTTPException
-
-    webui, why = guarded
-    facade().free_model()
-    why[0] = "busy"
-    with pytest.raises(HTTPException) as refused:
-        picture(webui)
-    assert (refused.value.status_code, refused.value.detail) == (503, "busy")
-    assert webui.devices.card.used_gb == 0
-    why[0] = ""
-    assert "Model: a" in picture(webui)
-
-
-def test_a_webui_that_starts_while_a_training_runs_leaves_the_card_alone(standin):
-    webui = standin("--standin-card", "8")
-    webui.checkpoint("a")
-    webui.sd_models.list_models()
-    why = ["busy"]
-    facade().guard_generation(lambda: why[0])
-    assert webui.shared.sd_model is None and webui.devices.card.used_gb == 0
-    why[0] = ""
-    assert webui.shared.sd_model is not None
-
-
-def test_a_checkpoint_chosen_while_the_card_is_busy_is_loaded_later(guarded):
-    webui, why = guarded
-    facade().free_model()
-    why[0] = "busy"
-    assert webui.shared.opts.set("sd_model_checkpoint", "b.safetensors")
-    assert webui.devices.card.used_gb == 0
-    with pytest.raises(DreamboothError, match="busy"):
-        facade().load_checkpoint(webui.data / "models" / "Stable-diffusion" / "a.safetensors")
-    why[0] = ""
-    assert "Model: b" in picture(webui)
-
-
-def test_a_vae_can_be_chosen_while_no_model_is_loaded(guarded):
-    webui, _ = guarded
-    facade().free_model()
-    assert webui.shared.opts.set("sd_vae", "None")
-    assert webui.errors.reported == []
-    assert "Model: a" in picture(webui)
-
-
-def test_reload_ui_does_not_pile_guards_up(guarded):
-    webui, why = guarded
-    before = webui.txt2img.txt2img.__wrapped__
-    for _ in range(3):
-        webui.script_callbacks.clear_callbacks()
-        facade().guard_generation(lambda: why[0])
-        webui.script_callbacks.run("before_ui")
-    assert webui.txt2img.txt2img.__wrapped__ is before
-    assert not hasattr(webui.sd_models.reload_model_weights.__wrapped__, "__wrapped__")
-    assert not hasattr(type(webui.sd_models.model_data).get_sd_model.__wrapped__, "__wrapped__")

@@ -17,6 +17,7 @@ class Device:
 class Card:
     total_gb: float
     used_gb: float = 0.0
+    visits: int = 0  # of models that come for one picture, or for a training
 
 
 cpu = Device("cpu")

@@ -86,6 +86,15 @@ opts.load(config_filename)
 extensions_dir = paths_internal.extensions_dir
 
 
+def __getattr__(name):
+    if name != "interrogator":
+        raise AttributeError(name)
+    from modules import interrogate
+
+    globals()[name] = interrogate.InterrogateModels()
+    return globals()[name]
+
+
 class _Shared(sys.modules[__name__].__class__):
     @property
     def sd_model(self):
