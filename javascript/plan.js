@@ -2,6 +2,7 @@
 /* The plan: asked from the trainer in the background as the form changes; Train is off while something is wrong. */
 (function (db) {
     const WAIT = 700;
+    const PAGE = Math.random().toString(36).slice(2) + Date.now().toString(36);  // another page's plan is not ours
     let box = null, facts = null, notes = null, reason = null, train = null, status = null;
     let timer = 0, asked = null, error = null, askedFor = "", starting = false, advised = {of: "", concepts: []};
 
@@ -127,7 +128,7 @@
         const own = asked;
         drawAll();
         try {
-            const found = await db.api.post("plan", {form}, {signal: own.signal, timeout: 180000});
+            const found = await db.api.post("plan", {form, page: PAGE}, {signal: own.signal, timeout: 180000});
             if (own === asked) {
                 settle(found, null, text);
             }

@@ -60,9 +60,7 @@ def guard(reason: Reason) -> None:
         _replace(name, functools.partial(busy.refusing, reason=reason))
     for name in _OWN_CHECKPOINT:
         _replace(name, functools.partial(busy.refusing, reason=reason, first=_load_again))
-    _replace(
-        _LOAD_AGAIN, lambda function: busy.instead(function, lambda model=None: model is None, _load_again)
-    )
+    _replace(_LOAD_AGAIN, functools.partial(busy.instead, condition=_is_none, other=_load_again))
     for name in _NOTHING_TO_DO:
         _replace(name, functools.partial(busy.unless, condition=_none_is_loaded))
     # what the page calls is looked up when the page is made, which is after this callback

@@ -1,7 +1,7 @@
 """Asks the trainer for what only it can know: the plan of a form, and what a model file is.
 
-Each question is a short process of the trainer's. Of plans only the newest matters: an older one that is still
-being made is ended.
+Each question is a short process of the trainer's. Of a page's plans only the newest matters: an older one that is still
+being made is ended. Another page's is none of its business.
 """
 
 from __future__ import annotations
@@ -14,7 +14,9 @@ import subprocess
 import tempfile
 import threading
 import time
-from collections.abc import Callable
+import uuid
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +27,17 @@ from .answers import Conflict
 from .jobs import Trainer
 
 PATIENCE = 180.0
+MOST_AT_ONCE = 2  # plans that are made at one moment: each takes a trainer's memory
 _LOOK_EVERY = 0.25
+_NEWER = "a newer form is being planned"
+
+
+@dataclass
+class _Question:
+    """A plan that is being made for a page. `is_old` once the page has asked anew."""
+
+    is_old: bool = False
+    process: subprocess.Popen[bytes] | None = None
 
 
 class Planner:
@@ -36,23 +48,51 @@ class Planner:
         self._trainer = trainer
         self._closing = closing
         self._lock = threading.Lock()
-        self._newest = 0
-        self._running: subprocess.Popen[bytes] | None = None
+        self._places = threading.Semaphore(MOST_AT_ONCE)
+        self._asked: dict[str, _Question] = {}  # page → its newest question
         self._inspected: dict[tuple[str, int, int], dict[str, Any]] = {}
 
-    def plan(self, config: str) -> dict[str, Any]:
-        """The plan of a config (YAML). Raises InputError with what is wrong in it, Conflict if a newer one was asked
-        for meanwhile, DreamboothError where there is no trainer to ask."""
+    def plan(self, config: str, page: str = "") -> dict[str, Any]:
+        """The plan of a config (YAML). Raises InputError with what is wrong in it, Conflict if `page` has asked for a
+        newer one meanwhile, DreamboothError where there is no trainer to ask. Without a page nothing is ended."""
         trainer = self._trainer()
-        with self._lock:
-            self._newest += 1
-            number, older = self._newest, self._running
-        if older is not None:
-            _end(older)
-        with tempfile.TemporaryDirectory(prefix="dreambooth-plan-", ignore_cleanup_errors=True) as folder:
+        with (
+            self._question(page or uuid.uuid4().hex) as question,
+            self._place(question),
+            tempfile.TemporaryDirectory(prefix="dreambooth-plan-", ignore_cleanup_errors=True) as folder,
+        ):
             path = Path(folder) / "form.yaml"
             path.write_text(config, encoding="utf-8")
-            return self._ask(trainer, ["plan", str(path), "--json"], number=number, form=str(path))
+            return self._ask(trainer, ["plan", str(path), "--json"], question, form=str(path))
+
+    @contextlib.contextmanager
+    def _question(self, page: str) -> Iterator[_Question]:
+        """The page's newest question; what it asked before is ended."""
+        own = _Question()
+        with self._lock:
+            older = self._asked.get(page)
+            self._asked[page] = own
+            if older is not None:
+                older.is_old = True
+                if older.process is not None:
+                    _end(older.process)
+        try:
+            yield own
+        finally:
+            with self._lock:
+                if self._asked.get(page) is own:
+                    del self._asked[page]
+
+    @contextlib.contextmanager
+    def _place(self, question: _Question) -> Iterator[None]:
+        """One of the places, waited for."""
+        deadline = time.monotonic() + PATIENCE
+        while not self._places.acquire(timeout=_LOOK_EVERY):
+            self._check_patience(question, deadline)
+        try:
+            yield
+        finally:
+            self._places.release()
 
     def inspect(self, path: Path) -> dict[str, Any]:
         """What a model file is, remembered while the file is the same. Raises like `plan`."""
@@ -64,11 +104,13 @@ class Planner:
             ) from error
         key = (str(path), about.st_size, about.st_mtime_ns)
         if key not in self._inspected:
-            self._inspected[key] = self._ask(self._trainer(), ["inspect", str(path), "--json", "--no-hash"])
+            self._inspected[key] = self._ask(
+                self._trainer(), ["inspect", str(path), "--json", "--no-hash"], _Question()
+            )
         return self._inspected[key]
 
     def _ask(
-        self, trainer: Trainer, arguments: list[str], *, number: int = 0, form: str = ""
+        self, trainer: Trainer, arguments: list[str], question: _Question, *, form: str = ""
     ) -> dict[str, Any]:
         try:
             process = _start(trainer, arguments)
@@ -77,36 +119,35 @@ class Planner:
                 f"the trainer cannot be started ({error.strerror or error})", where=trainer.command[0],
                 remedy="make the environment again",
             ) from error  # fmt: skip
-        if number:
-            self._register(number, process)
+        with self._lock:
+            question.process = process
         try:
-            printed, told = self._answer_of(process)
+            printed, told = self._answer_of(process, question)
         finally:
             _end(process)
-        if number and number != self._newest:
-            raise Conflict("a newer form is being planned", remedy="wait for its plan")
+        if question.is_old:
+            raise Conflict(_NEWER, remedy="wait for its plan")
         return _answer(printed, told.decode("utf-8", "replace"), process.returncode, form)
 
-    def _answer_of(self, process: subprocess.Popen[bytes]) -> tuple[bytes, bytes]:
-        """What a process prints and tells. "Reload UI" hangs on every answer that is owed, so it is not waited for then."""
+    def _answer_of(self, process: subprocess.Popen[bytes], question: _Question) -> tuple[bytes, bytes]:
+        """What a process prints and tells."""
         deadline = time.monotonic() + PATIENCE
         while True:
             with contextlib.suppress(subprocess.TimeoutExpired):
                 return process.communicate(timeout=_LOOK_EVERY)
-            if self._closing():
-                raise DreamboothError("the WebUI makes its page anew", remedy="it asks again by itself")
-            if time.monotonic() > deadline:
-                raise DreamboothError(
-                    f"no answer in {PATIENCE:.0f} seconds",
-                    remedy="is the photos' folder on a slow or sleeping disk?",
-                )
+            self._check_patience(question, deadline)
 
-    def _register(self, number: int, process: subprocess.Popen[bytes]) -> None:
-        with self._lock:
-            if number == self._newest:
-                self._running = process
-                return
-        _end(process)
+    def _check_patience(self, question: _Question, deadline: float) -> None:
+        """Raises why an answer is not waited for any longer. "Reload UI" hangs on every one that is owed."""
+        if question.is_old:
+            raise Conflict(_NEWER, remedy="wait for its plan")
+        if self._closing():
+            raise DreamboothError("the WebUI makes its page anew", remedy="it asks again by itself")
+        if time.monotonic() > deadline:
+            raise DreamboothError(
+                f"no answer in {PATIENCE:.0f} seconds",
+                remedy="is the photos' folder on a slow or sleeping disk?",
+            )
 
 
 def _start(trainer: Trainer, arguments: list[str]) -> subprocess.Popen[bytes]:

@@ -18,7 +18,7 @@ from .extension import PREFIX
 from .forms import Form
 from .photo_routes import add_photo_routes, speaking_of_photos
 from .run_routes import add_run_routes, readable
-from .schemas import ErrorAnswer, FormAnswer, FormBody, InstallationAnswer, OpenBody, SaveAnswer
+from .schemas import ErrorAnswer, FormAnswer, FormBody, InstallationAnswer, OpenBody, PlanBody, SaveAnswer
 from .services import Services, check_environment, places, services
 
 
@@ -86,11 +86,11 @@ def _add_page_routes(router: APIRouter, shared: Services) -> None:
 
 def _add_form_routes(router: APIRouter, shared: Services) -> None:
     @router.post("/plan", summary="What a training would do, and what is wrong with it; nothing is written")
-    def plan(body: FormBody) -> Any:
+    def plan(body: PlanBody) -> Any:
         config = forms.to_yaml(forms.complete(body.form, places()))
         check_environment()
         with speaking_of_photos(shared):
-            found = shared.planner.plan(config)
+            found = shared.planner.plan(config, body.page)
         notes = [shared.photos.in_users_words(str(note)) for note in found.get("notes", [])]
         return {**found, "notes": [*notes, *_warnings(body.form, found)]}
 

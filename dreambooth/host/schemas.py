@@ -16,6 +16,12 @@ class FormBody(BaseModel):
     )
 
 
+class PlanBody(FormBody):
+    page: str = Field(
+        "", max_length=64, description="who asks: a newer plan of the same page ends its older one (409)"
+    )
+
+
 class CommandBody(BaseModel):
     do: str = Field(..., description="stop, stop_now, save, export or sample")
 

@@ -50,23 +50,65 @@ def test_what_the_trainer_tells_programs_besides_comes_along():
     }  # fmt: skip
 
 
-def test_a_newer_plan_ends_the_older_one():
-    asked, ended = planner(FAKE_DELAY="30"), []
+def asking(asked: Planner, config: str, page: str, ended: list) -> threading.Thread:
+    """A plan that is asked for in a thread of its own, and is being made; its steps or its error go to `ended`."""
 
     def ask() -> None:
-        with pytest.raises(Conflict):
-            asked.plan("max_train_steps: 7\n")
-        ended.append(True)
+        try:
+            ended.append(asked.plan(config, page)["steps"])
+        except Conflict as error:
+            ended.append(error)
 
-    older = threading.Thread(target=ask)
-    older.start()
+    before = processes(asked)
+    thread = threading.Thread(target=ask)
+    thread.start()
     deadline = time.monotonic() + 10
-    while asked._running is None and time.monotonic() < deadline:
+    while processes(asked) == before and time.monotonic() < deadline:
         time.sleep(0.01)
+    return thread
+
+
+def processes(asked: Planner) -> int:
+    return sum(question.process is not None for question in list(asked._asked.values()))
+
+
+def test_a_newer_plan_ends_the_older_one_of_its_page():
+    ended: list = []
+    asked = planner(FAKE_DELAY="30")
+    older = asking(asked, "max_train_steps: 7\n", "mine", ended)
     asked._trainer = lambda: Trainer(COMMAND, os.environ, ROOT)
-    assert asked.plan("max_train_steps: 8\n")["steps"] == 8
+    assert asked.plan("max_train_steps: 8\n", "mine")["steps"] == 8
     older.join(10)
-    assert ended == [True]
+    assert [type(one) for one in ended] == [Conflict]
+
+
+@pytest.mark.parametrize(("first", "second"), [("mine", "yours"), ("", "mine"), ("", "")])
+def test_two_pages_that_plan_at_one_moment_both_have_their_answer(first, second):
+    ended: list = []
+    asked = planner(FAKE_DELAY="1")
+    older = asking(asked, "max_train_steps: 7\n", first, ended)
+    asked._trainer = lambda: Trainer(COMMAND, os.environ, ROOT)
+    assert asked.plan("max_train_steps: 8\n", second)["steps"] == 8
+    older.join(10)
+    assert ended == [7]
+    assert asked._asked == {}
+
+
+def test_more_pages_than_there_are_places_wait_for_one_but_never_for_an_old_plan(monkeypatch):
+    monkeypatch.setattr("dreambooth.host.planner.MOST_AT_ONCE", 1)
+    ended: list = []
+    asked = planner(FAKE_DELAY="30")
+    older = asking(asked, "max_train_steps: 7\n", "mine", ended)
+    asked._trainer = lambda: Trainer(COMMAND, os.environ, ROOT)
+    waits = threading.Thread(
+        target=lambda: ended.append(asked.plan("max_train_steps: 8\n", "yours")["steps"])
+    )
+    waits.start()
+    assert asked.plan("max_train_steps: 9\n", "mine")["steps"] == 9
+    older.join(10)
+    waits.join(10)
+    assert sorted(ended, key=str)[0] == 8 and len(ended) == 2
+    assert asked._places.acquire(blocking=False), "the place is free again"
 
 
 def test_a_trainer_that_breaks_says_its_last_word():
