@@ -157,11 +157,17 @@ def _train(arguments: argparse.Namespace) -> int:
 def _plan(arguments: argparse.Namespace) -> int:
     from dreambooth.shared.config import load_settings
 
+    settings = None
     try:
         from dreambooth.trainer.plan import make_plan
 
-        plan = make_plan(load_settings(arguments.config, arguments.overrides), measure=True)
+        settings = load_settings(arguments.config, arguments.overrides)
+        plan = make_plan(settings, measure=True)
     except InputError as error:
+        if arguments.json and settings is not None:
+            from dreambooth.trainer.remarks import remarks_despite
+
+            error.more["concepts"] = remarks_despite(settings)
         return _refused(error, arguments.json, form=str(arguments.config))
     print(json.dumps(plan.as_event(), ensure_ascii=False, indent=1) if arguments.json else plan.text())
     return DONE

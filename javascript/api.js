@@ -80,7 +80,7 @@
         if (status === 401 && !error.text) {
             return {status, text: db.t("You are not logged in any more."), where: "", remedy: db.t("Reload the page and log in.")};
         }
-        return {status, text, where: error.where || "", remedy: error.remedy || ""};
+        return {status, text, where: error.where || "", remedy: error.remedy || "", more: content || {}};
     }
 
     db.api = {

@@ -158,8 +158,9 @@
         asked = null;
         error = problem;
         askedFor = text;
-        if (found && text) {
-            advised = {of: JSON.stringify(JSON.parse(text).concepts), concepts: found.concepts || []};
+        const concepts = (found || (problem || {}).more || {}).concepts;  // of the photos all is said, whatever else is wrong
+        if (concepts && text) {
+            advised = {of: JSON.stringify(JSON.parse(text).concepts), concepts};
         }
         if (found || problem.status !== 0) {
             db.plan.found = found;

@@ -402,6 +402,25 @@ def test_an_error_of_the_plan_names_the_setting_that_a_form_shows_it_beside(
     assert str(path) not in error["text"], "the form goes without saying"
 
 
+@pytest.mark.parametrize(
+    "make",
+    [an_unreadable_image, an_empty_class_prompt, no_such_model, a_result_that_is_there, nothing_to_train,
+     lambda folder: {"resolution": 7}],
+)  # fmt: skip
+def test_what_is_wrong_hides_no_remark_on_the_photos(make, tmp_path, capsys) -> None:
+    assert dreambooth("plan", config(tmp_path, **make(tmp_path)), "--json") == 2
+    (facts,) = json.loads(capsys.readouterr().out)["concepts"]
+    assert facts["images"] == 3 and facts["rare_token_count"] >= 1
+    assert any(remark["text"].startswith("3 photos: with 10") for remark in facts["advice"])
+
+
+def test_a_concept_of_which_nothing_can_be_told_keeps_its_place_among_the_remarks(tmp_path, capsys) -> None:
+    concepts = [concept(instance_data_dir="/no/where"), concept()]
+    assert dreambooth("plan", config(tmp_path, concepts=concepts), "--json") == 2
+    nothing, facts = json.loads(capsys.readouterr().out)["concepts"]
+    assert nothing == {} and facts["images"] == 3
+
+
 def test_inspect_answers_in_json_also_what_is_wrong(tmp_path, capsys) -> None:
     assert dreambooth("inspect", tiny.base(), "--json", "--no-hash") == 0
     found = json.loads(capsys.readouterr().out)

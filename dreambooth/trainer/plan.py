@@ -177,7 +177,7 @@ def make_plan(
     """
     check_together(settings)
     base = open_base(settings)
-    settings = _with_resolution(settings, base)
+    settings = with_resolution(settings, base)
     buckets = bucket_sizes(
         settings.images.resolution,
         aspect_ratio_buckets=settings.images.aspect_ratio_buckets,
@@ -337,7 +337,7 @@ def runs_dir_of(settings: Settings) -> Path:
     return Path(settings.result.runs_dir) if settings.result.runs_dir else default_runs_dir()
 
 
-def _with_resolution(settings: Settings, base: LoadedModel) -> Settings:
+def with_resolution(settings: Settings, base: LoadedModel) -> Settings:
     """A resolution of 0 becomes the size that the model was made for: of a shape that is no square, its area's."""
     side = settings.images.resolution
     if side == 0:

@@ -67,6 +67,23 @@ def test_while_a_training_runs_the_next_one_is_planned_and_keeps_its_remarks(pag
     assert page.is_visible(".dbt-advice :text('look blurred')")
 
 
+def test_a_damaged_photo_hides_no_other_remark(page):
+    wrong = {
+        "text": "an image cannot be used:\n  eins.jpg: it is damaged (too short)",
+        "where": "concepts[0].instance_data_dir",
+        "remedy": "Replace it.",
+    }
+    advice = [{"level": "warning", "text": "2 photos look blurred: what is not sharp", "files": ["zwei.jpg"]}]
+    known = {"level": "warning", "text": "the subject's word is one that the model knows", "files": []}
+    concepts = [{"rare_token": "ohwx", "rare_token_count": 1, "advice": [*advice, known]}]
+    answers = {"POST plan": (400, {"error": wrong, "concepts": concepts})}
+    FakeWebUI(page, answers=answers).open()
+    page.set_input_files("#dbt_c0_files", [PHOTO])
+    page.wait_for_selector("#dbt_reason :text('it is damaged')")
+    page.wait_for_selector(".dbt-advice :text('look blurred')")
+    assert page.is_visible(".dbt-words-advice :text('one that the model knows')")
+
+
 @pytest.mark.parametrize(
     ("said", "shown"),
     [
