@@ -61,6 +61,13 @@ def _plain(values: Form) -> Form:
     return plain
 
 
+def _as_today(name: str, value: Any) -> Any:
+    """A value that was kept when its setting was still a truth value, and is a choice by now."""
+    if isinstance(value, bool) and isinstance(setting_fields()[name][1].default, str):
+        return "yes" if value else "no"
+    return value
+
+
 def name_of(form: Mapping[str, Any]) -> str:
     """What a saved form is called as a file, without ending."""
     name = form.get("output_name")
@@ -167,7 +174,7 @@ class LastForm:
             found = json.loads(self.path.read_bytes())
         if not isinstance(found, dict):
             return None
-        form = {name: value for name, value in found.items() if name in setting_fields()}
+        form = {name: _as_today(name, value) for name, value in found.items() if name in setting_fields()}
         if not isinstance(form.get("concepts", []), list):
             del form["concepts"]
         form["concepts"] = [

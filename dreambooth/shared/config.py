@@ -38,6 +38,7 @@ _TYPE_NAMES = {
     "int": "a whole number", "float": "a number", "bool": "yes or no", "str": "text", "dict": "names with values",
 }  # fmt: skip
 _YES_OR_NO = frozenset(["yes", "no", "true", "false", "on", "off", "y", "n", "1", "0"])
+_TRUTH = {"true": "yes", "on": "yes", "y": "yes", "false": "no", "off": "no", "n": "no"}
 _LARGEST = 2**53  # the largest whole number that JavaScript and every JSON reader keep exactly
 _in_short = reprlib.Repr()
 _in_short.maxstring = _in_short.maxother = _in_short.maxlong = 80
@@ -227,7 +228,9 @@ def _text(text: str, name: str, where: str) -> str:
 
 
 def _choice(text: str, choices: tuple[str, ...]) -> str:
-    """A choice in any case: `AdamW8bit` is `adamw8bit`."""
+    """A choice in any case: `AdamW8bit` is `adamw8bit`; between yes and no also what a truth value is written as."""
+    if {"yes", "no"} <= {*choices}:
+        text = _TRUTH.get(text.strip().lower(), text)
     return next((choice for choice in choices if choice.lower() == text.strip().lower()), text)
 
 

@@ -94,7 +94,7 @@ SDXL_WHOLE = Variant(
     {
         "learning_rate": 1e-6,
         "train_text_encoder": False,
-        "gradient_checkpointing": True,
+        "gradient_checkpointing": "yes",
     },
     "B",
     "Whole SDXL checkpoints: the UNet alone at 4e-7 to 1e-6, until your eyes say stop.",

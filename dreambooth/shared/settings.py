@@ -371,7 +371,13 @@ class TrainingSettings:
         label="Precision of the trained weights",
         choices=("float32", "bfloat16"),
     )
-    gradient_checkpointing: bool = setting(False, "Less memory, about a quarter more time.")
+    gradient_checkpointing: str = setting(
+        "auto",
+        "Blocks of the UNet that are computed twice instead of kept: less memory, about a quarter more time if all are "
+        "(yes). A number: so many.",
+        choices=("auto", "yes", "no"),
+        other=(r"\d{1,4}", "a number of blocks, those first that hold most"),
+    )
     snr_gamma: float = setting(
         0.0,
         "min-SNR weighting (arXiv 2303.09556); 5 is usual. 0: off.",

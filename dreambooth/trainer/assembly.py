@@ -13,6 +13,7 @@ from dreambooth.shared.config import to_mapping
 from dreambooth.trainer import text
 from dreambooth.trainer.adapters.attached import attach
 from dreambooth.trainer.adapters.results import from_base
+from dreambooth.trainer.checkpointing import checkpoint_units, units_of, wanted
 from dreambooth.trainer.convert import LoadedModel
 from dreambooth.trainer.draws import words
 from dreambooth.trainer.ema import EMA, OptimizersAverage
@@ -94,12 +95,11 @@ def trained_weights(plan: Plan, model: LoadedModel) -> TrainedWeights:
         _want_gradients(plan, model)
     for name in plan.trained:
         model.components[name].train()
-    if training.gradient_checkpointing:
-        model.components["unet"].train()  # diffusers checkpoints in training mode only
-        model.components["unet"].enable_gradient_checkpointing()  # type: ignore[operator]
-        if plan.trains_text:
-            for encoder in encoders:
-                encoder.gradient_checkpointing_enable()  # type: ignore[operator]
+    count = wanted(training.gradient_checkpointing, units_of(model))
+    checkpoint_units(model.components["unet"], count)
+    if count and plan.trains_text:
+        for encoder in encoders:
+            encoder.gradient_checkpointing_enable()  # type: ignore[operator]
     if plan.machine.attention == "xformers":
         model.components["unet"].enable_xformers_memory_efficient_attention()  # type: ignore[operator]
     weights = TrainedWeights(model, tuple(plan.trained), attached=attached)

@@ -15,6 +15,8 @@ import torch
 from torch import nn
 from torch.nn import functional
 
+from dreambooth.trainer.checkpointing import again, draws
+
 _EPSILON = 1e-5
 
 
@@ -93,9 +95,7 @@ class CLIPTextEncoder(nn.Module):
         return pooled
 
     def _checkpointed(self, layer: nn.Module, x: torch.Tensor) -> torch.Tensor:
-        from torch.utils.checkpoint import checkpoint
-
-        out: torch.Tensor = checkpoint(layer, x, use_reentrant=False)
+        out: torch.Tensor = again(layer, x, keep_random_state=draws(layer))
         return out
 
 

@@ -15,6 +15,7 @@ import torch
 
 from dreambooth.shared.config import to_mapping
 from dreambooth.shared.runfolder import RunFolder, is_run
+from dreambooth.trainer.checkpointing import units_of, wanted
 from dreambooth.trainer.previews import STEPS as PREVIEW_STEPS
 from dreambooth.trainer.sizes import parameters
 
@@ -186,7 +187,8 @@ def _computed(plan: Plan) -> Expected:
     area = (plan.settings.images.resolution / SIDE) ** 2
     forward = FORWARD * weights["unet"] / UNET_WEIGHTS * area
     backward = BACKWARD_TO_ADAPTERS if plan.adapter else BACKWARD
-    passes = 1 + backward + (AGAIN if training.gradient_checkpointing else 0)
+    units = units_of(plan.base)
+    passes = 1 + backward + AGAIN * wanted(training.gradient_checkpointing, units) / units
     images = plan.batch // plan.processes * (2 if plan.prior else 1)
     moved = ADAM_BYTES * sum(plan.trained.values()) / bandwidth
     tensors = sum(len(plan.base.description.bindings[name]) for name in plan.trained)

@@ -22,6 +22,7 @@ from dreambooth.trainer.adapters.results import check_prior, from_base
 from dreambooth.trainer.advice import Surroundings, concept_facts
 from dreambooth.trainer.buckets import Size, bucket_sizes
 from dreambooth.trainer.captions import Variation
+from dreambooth.trainer.checkpointing import with_checkpointing
 from dreambooth.trainer.convert import LoadedModel, load_model
 from dreambooth.trainer.dataset import Augmentation, DataPlan, plan_data
 from dreambooth.trainer.eightbit import Verdict
@@ -189,6 +190,7 @@ def make_plan(
     components = _trained_components(settings, base)
     adapter = adapter_plan(settings, base, components)
     settings, rates = with_rates(with_resolved(settings, adapter))
+    settings = with_checkpointing(settings, base)
     settings = _with_folders(settings)
     found = survey_of(settings, base)
     settings = _with_steps(settings, found, processes)

@@ -121,6 +121,12 @@ def test_the_last_form_is_remembered_right_or_wrong(tmp_path):
     assert last.load() == {"resolution": "wrong", "concepts": [{"instance_prompt": "x"}]}
 
 
+def test_a_form_from_when_a_choice_was_yes_or_no_is_drawn_as_it_was(tmp_path) -> None:
+    path = tmp_path / "form.json"
+    path.write_text('{"gradient_checkpointing": true, "use_ema": true, "concepts": []}', encoding="utf-8")
+    assert forms.LastForm(path).load() == {"gradient_checkpointing": "yes", "use_ema": True, "concepts": []}
+
+
 def test_names_of_another_version_are_forgotten(tmp_path):
     last = forms.LastForm(tmp_path / "form.json")
     last.save({"resolution": 64, "gone": 1, "concepts": [{"instance_prompt": "x", "n_save_sample": 1}, 7]})

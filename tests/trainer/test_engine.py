@@ -12,6 +12,7 @@ import torch
 import training_rig
 from accelerate.state import AcceleratorState
 from training_rig import (
+    ALL_UNITS,
     SD1,
     accelerator,
     embed,
@@ -258,7 +259,9 @@ def test_accumulated_batches_give_the_gradient_of_one_large_batch(tmp_path):
 
 def test_gradient_checkpointing_gives_the_same_gradients(tmp_path):
     trained = ("unet", "text_encoder")
-    kept, made_again = (gradients_of(tmp_path, trained=trained, checkpointing=on) for on in (False, True))
+    kept, made_again = (
+        gradients_of(tmp_path, trained=trained, checkpointing=count) for count in (0, ALL_UNITS)
+    )
     assert all(torch.equal(one, other) for one, other in zip(kept, made_again, strict=True))
 
 
@@ -268,8 +271,8 @@ def _note(calls: list[str], name: str, *_: object) -> None:
 
 def test_checkpointing_really_computes_again(tmp_path):
     counts = []
-    for on in (False, True):
-        rig = make_rig(tmp_path, checkpointing=on, trained=("unet", "text_encoder"))
+    for count in (0, ALL_UNITS):
+        rig = make_rig(tmp_path, checkpointing=count, trained=("unet", "text_encoder"))
         calls = []
         for name, place in (
             ("unet", "down_blocks.0.resnets.0.conv1"),
@@ -284,7 +287,7 @@ def test_checkpointing_really_computes_again(tmp_path):
 
 
 def test_a_text_encoder_alone_can_be_trained(tmp_path):
-    rig = make_rig(tmp_path, trained=("text_encoder",), checkpointing=True)
+    rig = make_rig(tmp_path, trained=("text_encoder",), checkpointing=ALL_UNITS)
     unet = {name: p.clone() for name, p in rig.model.components["unet"].state_dict().items()}
     before = rig.bits()
     rig.train(0, 2)

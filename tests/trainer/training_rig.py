@@ -18,6 +18,7 @@ from dreambooth.trainer.assembly import complete_torch
 from dreambooth.trainer.batches import StepBatches
 from dreambooth.trainer.cache import Latents
 from dreambooth.trainer.captions import Variation
+from dreambooth.trainer.checkpointing import checkpoint_units
 from dreambooth.trainer.dataset import Augmentation, DataPlan, plan_data
 from dreambooth.trainer.draws import words
 from dreambooth.trainer.ema import EMA, OptimizersAverage
@@ -39,6 +40,7 @@ from dreambooth.trainer.text_cache import CachedText, TextEncoder, TokenText
 CPU = torch.device("cpu")
 WIDTH = 32
 WORDS = 100
+ALL_UNITS = 1000
 SD1 = FAMILIES["sd1"]
 
 
@@ -137,7 +139,7 @@ class Options:
     ema_decay: float | None = None
     schedule: Schedule | None = None
     snr_gamma: float = 0.0
-    checkpointing: bool = False
+    checkpointing: int = 0  # units of the UNet; the text encoder's layers with any
     scaler: Any = None
     keep: int = 1
     training: TrainingSettings = field(default_factory=lambda: TrainingSettings(learning_rate=1e-3))
@@ -194,7 +196,7 @@ def make_rig(folder: Path, **changes: Any) -> Rig:
         for unused in text.unused_modules([encoder], SD1, options.clip_skip):
             unused.requires_grad_(False)
     if options.checkpointing:
-        unet.train().enable_gradient_checkpointing()  # type: ignore[operator]
+        checkpoint_units(unet, options.checkpointing)
         if trains_text:
             # said, since transformers before 5 takes the other by itself; the trainer's own encoder has this one
             encoder.gradient_checkpointing_enable({"use_reentrant": False})  # type: ignore[operator]

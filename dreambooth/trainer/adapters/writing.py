@@ -141,7 +141,7 @@ def training_metadata(settings: Settings, learned: Mapping[str, Any]) -> dict[st
         "ss_lr_warmup_steps": training.lr_warmup_steps,
         "ss_optimizer": training.optimizer,
         "ss_gradient_accumulation_steps": training.gradient_accumulation_steps,
-        "ss_gradient_checkpointing": training.gradient_checkpointing,
+        "ss_gradient_checkpointing": training.gradient_checkpointing != "no",
         "ss_total_batch_size": training.train_batch_size * training.gradient_accumulation_steps,
         "ss_max_grad_norm": training.max_grad_norm,
         "ss_min_snr_gamma": training.snr_gamma or None,
