@@ -64,13 +64,38 @@
                 return fill(known(key), values);
             }
         }
-        return text;
+        return afterPlace(text);
+    };
+
+    /** `place: what`, where the place is a file or a setting, and only what is said of it is known. */
+    function afterPlace(text) {
+        const at = text.indexOf(": ");
+        const rest = at > 0 ? text.slice(at + 2) : "", said = rest ? db.said(rest) : "";
+        return said === rest ? text : db.said(text.slice(0, at)) + ": " + said;
+    }
+
+    let labels = null;
+
+    /** The labels that settings have in the page, by their names in a file. */
+    function settingLabels() {
+        const groups = (db.page || {}).groups || [];
+        const entries = [...((db.page || {}).concept_fields || []), ...groups.flatMap((group) => group.fields)];
+        return new Map(entries.map((entry) => [entry.name, entry.label]));
+    }
+
+    /** A text whose settings are called as the page calls them: the trainer writes their names as a file has them. */
+    db.named = function (text) {
+        labels = labels && labels.size ? labels : settingLabels();
+        return text.replace(/`(\w+)`|(^|[^\w./\\-])([a-z]+(?:_[a-z0-9]+)+)(?![\w/\\-]|\.\w)/g, (whole, quoted, before, name) => {
+            const label = labels.get(quoted || name);
+            return label ? (before || "") + db.t("“{label}”", {label: db.t(label)}) : whole;
+        });
     };
 
     /** Words of the trainer's as sentences: it writes them as parts of a line. Paths and names stay as they are. */
     db.sentences = function (...texts) {
         return texts.filter(Boolean).map((text) => {
-            let sentence = db.said(text).trim();
+            let sentence = db.named(db.said(text)).trim();
             if (/^[a-z]+(?=[ ,'’])/.test(sentence)) {
                 sentence = sentence[0].toUpperCase() + sentence.slice(1);
             }

@@ -18,6 +18,7 @@ from pathlib import Path
 import pytest
 import tiny
 import torch
+import translations
 from PIL import Image
 from safetensors.torch import save_file
 from tiny import config, dreambooth, tree
@@ -419,6 +420,64 @@ def test_a_concept_of_which_nothing_can_be_told_keeps_its_place_among_the_remark
     assert dreambooth("plan", config(tmp_path, concepts=concepts), "--json") == 2
     nothing, facts = json.loads(capsys.readouterr().out)["concepts"]
     assert nothing == {} and facts["images"] == 3
+
+
+def a_name_that_another_run_has(folder: Path) -> dict:
+    assert dreambooth("train", config(folder)) == 0
+    return {"max_train_steps": 3}
+
+
+def a_rate_out_of_range(folder: Path) -> dict:
+    return {"learning_rate": -1}
+
+
+COMMON = [
+    *(make for make, _ in WRONG),
+    *(a_name_that_another_run_has, a_rate_out_of_range),
+    lambda folder: {"resolution": 7},
+    lambda folder: {"resolution": 70},
+    lambda folder: {"resolution": 5000},
+    lambda folder: {"prior_loss_weight": 1, "num_class_images": 0},
+    lambda folder: {"background": "no colour"},
+    lambda folder: {"use_ema_weights": True},
+    lambda folder: {"vae": str(folder / "no.vae.pt")},
+    lambda folder: {"clip_skip": 40},
+    lambda folder: {"optimizer": "adamw9bit"},
+    lambda folder: {"optimizer_args": {"weight": "1"}},
+    lambda folder: {"lr_scheduler": "slow"},
+    lambda folder: {"mixed_precision": "fp16"},
+    lambda folder: {"train_unet": False, "train_text_encoder": True, "text_encoder_stop": 0.5},
+    lambda folder: {"output_kind": "lora", "rank": 500},
+    lambda folder: {"output_kind": "lora", "target_blocks": "nose"},
+    lambda folder: {"output_kind": "lora", "init_from": str(folder / "no.safetensors")},
+    lambda folder: {"prior": "base_prediction"},
+    lambda folder: {"snr_gamma": "high"},
+    lambda folder: {"concepts": [concept(class_data_dir=str(tiny.photos()))]},
+    lambda folder: {"concepts": [concept(instance_prompt="[filewords]")]},
+    lambda folder: {"concepts": [concept(instance_prompt="")]},
+    lambda folder: {"concepts": [concept(repeats="often")]},
+    lambda folder: {"concepts": [concept(repeats=0)]},
+    lambda folder: {"concepts": [concept(instance_data_dir="")]},
+    lambda folder: {"concepts": str(folder / "nowhere.json")},
+    lambda folder: {"sample_prompts": ["photo of sks cat"], "sample_size": "big"},
+]
+
+
+@pytest.mark.parametrize("make", COMMON)
+def test_what_a_form_is_refused_for_most_often_is_said_in_chinese_too(
+    make, tmp_path, capsys, monkeypatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    path = config(tmp_path, **make(tmp_path))
+    capsys.readouterr()
+    assert dreambooth("plan", path, "--json") == 2
+    error = json.loads(capsys.readouterr().out)["error"]
+    known = translations.table()
+    missing = [
+        *translations.untranslated(error["text"], known),
+        *translations.untranslated(error["remedy"], known),
+    ]
+    assert missing == []
 
 
 def test_inspect_answers_in_json_also_what_is_wrong(tmp_path, capsys) -> None:

@@ -154,7 +154,7 @@ def bad_images_error(bad: Sequence[str]) -> InputError:
     what = "an image cannot be used" if len(bad) == 1 else f"{len(bad)} images cannot be used"
     return InputError(
         "\n  ".join([f"{what}:", *bad]),
-        remedy="Replace or remove them, or turn on Leave out bad images (allow_bad_images: true).",
+        remedy="Replace or remove them, or set allow_bad_images: yes to leave them out.",
     )
 
 

@@ -15,7 +15,7 @@ ROOT = Path(__file__).resolve().parents[2]
 def test_an_error_of_several_lines_is_translated_line_by_line_and_a_photo_has_its_own_name(page):
     table = json.loads((ROOT / "localizations" / "zh_CN.json").read_text(encoding="utf-8"))
     text = "2 images cannot be used:\n  eins.jpg: it is damaged (too short)\n  zwei.png: the file is empty"
-    remedy = "Replace or remove them, or turn on Leave out bad images (allow_bad_images: true)."
+    remedy = "Replace or remove them, or set allow_bad_images: yes to leave them out."
     error = {"error": {"text": text, "where": "concepts[0].instance_data_dir", "remedy": remedy}}
     file = {
         "name": "0123.jpg",
@@ -32,7 +32,7 @@ def test_an_error_of_several_lines_is_translated_line_by_line_and_a_photo_has_it
     page.wait_for_selector("#dbt_view_new .dbt-plan :text('有 2 张图片不能使用')")
     shown = page.inner_text(".dbt-plan")
     assert "eins.jpg: 它已损坏（too short）" in shown and "zwei.png: 文件为空" in shown
-    assert table[remedy] in shown
+    assert table[remedy].replace("allow_bad_images", f"“{table['Leave out bad images']}”") in shown
     assert page.get_attribute(".dbt-thumb", "title").startswith("eins.jpg")
     assert page.get_attribute(".dbt-thumb", "data-name") == "0123.jpg"
 
@@ -98,3 +98,20 @@ def test_a_sentence_of_the_trainers_is_shown_in_chinese_with_its_values(page, sa
     table = json.loads((ROOT / "localizations" / "zh_CN.json").read_text(encoding="utf-8"))
     FakeWebUI(page, localization=table).open()
     assert page.evaluate("(text) => window.dreamboothTrainer.said(text)", said) == shown
+
+
+@pytest.mark.parametrize(
+    ("language", "said", "shown"),
+    [
+        ("", "`learning_rate` cannot be -1", "“Learning rate” cannot be -1."),
+        ("", "set overwrite: yes, or num_class_images: 0", "Set overwrite: yes, or “Class images”: 0."),
+        ("", "no file: /a/use_ema/x, C:\\use_ema, use_ema.pt", "No file: /a/use_ema/x, C:\\use_ema, use_ema.pt."),
+        ("zh_CN", "concept 2, class_data_dir: is not a folder: /x", "概念 2，“类别图像文件夹”: 不是文件夹：/x。"),
+        ("zh_CN", "`max_train_steps` cannot be 'many'", "“步数” 不能是 'many'。"),
+    ],
+)  # fmt: skip
+def test_a_setting_is_called_as_the_page_calls_it(page, language, said, shown):
+    known = ROOT / "localizations" / f"{language}.json"
+    table = json.loads(known.read_text(encoding="utf-8")) if language else None
+    FakeWebUI(page, localization=table).open()
+    assert page.evaluate("(text) => window.dreamboothTrainer.sentences(text)", said) == shown
