@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from .errors import InputError, concerning
+from .paths import is_from_windows
 from .text_files import read_text
 from .tolerant_json import BrokenJSON, loads
 
@@ -226,4 +227,4 @@ def _against(folder: Path, given: str) -> str:
     with contextlib.suppress(RuntimeError):  # `~nobody`: no user, so a name like any other
         path = path.expanduser()
     # a Windows path read elsewhere is kept as it is, so that the message about it names what the user wrote
-    return str(path) if path.is_absolute() or given[1:3] in (":\\", ":/") else str(folder / path)
+    return str(path) if path.is_absolute() or is_from_windows(given) else str(folder / path)

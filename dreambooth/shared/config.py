@@ -25,6 +25,7 @@ from .concepts import ConceptsFile, concepts_from, read_concepts
 from .db_config import PATH_KEYS as DB_PATHS
 from .db_config import from_db_config, is_db_config
 from .errors import InputError, concerning
+from .paths import is_from_windows
 from .settings import GROUPS, Settings
 from .settings_file import parse_yaml, read_file
 
@@ -119,6 +120,8 @@ def _absolute(value: Any, folder: Path) -> Any:
         return value
     if value in _EMPTY:
         return ""
+    if is_from_windows(value):  # so that the message about it names what the user wrote
+        return value
     path = Path(value)
     with contextlib.suppress(RuntimeError):  # `~nobody`: no user, so a name like any other
         path = path.expanduser()

@@ -22,6 +22,7 @@ _RESERVED = {"con", "prn", "aux", "nul", "conin$", "conout$"} | {
 }
 _NOT_FOR_FOLDERS = {errno.EINVAL, errno.ENOTSUP, errno.EBADF}
 _FORBIDDEN = re.compile(r'[<>:"/\\|?*\x00-\x1f\x7f\ud800-\udfff]')
+_ON_A_DRIVE = re.compile(r"[A-Za-z]:[\\/]")
 
 
 def user_data_dir() -> Path:
@@ -172,9 +173,21 @@ def _is_there(path: Path) -> bool:
         return False
 
 
+def is_from_windows(text: str) -> bool:
+    """Whether a path is one of Windows' drives and this is no Windows: here it would be a name like any other."""
+    return os.name != "nt" and _ON_A_DRIVE.match(text) is not None
+
+
 def check_writable(folder: Path, *, setting: str) -> None:
     """Raises InputError if nothing can be written into `folder` (or where it would be made)."""
     place = existing_parent(folder)
+    to_be_made = str(folder.absolute().relative_to(place))
+    if is_from_windows(to_be_made):
+        raise InputError(
+            f"{to_be_made} is a path of Windows, and this is another system",
+            where=setting,
+            remedy="name a folder of this machine",
+        )
     if not place.is_dir():
         problem = f"{place} is a file, not a folder" if _is_there(place) else f"there is no drive {place}"
         raise InputError(problem, where=setting, remedy="name a folder")

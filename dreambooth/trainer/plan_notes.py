@@ -28,7 +28,7 @@ def notes_on_model(settings: Settings, base: LoadedModel) -> list[str]:
         notes.append("the model's own averaged (EMA) weights are left out of the result")
     if settings.model.clip_skip > 1 and not base.identified.family.clip_skip:
         notes.append(f"clip_skip is ignored by {base.identified.family.title}, as the WebUI does")
-    notes += _trained_before(base.source.metadata)
+    notes += _trained_before(base.source.metadata) + _without_effect(settings)
     return notes + _contradiction(settings, base) + _notes_on_family(settings, base)
 
 
@@ -38,6 +38,27 @@ def notes_on_time(seconds: float | None) -> list[str]:
     if days <= LONG:
         return []
     return [f"this takes about {days:,.0f} days: are so many steps or class images meant?"]
+
+
+def _without_effect(settings: Settings) -> list[str]:
+    """Settings that were given and that the others leave nothing to do."""
+    training, notes = settings.training, []
+    if training.lr_warmup_steps and training.lr_scheduler == "constant":
+        notes.append(
+            "lr_warmup_steps has no effect with lr_scheduler: constant; constant_with_warmup has a warm-up"
+        )
+    elif training.lr_warmup_steps >= training.max_train_steps:
+        notes.append(
+            f"the learning rate never reaches its value: it rises for {training.lr_warmup_steps} steps "
+            f"(lr_warmup_steps) of {training.max_train_steps}"
+        )
+    if settings.captions.keep_tokens and not settings.captions.shuffle_tags:
+        notes.append("keep_tokens has no effect without shuffle_tags")
+    if not training.train_text_encoder and (
+        training.text_encoder_learning_rate or training.text_encoder_stop < 1
+    ):
+        notes.append("the text encoder is not trained: its learning rate and its stop have no effect")
+    return notes
 
 
 def _trained_before(metadata: Mapping[str, str]) -> list[str]:

@@ -398,8 +398,9 @@ def test_windows_paths_in_json_may_have_single_backslashes(folder: Path) -> None
         '{"model": "C:\\models\\new.ckpt", "concepts": [{"instance_data_dir": "D:\\neue\\bilder\\"}]} // mine'
     )
     found = load(folder, content, name="config.json")
-    assert found["model"].endswith("C:\\models\\new.ckpt")
-    assert found["concepts"][0]["instance_data_dir"].endswith("D:\\neue\\bilder\\")
+    # as it was written on other systems too, where messages name it
+    assert found["model"] == "C:\\models\\new.ckpt"
+    assert found["concepts"][0]["instance_data_dir"].startswith("D:\\neue\\bilder")
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows' file names are Unicode")

@@ -214,6 +214,20 @@ def test_a_folder_that_can_be_written_or_made_passes_and_nothing_is_left_in_it(t
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="there it is a path like any other")
+@pytest.mark.parametrize("given", ["C:\\results\\new", "d:/results"])
+def test_a_path_of_windows_is_no_name_of_a_folder_elsewhere(
+    given: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for folder in (Path(given), Path(given).absolute()):
+        with pytest.raises(InputError, match="is a path of Windows") as error:
+            paths.check_writable(folder, setting="output_dir")
+        assert error.value.where == "output_dir" and error.value.what.startswith(given)
+    Path("c:").mkdir()  # what is there may have any name
+    paths.check_writable(Path("c:/below"), setting="output_dir")
+
+
 def test_a_file_where_a_folder_should_be_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     for folder in (tmp_path / "file", tmp_path / "file" / "below"):

@@ -188,6 +188,28 @@ def test_a_prediction_type_against_what_the_file_says_is_a_note(tmp_path) -> Non
 
 
 @pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"lr_warmup_steps": 2}, "lr_warmup_steps has no effect with lr_scheduler: constant"),
+        ({"lr_warmup_steps": 9, "lr_scheduler": "cosine"}, "never reaches its value: it rises for 9 steps"),
+        ({"lr_warmup_steps": 2, "lr_scheduler": "cosine"}, None),
+        ({"keep_tokens": 1}, "keep_tokens has no effect"),
+        ({"keep_tokens": 1, "shuffle_tags": True}, None),
+        ({"text_encoder_stop": 0.5, "train_text_encoder": False}, "the text encoder is not trained"),
+        (
+            {"text_encoder_learning_rate": 1e-5, "train_text_encoder": False},
+            "the text encoder is not trained",
+        ),
+        ({"text_encoder_learning_rate": 1e-5, "text_encoder_stop": 0.5}, None),
+    ],
+)
+def test_a_setting_that_the_others_leave_without_effect_is_a_note(given, said, tmp_path) -> None:
+    notes = planned(tmp_path, max_train_steps=9, **given).notes
+    found = [note for note in notes if "no effect" in note or "never reaches" in note]
+    assert len(found) == (said is not None) and all(said in note for note in found)
+
+
+@pytest.mark.parametrize(
     ("stated", "noted"),
     [
         ('{"concepts": [{"instance_prompt": "photo of sks cat"}], "resolution": 64}', True),
