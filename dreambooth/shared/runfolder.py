@@ -1,6 +1,6 @@
 """The run folder: the border between the processes. Everything that outlives a process is in it.
 
-config.yaml · log.txt · events.jsonl · commands/ · lock · state/step-N/ · samples/ · result.json
+config.yaml · log.txt · events.jsonl · commands/ · lock · state/step-N/ · samples/ · result.json · stepped_down.json
 """
 
 from __future__ import annotations

@@ -17,7 +17,7 @@ from dreambooth.trainer.checkpointing import checkpoint_units, units_of, wanted
 from dreambooth.trainer.convert import LoadedModel
 from dreambooth.trainer.draws import words
 from dreambooth.trainer.ema import EMA, OptimizersAverage
-from dreambooth.trainer.engine import Denoiser, Half, Teacher
+from dreambooth.trainer.engine import Denoiser, Half, Teacher, TrainingEngine
 from dreambooth.trainer.keeper import TrainedWeights
 from dreambooth.trainer.loop import Cadence
 from dreambooth.trainer.objectives import Objective, scaled_linear_alphas_cumprod, zero_terminal_snr
@@ -25,6 +25,7 @@ from dreambooth.trainer.optimizers import GradScaler, ParameterGroup, Stepper, a
 from dreambooth.trainer.plan import Plan, trackers_of
 from dreambooth.trainer.rounding import StochasticRounding
 from dreambooth.trainer.schedules import Schedule
+from dreambooth.trainer.stepdown import Rung
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -87,7 +88,6 @@ def rest(plan: Plan, model: LoadedModel) -> None:
 def trained_weights(plan: Plan, model: LoadedModel) -> TrainedWeights:
     """Makes what is trained want gradients, as the settings have it, and averages if they are asked for."""
     training = plan.settings.training
-    encoders = text.encoders_of(model.components, model.identified.family)
     attached = None
     if plan.adapter is not None:
         attached = attach(model.components, plan.adapter, training.seed)
@@ -95,17 +95,29 @@ def trained_weights(plan: Plan, model: LoadedModel) -> TrainedWeights:
         _want_gradients(plan, model)
     for name in plan.trained:
         model.components[name].train()
-    count = wanted(training.gradient_checkpointing, units_of(model))
-    checkpoint_units(model.components["unet"], count)
-    if count and plan.trains_text:
-        for encoder in encoders:
-            encoder.gradient_checkpointing_enable()  # type: ignore[operator]
+    _checkpoint(plan, model, training.gradient_checkpointing)
     if plan.machine.attention == "xformers":
         model.components["unet"].enable_xformers_memory_efficient_attention()  # type: ignore[operator]
     weights = TrainedWeights(model, tuple(plan.trained), attached=attached)
     if training.use_ema:
         weights.ema = EMA([parameter for *_, parameter in weights.parameters()], training.ema_decay)
     return weights
+
+
+def _checkpoint(plan: Plan, model: LoadedModel, setting: str) -> None:
+    count = wanted(setting, units_of(model))
+    checkpoint_units(model.components["unet"], count)
+    if count and plan.trains_text:
+        for encoder in text.encoders_of(model.components, model.identified.family):
+            encoder.gradient_checkpointing_enable()  # type: ignore[operator]
+
+
+def step_down(plan: Plan, model: LoadedModel, engine: TrainingEngine, rung: Rung) -> None:
+    """Has the steps from here on be made with what the run came to when memory ran out."""
+    if "gradient_checkpointing" in rung:
+        _checkpoint(plan, model, rung["gradient_checkpointing"])
+    if "forward_batch_size" in rung:
+        engine.forward_batch = rung["forward_batch_size"]
 
 
 def _want_gradients(plan: Plan, model: LoadedModel) -> None:

@@ -173,9 +173,9 @@ class TrainingEngine:
 
         Raises RunFailed when the step before had a NaN or infinite loss or gradient (weights are unharmed).
         """
+        self.stepper.begin(step)
         if not self._text_left and not self._text_span.active(step):
             self._leave_text_encoder()
-        self.stepper.begin(step)
         self.stepper.set_rates(lambda rate: self._schedule.factor(step, rate))
         self._before_step(step)
         # a teacher has text encoders of its own, which the embeddings of the trained ones say nothing of

@@ -16,18 +16,25 @@ from dreambooth.trainer.tensor_steps import TensorSteps
 class FusedBackward:
     """Has every backward pass step the parameters that it reaches.
 
-    `failed` (a scalar on the device) becomes 1 once a gradient was not finite; it never reaches the weights.
+    `failed` (a scalar on the device) becomes 1 once a gradient was not finite; it never reaches the weights. `begun`:
+    whether the backward pass at hand has reached a parameter.
     """
 
     def __init__(self, steps: TensorSteps, max_norm: float) -> None:
         self._steps = steps
         self._max_norm = max_norm
+        self.begun = False
         self.failed = torch.zeros((), device=steps.parameters[0][1].device)
         for group, parameter in steps.parameters:
             parameter.register_post_accumulate_grad_hook(functools.partial(self._step, group))
 
+    def begin(self) -> None:
+        """Before a backward pass."""
+        self.begun = False
+
     @torch.no_grad()
     def _step(self, group: int, parameter: torch.Tensor) -> None:
+        self.begun = True
         gradient = parameter.grad
         assert gradient is not None
         norm = torch.linalg.vector_norm(gradient, dtype=torch.float32)

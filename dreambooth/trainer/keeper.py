@@ -23,6 +23,7 @@ from dreambooth.trainer.optimizers import group_memory, page_again
 from dreambooth.trainer.outputs import Outputs
 from dreambooth.trainer.results import Trained
 from dreambooth.trainer.rounding import as_float32
+from dreambooth.trainer.stepdown import is_out_of_memory
 from dreambooth.trainer.weights import Written
 
 WriteCheckpoint = Callable[[Path, Trained], Written]
@@ -175,7 +176,9 @@ class RunKeeper:
             return
         try:
             written = self._write_checkpoint(self._outputs.at_step(step), self._weights.result())
-        except (DreamboothError, OSError) as error:
+        except Exception as error:
+            if not isinstance(error, (DreamboothError, OSError)) and not is_out_of_memory(error):
+                raise
             self._emit("warning", text=f"no checkpoint of step {step}: {error}")
             return
         self._emit("exported", step=step, path=written.path, sha256=written.sha256)

@@ -135,6 +135,7 @@ class Stepper:
     ) -> None:
         """`fused_backward`: the weights move within the backward pass, see fused_backward.py; `rounding`: they are in
         bfloat16."""
+        self._stepping = False
         self.optimizer = optimizer
         self.max_grad_norm = max_grad_norm
         self.scaler = scaler
@@ -154,8 +155,16 @@ class Stepper:
 
     def begin(self, step: int) -> None:
         """Before the backward pass of a step: what is random in it is that step's."""
+        self._stepping = False
+        if self._early is not None:
+            self._early.begin()
         if self._rounding is not None:
             self._rounding.begin(step)
+
+    @property
+    def touched(self) -> bool:
+        """Whether the step that was begun last may have reached the weights, or what the optimizer remembers."""
+        return self._stepping or (self._early is not None and self._early.begun)
 
     def set_rates(self, factor: Callable[[float], float]) -> None:
         """Sets each group's learning rate to its base rate times `factor(base rate)`."""
@@ -179,6 +188,7 @@ class Stepper:
         Returns False if a loss scaler found the scale too large: nothing was changed, and the same step must be
         made again. A NaN or infinite gradient or loss without a scaler is kept in `failed` instead.
         """
+        self._stepping = True
         if self._early is not None:
             self._finish_tensors()
             broken = (~torch.isfinite(loss)).float()

@@ -14,6 +14,7 @@ from dreambooth.shared.settings import Settings
 from dreambooth.trainer.convert import LoadedModel
 from dreambooth.trainer.pictures import parameters_text, png_bytes
 from dreambooth.trainer.sample import SAMPLERS, SampleRequest, ShouldStop, sample
+from dreambooth.trainer.stepdown import first_line, free_memory, is_out_of_memory
 from dreambooth.trainer.survey import Survey
 from dreambooth.trainer.tokenizer import Tokenizer
 
@@ -80,16 +81,37 @@ class Previews:
         self._folder.mkdir(exist_ok=True)
         self._emit("progress", name="samples", done=0, of=len(self._requests))
         made: dict[int, Path] = {}
+        at_once = self._settings.prior.sample_batch_size
+        try:
+            self._make(step, model, dtype, made, at_once)
+            return [made[number] for number in sorted(made)]
+        except Exception as error:
+            if not is_out_of_memory(error) or at_once == 1:
+                raise
+            why = first_line(error)
+        free_memory()
+        self._emit(
+            "warning", text=f"memory ran out ({why}): the sample pictures of step {step} are made one by one"
+        )
+        self._make(step, model, dtype, made, 1)
+        return [made[number] for number in sorted(made)]
+
+    def _make(
+        self, step: int, model: LoadedModel, dtype: torch.dtype | None, made: dict[int, Path], at_once: int
+    ) -> None:
+        """Makes those that are not in `made` yet, and adds them."""
+        missing = [number for number in range(len(self._requests)) if number not in made]
         pictures = sample(
             model,
             self._tokenizer,
-            self._requests,
-            batch_size=self._settings.prior.sample_batch_size,
+            [self._requests[number] for number in missing],
+            batch_size=at_once,
             clip_skip=self._settings.model.clip_skip,
             dtype=dtype,
             should_stop=self._should_stop,
         )
-        for number, image in pictures:
+        for place, image in pictures:
+            number = missing[place]
             request = self._requests[number]
             title = SAMPLERS[request.sampler].title
             parameters = parameters_text(
@@ -105,7 +127,6 @@ class Previews:
             )
             made[number] = path
             self._emit("progress", name="samples", done=len(made), of=len(self._requests))
-        return [made[number] for number in sorted(made)]
 
     def are_made(self, step: int) -> bool:
         """Whether all pictures of a step are there."""

@@ -31,6 +31,7 @@ from dreambooth.trainer.plan import Plan, make_plan, open_base, versions
 from dreambooth.trainer.processes import Processes, join_processes
 from dreambooth.trainer.reporter import Reporter
 from dreambooth.trainer.session import Session
+from dreambooth.trainer.stepdown import first_line, is_out_of_memory
 
 DONE, FAILED = 0, 1
 
@@ -256,9 +257,9 @@ def _line(error: DreamboothError) -> str:
 
 def _explained(error: BaseException, folder: RunFolder) -> DreamboothError:
     """An error that nobody foresaw, or a full memory, as one message; the traceback is in the run's log."""
-    if isinstance(error, (torch.cuda.OutOfMemoryError, MemoryError)) or "not enough memory" in str(error):
+    if is_out_of_memory(error):
         return DreamboothError(
-            f"memory ran out: {str(error).splitlines()[0] if str(error) else 'no more to be had'}",
+            f"memory ran out: {first_line(error)}",
             remedy="turn gradient_checkpointing on, lower train_batch_size or resolution, or train without the text "
             f"encoder (train_text_encoder: no); the last saved state in {folder.path} is intact",
         )

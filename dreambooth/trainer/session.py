@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -20,7 +21,7 @@ from dreambooth.trainer.adapters.merging import Request
 from dreambooth.trainer.adapters.writing import learned_from
 from dreambooth.trainer.batches import StepBatches
 from dreambooth.trainer.checkpoint import latest_step
-from dreambooth.trainer.class_images import make_class_images, plan_class_images, recipe_of
+from dreambooth.trainer.class_phase import ClassPhase
 from dreambooth.trainer.control import Inbox
 from dreambooth.trainer.convert import LoadedModel, load_model
 from dreambooth.trainer.dataset import DataPlan
@@ -33,6 +34,14 @@ from dreambooth.trainer.plan import Plan, data_plan, runs_dir_of, survey_of
 from dreambooth.trainer.previews import Previews, preview_requests
 from dreambooth.trainer.processes import ALONE, Processes, SharedInbox, SharedKeeper
 from dreambooth.trainer.results import Trained
+from dreambooth.trainer.stepdown import (
+    GoBack,
+    SteppingDown,
+    described,
+    free_memory,
+    read_rungs,
+    stepped_down,
+)
 from dreambooth.trainer.steplog import MemoryProbe, StepLog
 from dreambooth.trainer.store import TensorStore
 from dreambooth.trainer.tokenizer import default_tokenizer
@@ -59,11 +68,12 @@ class Session:
         self.inbox = inbox
         self.processes = processes
         self.device = plan.machine.device
+        self._step_down()
         self.tokenizer = default_tokenizer()
         self.previews = Previews(
             folder.samples,
-            preview_requests(plan.settings, plan.survey),
-            plan.settings,
+            preview_requests(self.settings, plan.survey),
+            self.settings,
             self.tokenizer,
             emit,
             should_stop=self._should_stop,
@@ -77,23 +87,66 @@ class Session:
                 naming.remove_half_written(self.plan.outputs)
         self._restore_threads()
         assembly.make_deterministic(self.plan)
+        if rungs := self._step_down():
+            self.emit(
+                "warning", text=f"memory ran out in this run before: it goes on with {described(rungs)}"
+            )
         self._make_class_images()
         data = self._plan_data()
-        model = self._load_model()
         self._accelerator = assembly.make_accelerator(self.plan, self.folder.path)
-        encoding = self._encoding(data, model)
-        keeper, engine = self._prepare(data, model, encoding)
-        if self.processes.is_main:
-            encoding.store.trim()  # never what this run uses
         try:
-            self._train(keeper, engine)
+            keeper = self._trained(data)
             with self.processes.together():
                 if self.processes.is_main:
                     self._finish(keeper.trained)
         finally:
             self._accelerator.end_training()  # what trackers still hold is written; processes part
 
-    def _train(self, keeper: RunKeeper, engine: TrainingEngine) -> None:
+    def _trained(self, data: DataPlan) -> RunKeeper:
+        """Trains to the end. Where memory ran out in a step that may have reached the weights, all that was loaded is
+        given up, and the run goes on from its last saved state as a resumed one does."""
+        while True:
+            try:
+                return self._train_from_state(data)
+            except GoBack as error:
+                said = str(error)
+            free_memory()
+            saved = latest_step(self.folder.states)
+            place = (
+                "its beginning, since no state was saved yet"
+                if saved is None
+                else f"the state of step {saved}"
+            )
+            rungs = self._step_down()
+            self.emit(
+                "warning",
+                text=f"{said}, in a backward pass that steps the weights: the run goes back to {place}, and on from there "
+                f"with {described(rungs)}",
+                memory={"step": saved or 0, **rungs},
+            )
+
+    def _train_from_state(self, data: DataPlan) -> RunKeeper:
+        model = self._load_model()
+        encoding = self._encoding(data, model)
+        keeper, engine = self._prepare(data, model, encoding)
+        if self.processes.is_main:
+            encoding.store.trim()  # never what this run uses
+        training = self.settings.training
+        self._train(
+            keeper,
+            SteppingDown(
+                engine,
+                self.settings,
+                self.folder.path,
+                self.emit,
+                images=training.train_batch_size * (2 if self.plan.prior else 1),
+                change=lambda rung: assembly.step_down(self.plan, model, engine, rung),
+                processes=self.processes,
+            ),
+        )
+        return keeper
+
+    def _train(self, keeper: RunKeeper, engine: SteppingDown) -> None:
         inbox = SharedInbox(self.processes, self.inbox)
         start = keeper.restore(self.device) if latest_step(self.folder.states) is not None else 0
         self.emit("phase", name="training", of=self.plan.steps)
@@ -118,6 +171,13 @@ class Session:
         if threads.isdigit():
             torch.set_num_threads(int(threads))
 
+    def _step_down(self) -> dict[str, Any]:
+        """Goes on with what the run came to when memory ran out, now or before it was resumed."""
+        rungs = read_rungs(self.folder.path)
+        self.settings = stepped_down(self.settings, rungs)
+        self.plan = dataclasses.replace(self.plan, settings=self.settings)
+        return rungs
+
     def _should_stop(self) -> bool:
         return self.inbox is not None and self.inbox.should_stop()
 
@@ -135,28 +195,18 @@ class Session:
             return
         self.emit("phase", name="class images", of=missing)
         with self.processes.together():
-            self._make_own_class_images(missing)
-
-    def _make_own_class_images(self, missing: int) -> None:
-        """This process's part of the class images."""
-        model = self._base_model(self.plan.machine.compute_dtype)
-        recipe = recipe_of(
-            self.settings.prior,
-            resolution=self.settings.images.resolution,
-            clip_skip=self.settings.model.clip_skip,
-        )
-        before = 0
-        for folder in self.plan.survey.class_folders():
-            wanted = plan_class_images(folder, recipe).share(self.processes.index, self.processes.count)
-
-            def show(done: int, of: int, path: Path, before: int = before) -> None:
-                self.emit("progress", name="class images", done=before + done, of=missing)
-
-            if not make_class_images(
-                model, self.tokenizer, wanted, on_image=show, should_stop=self._should_stop
-            ):
-                self._check_stop()
-            before += len(wanted.missing)
+            phase = ClassPhase(
+                self.settings,
+                self._base_model(self.plan.machine.compute_dtype),
+                self.tokenizer,
+                self.folder.path,
+                self.emit,
+                self._should_stop,
+                self._check_stop,
+                self.processes,
+            )
+            phase.make(self.plan.survey.class_folders())
+        self._step_down()
 
     def _plan_data(self) -> DataPlan:
         found = survey_of(self.settings, self.plan.base)

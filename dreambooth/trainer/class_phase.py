@@ -1,0 +1,98 @@
+"""The phase of a run in which its class images are made: by all processes, in smaller groups where memory runs out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from dreambooth.shared.errors import RunFailed
+from dreambooth.shared.events import Emit
+from dreambooth.shared.settings import Settings
+from dreambooth.trainer.class_images import make_class_images, plan_class_images, recipe_of
+from dreambooth.trainer.convert import LoadedModel
+from dreambooth.trainer.plan import survey_of
+from dreambooth.trainer.processes import Processes
+from dreambooth.trainer.stepdown import (
+    described,
+    first_line,
+    free_memory,
+    is_out_of_memory,
+    keep_rung,
+    stepped_down,
+)
+from dreambooth.trainer.survey import ClassFolder
+from dreambooth.trainer.tokenizer import Tokenizer
+
+
+@dataclass
+class ClassPhase:
+    """Makes the class images that are missing with `model`, the untrained one; `check_stop` may raise to stop.
+
+    What is computed with what is a function of the settings and of what the run's `folder` keeps.
+    """
+
+    settings: Settings
+    model: LoadedModel
+    tokenizer: Tokenizer
+    folder: Path
+    emit: Emit
+    should_stop: Callable[[], bool]
+    check_stop: Callable[[], None]
+    processes: Processes
+
+    def make(self, folders: Sequence[ClassFolder]) -> None:
+        """This process's part of what is missing in `folders`, each image kept as soon as it is done."""
+        missing = sum(folder.missing for folder in folders)
+        while True:
+            try:
+                self._make(folders, missing)
+                return
+            except Exception as error:
+                if not is_out_of_memory(error):
+                    raise
+                why = first_line(error)
+            self._make_fewer_at_once(why)
+            folders = survey_of(self.settings, self.model).class_folders()  # those that were made are there
+
+    def _make(self, folders: Sequence[ClassFolder], missing: int) -> None:
+        recipe = recipe_of(
+            self.settings.prior,
+            resolution=self.settings.images.resolution,
+            clip_skip=self.settings.model.clip_skip,
+        )
+        before = missing - sum(folder.missing for folder in folders)
+        for folder in folders:
+            wanted = plan_class_images(folder, recipe).share(self.processes.index, self.processes.count)
+
+            def show(done: int, of: int, path: Path, before: int = before) -> None:
+                self.emit("progress", name="class images", done=before + done, of=missing)
+
+            if not make_class_images(
+                self.model, self.tokenizer, wanted, on_image=show, should_stop=self.should_stop
+            ):
+                self.check_stop()
+            before += len(wanted.missing)
+
+    def _make_fewer_at_once(self, why: str) -> None:
+        """Groups of half the images from here on."""
+        where, most = (
+            f"memory ran out while class images were made ({why})",
+            self.settings.prior.sample_batch_size,
+        )
+        free_memory()
+        if most == 1:
+            raise RunFailed(
+                f"{where}, one at a time",
+                remedy="lower the resolution, let other programs leave the card, or put pictures of the class into "
+                "class_data_dir; those that were made are kept, and `resume` goes on",
+            )
+        rung = {"sample_batch_size": (most + 1) // 2}
+        keep_rung(self.folder, rung)
+        if self.processes.count > 1:
+            raise RunFailed(
+                f"process {self.processes.index}: {where}; several processes cannot step down each by itself",
+                remedy=f"`resume` goes on with {described(rung)}",
+            )
+        self.settings = stepped_down(self.settings, rung)
+        self.emit("warning", text=f"{where}: the rest is made with {described(rung)}", memory=rung)
