@@ -1,12 +1,14 @@
 """What a training step costs beyond what cannot be saved: our step against a bare loop at the same shapes.
 
-    python benchmarks/step.py [small] [large] [sdxl] [--lora RANK] [--seconds 60] [--threads 2]
+    python benchmarks/step.py [small] [large] [sdxl] [--text] [--lora RANK] [--seconds 60] [--threads 2]
 
-The bare loop is forward, backward and fused AdamW, no clipping, with its data ready in memory. Ours is the engine's
+The bare loop is forward, backward, torch's clipping and fused AdamW, with its data ready in memory. Ours is the engine's
 step as a run makes it: samples planned, noise drawn, latents and embeddings from the caches, one instance and one
 class image, prior preservation, clipping, the NaN guard, the step's numbers kept for the log, orders looked for.
-With --lora both train a LoRA on attention and feed-forward, the bare loop one of its own: base(x) + up(down(x)).
-Both models live in one process and step in turn, A B A B; the ratio is of the medians.
+With --text both train a text encoder too, of the same form, on token ids. With --lora both train a LoRA on attention
+and feed-forward, the bare loop one of its own: base(x) + up(down(x)).
+Both models live in one process and step in turn, A B A B; the ratio is of the medians, on the clock and in seconds of
+the processor, which others on the machine disturb less.
 """
 
 from __future__ import annotations
@@ -21,7 +23,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
@@ -33,22 +35,26 @@ import torch  # noqa: E402
 @dataclass(frozen=True)
 class Size:
     """A UNet and the pixels that it is trained at; `target` is the ratio to be reached. With `pooled` it has SDXL's
-    form: it is told the pooled prompt and the sizes."""
+    form: it is told the pooled prompt and the sizes. `text_layers` are those of the text encoder that goes with it."""
 
     pixels: int
     widths: tuple[int, ...]
     layers: int
     context: int
     target: float
+    text_layers: int = 2
     pooled: int = 0
 
 
 SIZES = {
-    "small": Size(pixels=64, widths=(32, 64), layers=1, context=32, target=1.10),
-    "large": Size(pixels=256, widths=(96, 192, 384, 384), layers=1, context=256, target=1.04),
+    "small": Size(pixels=64, widths=(32, 64), layers=1, context=32, target=1.05),
+    "large": Size(pixels=256, widths=(96, 192, 384, 384), layers=1, context=256, target=1.02, text_layers=12),
     "sdxl": Size(pixels=256, widths=(96, 192, 384), layers=2, context=256, target=1.06, pooled=128),
 }
 LORA_TARGET = 1.06
+TEXT_TARGET = 1.05
+MAX_NORM = 1.0
+CAPTIONS = ("photo of sks cat", "photo of cat")
 SIZE_WIDTH = 32  # of the sines and cosines of each of SDXL's six sizes
 
 
@@ -76,6 +82,32 @@ def make_unet(size: Size) -> torch.nn.Module:
     return unet.train()
 
 
+def make_text_encoder(size: Size) -> torch.nn.Module:
+    """CLIP's text encoder as wide as the UNet's context, with random weights and the real vocabulary."""
+    from dreambooth.trainer.clip_text import CLIPTextEncoder
+
+    torch.manual_seed(1)
+    config = {
+        "hidden_size": size.context,
+        "intermediate_size": 4 * size.context,
+        "num_attention_heads": size.context // 32,
+        "num_hidden_layers": size.text_layers,
+        "vocab_size": 49408,
+        "max_position_embeddings": 77,
+        "hidden_act": "quick_gelu",
+    }
+    return CLIPTextEncoder(config).train()
+
+
+def token_ids(caption: str) -> torch.Tensor:
+    """(1, 77)"""
+    from dreambooth.trainer import text
+    from dreambooth.trainer.families import SD1
+    from dreambooth.trainer.tokenizer import default_tokenizer
+
+    return text.tokenize(default_tokenizer(), SD1, [caption])[0]
+
+
 class PlainLora(torch.nn.Module):
     """LoRA as one writes it down."""
 
@@ -99,7 +131,9 @@ def adapted_layers(unet: torch.nn.Module) -> list[str]:
     return [name for name in linear if role_of(name) in DEFAULT_ROLES]
 
 
-def bare_loop(unet: torch.nn.Module, size: Size, rank: int) -> Callable[[], None]:
+def bare_loop(
+    unet: torch.nn.Module, encoder: torch.nn.Module | None, size: Size, rank: int
+) -> Callable[[], None]:
     """One step of the bare loop: two samples, their noise, timesteps and texts in memory."""
     side = size.pixels // 8
     if rank:
@@ -108,15 +142,19 @@ def bare_loop(unet: torch.nn.Module, size: Size, rank: int) -> Callable[[], None
             parent = unet.get_submodule(path.rpartition(".")[0])
             setattr(parent, path.rpartition(".")[2], PlainLora(unet.get_submodule(path), rank))  # type: ignore[arg-type]
     trained = [parameter for parameter in unet.parameters() if parameter.requires_grad]
+    trained += [] if encoder is None else list(encoder.parameters())
     optimizer = torch.optim.AdamW(trained, lr=2e-6, fused=True)
     told = {"text_embeds": torch.randn(2, size.pooled), "time_ids": torch.full((2, 6), 64.0)}
     more = {"added_cond_kwargs": told} if size.pooled else {}
     noisy, target = torch.randn(2, 2, 4, side, side)
-    context, timesteps = torch.randn(2, 77, size.context), torch.tensor([100, 700])
+    known, timesteps = torch.randn(2, 77, size.context), torch.tensor([100, 700])
+    ids = torch.cat([token_ids(caption) for caption in CAPTIONS])
 
     def step() -> None:
+        context = known if encoder is None else encoder(ids).last_hidden_state
         prediction = unet(noisy, timesteps, context, return_dict=False, **more)[0]
         torch.nn.functional.mse_loss(prediction, target).backward()  # type: ignore[no-untyped-call]
+        torch.nn.utils.clip_grad_norm_(trained, MAX_NORM)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
 
@@ -138,8 +176,10 @@ def attached(unet: torch.nn.Module, rank: int) -> None:
     attach({"unet": unet}, AdapterPlan(KINDS["lora"], rank, float(rank), 0.0, tuple(layers)), seed=0)
 
 
-def our_step(unet: torch.nn.Module, size: Size, folder: Path, rank: int) -> Callable[[], None]:
-    """One step of a run with default settings that trains the UNet alone."""
+def our_step(
+    unet: torch.nn.Module, encoder: torch.nn.Module | None, size: Size, folder: Path, rank: int
+) -> Callable[[], None]:
+    """One step of a run with default settings that trains the UNet, and the text encoder if there is one."""
     from accelerate import Accelerator
 
     from dreambooth.shared.runfolder import create_run
@@ -157,16 +197,18 @@ def our_step(unet: torch.nn.Module, size: Size, folder: Path, rank: int) -> Call
         attached(unet, rank)
     trained = [parameter for parameter in unet.parameters() if parameter.requires_grad]
     groups = [ParameterGroup("unet", trained, settings.learning_rate)]
+    if encoder is not None:
+        groups.append(ParameterGroup("text_encoder", list(encoder.parameters()), settings.learning_rate))
     optimizer = build_optimizer(settings, groups, torch.device("cpu"))
     engine = TrainingEngine(
-        Denoiser(unet, [], SD1, clip_skip=1),
+        Denoiser(unet, [] if encoder is None else [encoder], SD1, clip_skip=1),
         Stepper(optimizer, settings.max_grad_norm, None),
         Objective("epsilon", scaled_linear_alphas_cumprod()),
-        cached_batches(size, folder),
+        cached_batches(size, folder, trains_text=encoder is not None),
         Schedule(settings.lr_scheduler, 10**6),
         accelerator=Accelerator(cpu=True, mixed_precision="no"),
         prior_weight=1.0,
-        text_span=TextEncoderSpan(trained=False, stop=0),
+        text_span=TextEncoderSpan(trained=encoder is not None, stop=10**6),
     )
     inbox = Inbox(create_run(folder, "run", ""), Signals(), lambda event, **fields: None)
     log = StepLog(lambda event, **fields: None, 10**6)
@@ -183,7 +225,7 @@ def our_step(unet: torch.nn.Module, size: Size, folder: Path, rank: int) -> Call
     return step
 
 
-def cached_batches(size: Size, folder: Path) -> Any:
+def cached_batches(size: Size, folder: Path, *, trains_text: bool) -> Any:
     """Five photos and as many class images behind the caches that a run fills; only their content is random."""
     from dreambooth.shared.concepts import Concept
     from dreambooth.trainer.batches import StepBatches
@@ -193,12 +235,12 @@ def cached_batches(size: Size, folder: Path) -> Any:
     from dreambooth.trainer.embeddings import Embeddings
     from dreambooth.trainer.store import TensorStore
     from dreambooth.trainer.survey import survey
-    from dreambooth.trainer.text_cache import CachedText, TextEncoder
+    from dreambooth.trainer.text_cache import CachedText, TextEncoder, TokenText
 
     device, side = torch.device("cpu"), (size.pixels, size.pixels)
     concept = Concept(
-        instance_prompt="photo of sks cat",
-        class_prompt="photo of cat",
+        instance_prompt=CAPTIONS[0],
+        class_prompt=CAPTIONS[1],
         instance_data_dir=str(make_photos(folder / "instance", size.pixels)),
         class_data_dir=str(make_photos(folder / "class", size.pixels)),
     )
@@ -216,7 +258,7 @@ def cached_batches(size: Size, folder: Path) -> Any:
         plan,
         0,
         cached_latents(looks, pictures, encoder, store, device),
-        tokens=None,
+        tokens=TokenText(token_ids, device) if trains_text else None,
         embeddings=CachedText(captions, texts, device),
         micro_batches=1,
         offset_noise=0.0,
@@ -236,10 +278,17 @@ def make_photos(folder: Path, side: int) -> Path:
     return folder
 
 
+class Taken(NamedTuple):
+    """Seconds on the clock, and of the processor: on a busy machine only the latter are the step's own."""
+
+    clock: float
+    work: float
+
+
 def measure(
     bare: Callable[[], None], ours: Callable[[], None], seconds: float
-) -> Iterator[tuple[float, float]]:
-    """Seconds of a bare step and of one of ours, in turn, until `seconds` have passed; who begins alternates."""
+) -> Iterator[tuple[Taken, Taken]]:
+    """What a bare step takes and what one of ours does, in turn, until `seconds` have passed; who begins alternates."""
     for _ in range(3):
         bare()
         ours()
@@ -253,24 +302,30 @@ def measure(
         yield four, three
 
 
-def _timed(step: Callable[[], None]) -> float:
-    began = time.perf_counter()
+def _timed(step: Callable[[], None]) -> Taken:
+    began, worked = time.perf_counter(), time.process_time()
     step()
-    return time.perf_counter() - began
+    return Taken(time.perf_counter() - began, time.process_time() - worked)
 
 
-def report(name: str, size: Size, seconds: float, rank: int) -> None:
+def report(name: str, size: Size, seconds: float, rank: int, *, trains_text: bool) -> None:
     unet = make_unet(size)
+    encoder = make_text_encoder(size) if trains_text else None
     millions = sum(parameter.numel() for parameter in unet.parameters()) / 1e6
     with tempfile.TemporaryDirectory() as folder:
-        ours = our_step(copy.deepcopy(unet), size, Path(folder), rank)
-        bare = bare_loop(unet, size, rank)
+        ours = our_step(copy.deepcopy(unet), copy.deepcopy(encoder), size, Path(folder), rank)
+        bare = bare_loop(unet, encoder, size, rank)
         pairs = list(measure(bare, ours, seconds))
-    target = LORA_TARGET if rank else size.target
-    one, two = (statistics.median(times) * 1000 for times in zip(*pairs, strict=True))
+    target = LORA_TARGET if rank else TEXT_TARGET if trains_text else size.target
+    (one, own), (two, our) = (
+        (statistics.median(times) * 1000 for times in zip(*taken, strict=True))
+        for taken in zip(*pairs, strict=True)
+    )
     print(
-        f"{name:6} {millions:5.1f}M at {size.pixels:3} px   bare {one:8.2f} ms   ours {two:8.2f} ms   "
-        f"ratio {two / one:.3f}   (target {target:.2f}; {len(pairs)} pairs, {torch.get_num_threads()} threads)",
+        f"{name:6} {millions:5.1f}M{' and text' if trains_text else ''} at {size.pixels:3} px   "
+        f"bare {one:8.2f} ms   ours {two:8.2f} ms   "
+        f"ratio {two / one:.3f}, of processor time {our / own:.3f}   "
+        f"(target {target:.2f}; {len(pairs)} pairs, {torch.get_num_threads()} threads)",
         flush=True,
     )
 
@@ -285,10 +340,13 @@ def main() -> None:
     parser.add_argument(
         "--lora", type=int, default=0, metavar="RANK", help="train a LoRA instead of the UNet"
     )
+    parser.add_argument("--text", action="store_true", help="train a text encoder too")
     chosen = parser.parse_args()
+    if chosen.text and (chosen.lora or "sdxl" in chosen.sizes):
+        parser.error("--text goes with small and large, and without --lora")
     torch.set_num_threads(chosen.threads)
     for name in chosen.sizes:
-        report(name, SIZES[name], chosen.seconds, chosen.lora)
+        report(name, SIZES[name], chosen.seconds, chosen.lora, trains_text=chosen.text)
 
 
 if __name__ == "__main__":

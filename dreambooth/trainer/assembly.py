@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from dreambooth.shared.config import to_mapping
-from dreambooth.trainer import text
+from dreambooth.trainer import arithmetic, text
 from dreambooth.trainer.adapters.attached import attach
 from dreambooth.trainer.adapters.results import from_base
 from dreambooth.trainer.checkpointing import checkpoint_units, units_of, wanted
@@ -21,6 +21,7 @@ from dreambooth.trainer.engine import Denoiser, Half, Teacher, TrainingEngine
 from dreambooth.trainer.keeper import TrainedWeights
 from dreambooth.trainer.loop import Cadence
 from dreambooth.trainer.objectives import Objective, scaled_linear_alphas_cumprod, zero_terminal_snr
+from dreambooth.trainer.optimizer_table import kind_of
 from dreambooth.trainer.optimizers import GradScaler, ParameterGroup, Stepper, averages, build_optimizer
 from dreambooth.trainer.plan import Plan, trackers_of
 from dreambooth.trainer.rounding import StochasticRounding
@@ -65,14 +66,29 @@ def _start_trackers(plan: Plan, accelerator: Accelerator) -> None:
             tracker.store_init_configuration(plain)
 
 
-def make_deterministic(plan: Plan) -> None:
-    """Has the card's libraries use only kernels that repeat their bits, where the settings ask for it."""
+def set_up_arithmetic(plan: Plan) -> None:
+    """Has the card's libraries compute as fast as the plan's precision lets them, and use only kernels that repeat their
+    bits where the settings ask for it."""
+    machine = plan.machine
+    arithmetic.set_tensor_floats(arithmetic.tensor_floats(machine.device, machine.compute_dtype))
     if not plan.settings.training.deterministic:
         return
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when cuBLAS is first used
     torch.backends.cudnn.benchmark = False
     torch.backends.cudnn.deterministic = True
     torch.use_deterministic_algorithms(True)
+
+
+def layout(plan: Plan) -> torch.memory_format:
+    """How the weights lie in memory while they are trained.
+
+    An optimizer's state lies as its tensor does, also in a saved state, with which a run may go on on another device.
+    AdamW's is put in that one's order then (`lay_alike`); 8-bit states are blocks of memory, which would belong to other
+    weights afterwards.
+    """
+    if plan.adapter is None and kind_of(plan.settings.training.optimizer).name != "adamw":
+        return torch.preserve_format
+    return arithmetic.memory_format(plan.machine.device, plan.machine.compute_dtype)
 
 
 def rest(plan: Plan, model: LoadedModel) -> None:

@@ -13,8 +13,10 @@ number of variants for each image (dataset.CACHED_VARIANTS) so that they can be 
 
 from __future__ import annotations
 
+import contextlib
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 
 import torch
@@ -131,18 +133,34 @@ def encode_missing(
     """
     missing = [look for look in looks if not store.has(pictures.key(look, encoder))]
     progress(0, len(missing))
-    for done, look in enumerate(missing, 1):
-        store.put(pictures.key(look, encoder), encode_look(look, pictures, encoder))
-        progress(done, len(missing))
+    with contextlib.closing(_pixels_ahead(missing, pictures)) as coming:
+        for done, (look, pixels) in enumerate(zip(missing, coming, strict=True), 1):
+            store.put(pictures.key(look, encoder), _encoded(pixels, encoder, pictures.name(look)))
+            progress(done, len(missing))
+
+
+def _pixels_ahead(looks: Sequence[Look], pictures: Pictures) -> Generator[torch.Tensor, None, None]:
+    """The looks' pixels in their order, each made while the one before it is encoded: a card does that in less time than
+    a photo takes to be opened and made small."""
+    with ThreadPoolExecutor(max_workers=1) as pool:
+        coming = [pool.submit(pictures.pixels, look) for look in looks[:1]]
+        for after in range(1, len(looks) + 1):
+            pixels = coming.pop().result()
+            coming += [pool.submit(pictures.pixels, look) for look in looks[after : after + 1]]
+            yield pixels
 
 
 def encode_look(look: Look, pictures: Pictures, encoder: LatentEncoder) -> torch.Tensor:
     """Mean and deviation (2, 4, h, w) of a picture. Raises `DreamboothError` if they are not finite."""
-    moments = encoder.encode(pictures.pixels(look))
+    return _encoded(pictures.pixels(look), encoder, pictures.name(look))
+
+
+def _encoded(pixels: torch.Tensor, encoder: LatentEncoder, name: str) -> torch.Tensor:
+    moments = encoder.encode(pixels)
     if not moments.isfinite().all():
         raise DreamboothError(
             "the VAE's output for this image is not finite",
-            where=pictures.name(look),
+            where=name,
             remedy="Use a VAE that works in this precision, or mixed_precision: no.",
         )
     return moments

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import importlib.metadata
-import importlib.util
 import os
 import shutil
-import subprocess
 import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -15,7 +13,7 @@ from typing import NamedTuple
 from dreambooth import environment, pins, torchbuild
 from dreambooth.shared.errors import DreamboothError
 from dreambooth.shared.paths import default_runs_dir
-from dreambooth.trainer import eightbit
+from dreambooth.trainer import arithmetic, attention, eightbit
 from dreambooth.trainer.optimizer_class import install_command, is_installed
 from dreambooth.trainer.optimizer_table import TABLE
 
@@ -181,31 +179,31 @@ def _sdpa_works(kernel: str) -> bool:
     return kernel in known
 
 
-_XFORMERS = """
-import torch, xformers, xformers.ops
-query = torch.randn(1, 64, 8, 40, device="cuda", dtype=torch.float16, requires_grad=True)
-xformers.ops.memory_efficient_attention(query, query, query).sum().backward()
-print(xformers.__version__)
-"""
-
-
 def _xformers() -> list[Finding]:
     import torch
 
-    if importlib.util.find_spec("xformers") is None:
+    if not attention.is_installed():
         return [Finding("attention", NOTE, "xformers is not installed; attention: auto takes sdpa")]
     if not torch.cuda.is_available():
         return [Finding("attention", NOTE, f"xformers {_version('xformers')} needs a card")]
-    done = subprocess.run(
-        [sys.executable, "-c", _XFORMERS], capture_output=True, encoding="utf-8", errors="replace"
-    )
-    if done.returncode == 0:
+    fault = attention.xformers_fault()
+    if not fault:
         return [Finding("attention", GOOD, f"xformers {_version('xformers')} works")]
-    said = done.stderr.strip().splitlines()
-    text = f"xformers {_version('xformers')} does not work: {said[-1] if said else done.returncode}"
+    text = f"xformers {_version('xformers')} does not work: {fault}"
     return [
         Finding("attention", NOTE, text, "use attention: sdpa, or the xformers that was built for this torch")
     ]
+
+
+def _arithmetic() -> list[Finding]:
+    """What of the device's faster arithmetic a run uses by default."""
+    from dreambooth.trainer.machine import PRECISIONS, auto_precision, choose_device
+
+    device = choose_device()
+    precision = auto_precision(device)
+    mixed = "float32" if precision == "no" else f"{precision} mixed precision"
+    used = [mixed, *arithmetic.summary(device, PRECISIONS[precision])]
+    return [Finding("arithmetic", GOOD, "; ".join(used))]
 
 
 def _memory() -> list[Finding]:
@@ -279,6 +277,7 @@ CHECKS: tuple[tuple[str, Callable[[], list[Finding]]], ...] = (
     ("libraries", _libraries),
     ("torch", _torch),
     ("attention", _attention),
+    ("arithmetic", _arithmetic),
     ("memory", _memory),
     ("disk", _disk),
     ("8-bit AdamW", _eight_bit),

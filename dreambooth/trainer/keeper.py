@@ -19,7 +19,7 @@ from dreambooth.trainer.checkpoint import Progress, State, load_state, save_stat
 from dreambooth.trainer.convert import LoadedModel, canonical_state
 from dreambooth.trainer.ema import Average
 from dreambooth.trainer.engine import TrainingEngine
-from dreambooth.trainer.optimizers import group_memory, page_again
+from dreambooth.trainer.optimizers import group_memory, lay_alike, page_again
 from dreambooth.trainer.outputs import Outputs
 from dreambooth.trainer.results import Trained
 from dreambooth.trainer.rounding import as_float32
@@ -247,4 +247,5 @@ def _load_optimizer(optimizer: torch.optim.Optimizer, saved: Mapping[str, Any]) 
     ]
     with as_float32(optimizer):
         optimizer.load_state_dict({"state": saved["state"], "param_groups": groups})
+    lay_alike(optimizer)
     page_again(optimizer)

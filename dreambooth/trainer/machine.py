@@ -6,13 +6,13 @@ had, and the plan says so.
 
 from __future__ import annotations
 
-import importlib.util
 from dataclasses import dataclass
 
 import torch
 
 from dreambooth.shared.errors import InputError
 from dreambooth.shared.settings import Settings
+from dreambooth.trainer import arithmetic, attention
 from dreambooth.trainer.optimizer_rules import check_device
 
 DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32}
@@ -21,18 +21,25 @@ PRECISIONS = {"no": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16
 
 @dataclass(frozen=True)
 class Machine:
-    """What a run will use. `mixed_precision` is no, fp16 or bf16; `notes` say what `auto` became and why."""
+    """What a run will use. `mixed_precision` is no, fp16 or bf16; `notes` say what `auto` became and why. Class images are
+    drawn in `pictures`, another of these where a processor trains in float32 and is faster in bf16."""
 
     device: torch.device
     device_name: str
     mixed_precision: str
     attention: str
+    pictures: str
     notes: tuple[str, ...] = ()
 
     @property
     def compute_dtype(self) -> torch.dtype:
         """The dtype of what is not trained: in mixed precision its weights need no float32."""
         return PRECISIONS[self.mixed_precision]
+
+    @property
+    def picture_dtype(self) -> torch.dtype:
+        """The dtype of the UNet that draws class images."""
+        return PRECISIONS[self.pictures]
 
 
 def choose_device() -> torch.device:
@@ -59,15 +66,26 @@ def examine(settings: Settings) -> Machine:
         notes.append(f"mixed_precision: {precision} (auto, on {device_title(device)})")
     if device.type == "cpu":
         notes.append("no graphics card was found: the CPU trains, many times slower")
-    attention = _attention(settings.model.attention, device)
+    chosen = attention.choose(settings.model.attention, device)
     check_device(settings.training.optimizer, device)
-    return Machine(device, device_title(device), precision, attention, tuple(notes))
+    if arithmetic.tensor_floats(device, PRECISIONS[precision]):
+        notes.append(f"what stays in float32 beside {precision} is multiplied as TF32")
+    is_free = settings.training.mixed_precision == "auto" and device.type == "cpu"
+    pictures = "bf16" if is_free and arithmetic.multiplies_bf16() else precision
+    return Machine(device, device_title(device), precision, chosen, pictures, tuple(notes))
+
+
+def auto_precision(device: torch.device) -> str:
+    """bf16 on a card that has it, else fp16 there; no on everything else."""
+    if device.type != "cuda":
+        return "no"
+    return "bf16" if torch.cuda.is_bf16_supported() else "fp16"
 
 
 def _precision(asked: str, device: torch.device) -> str:
-    bf16 = device.type == "cpu" or (device.type == "cuda" and torch.cuda.is_bf16_supported())
     if asked == "auto":
-        return "no" if device.type != "cuda" else "bf16" if bf16 else "fp16"
+        return auto_precision(device)
+    bf16 = device.type == "cpu" or (device.type == "cuda" and torch.cuda.is_bf16_supported())
     if asked == "bf16" and not bf16:
         raise InputError(
             f"{device_title(device)} cannot compute in bf16",
@@ -81,17 +99,3 @@ def _precision(asked: str, device: torch.device) -> str:
             remedy="use no, bf16 or auto",
         )
     return asked
-
-
-def _attention(asked: str, device: torch.device) -> str:
-    if asked != "xformers":
-        return "sdpa"
-    if importlib.util.find_spec("xformers") is None:
-        raise InputError(
-            "xformers is not installed in the trainer's environment",
-            where="attention",
-            remedy="use attention: auto (torch's own attention is as fast)",
-        )
-    if device.type != "cuda":
-        raise InputError("xformers needs an NVIDIA card", where="attention", remedy="use attention: auto")
-    return "xformers"

@@ -104,6 +104,16 @@ def group_memory(optimizer: torch.optim.Optimizer, saved: Mapping[str, Any]) -> 
 
 
 @torch.no_grad()
+def lay_alike(optimizer: torch.optim.Optimizer) -> None:
+    """Gives loaded states the order in memory of their parameters: fused kernels go through all of them side by side."""
+    for parameter, state in optimizer.state.items():
+        for name, loaded in state.items():
+            alike = isinstance(loaded, torch.Tensor) and loaded.shape == parameter.shape
+            if alike and loaded.stride() != parameter.stride():
+                state[name] = torch.empty_like(parameter, dtype=loaded.dtype).copy_(loaded)
+
+
+@torch.no_grad()
 def page_again(optimizer: torch.optim.Optimizer) -> None:
     """Puts the loaded states of one of bitsandbytes' paged optimizers where new ones would be: it loads them onto the
     card for good, where they may not have room."""

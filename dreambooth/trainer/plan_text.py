@@ -56,7 +56,8 @@ def _prior_text(plan: Plan, found: int, missing: int) -> str:
         return (
             f"the prior is the base's own prediction, of {f'{found} class images' if found else 'the photos'}"
         )
-    return f"{found} class images found, {missing} to be made"
+    narrower = missing and plan.machine.pictures != plan.machine.mixed_precision
+    return f"{found} class images found, {missing} to be made{f' in {plan.machine.pictures}' if narrower else ''}"
 
 
 def _expected_lines(plan: Plan) -> list[str]:

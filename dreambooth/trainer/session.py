@@ -15,7 +15,7 @@ from dreambooth.shared.errors import RunFailed, StoppedByUser
 from dreambooth.shared.events import Emit
 from dreambooth.shared.paths import write_json
 from dreambooth.shared.runfolder import RunFolder
-from dreambooth.trainer import assembly, results, text
+from dreambooth.trainer import arithmetic, assembly, results, text
 from dreambooth.trainer import outputs as naming
 from dreambooth.trainer.adapters.merging import Request
 from dreambooth.trainer.adapters.writing import learned_from
@@ -86,7 +86,7 @@ class Session:
                 naming.claim(self.plan.outputs, self.folder.path)
                 naming.remove_half_written(self.plan.outputs)
         self._restore_threads()
-        assembly.make_deterministic(self.plan)
+        assembly.set_up_arithmetic(self.plan)
         if rungs := self._step_down():
             self.emit(
                 "warning", text=f"memory ran out in this run before: it goes on with {described(rungs)}"
@@ -197,7 +197,7 @@ class Session:
         with self.processes.together():
             phase = ClassPhase(
                 self.settings,
-                self._base_model(self.plan.machine.compute_dtype),
+                self._drawing_model(),
                 self.tokenizer,
                 self.folder.path,
                 self.emit,
@@ -223,7 +223,13 @@ class Session:
             )
         return data
 
-    def _base_model(self, dtype: torch.dtype, components: Sequence[str] | None = None) -> LoadedModel:
+    def _base_model(
+        self,
+        dtype: torch.dtype,
+        components: Sequence[str] | None = None,
+        *,
+        layout: torch.memory_format = torch.preserve_format,
+    ) -> LoadedModel:
         model = load_model(
             self.settings.model.model,
             dtype=dtype,
@@ -235,7 +241,19 @@ class Session:
             mapped=self.device.type != "cpu",
         )
         for module in model.components.values():
-            module.to(self.device)
+            module.to(self.device, memory_format=layout)  # type: ignore[call-overload]
+        return model
+
+    def _drawing_model(self) -> LoadedModel:
+        """The model as it draws class images. Where its UNet is narrower than the training (on a processor), the rest
+        stays as exact as that is: it takes little of the time."""
+        machine = self.plan.machine
+        if machine.picture_dtype == machine.compute_dtype:
+            layout = arithmetic.memory_format(self.device, machine.compute_dtype)
+            return self._base_model(machine.compute_dtype, layout=layout)
+        names = self.plan.base.identified.family.components
+        model = self._base_model(machine.compute_dtype, [name for name in names if name != "unet"])
+        model.components |= self._base_model(machine.picture_dtype, ["unet"]).components
         return model
 
     def _load_model(self) -> LoadedModel:
@@ -245,10 +263,11 @@ class Session:
         names = self.plan.base.identified.family.components
         wide = [name for name in names if name == "vae" or name in trained]
         narrow = [name for name in names if name not in wide]
-        if not narrow or self.plan.machine.compute_dtype == torch.float32:
-            return self._base_model(torch.float32)
-        model = self._base_model(torch.float32, wide)
-        found = model.components | self._base_model(self.plan.machine.compute_dtype, narrow).components
+        dtype, layout = self.plan.machine.compute_dtype, assembly.layout(self.plan)
+        if not narrow or dtype == torch.float32:
+            return self._base_model(torch.float32, layout=layout)
+        model = self._base_model(torch.float32, wide, layout=layout)
+        found = model.components | self._base_model(dtype, narrow, layout=layout).components
         model.components = {name: found[name] for name in names}
         return model
 

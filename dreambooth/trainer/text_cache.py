@@ -65,12 +65,14 @@ class CachedText:
             if store:
                 _store(text, encoder, told, store)
             progress(done, len(missing))
+        self._device = device
         self._rows = {text: row for row, text in enumerate(known)}
         table = combined([found for found in known.values() if found is not None], torch.stack)
         self._table = table.each(lambda tensor: tensor.to(device))
 
     def batch(self, captions: Sequence[str]) -> Embeddings:
-        rows = [self._rows[text] for text in captions]
+        # a list of numbers as an index would make the host wait for all that the card has still to do
+        rows = to_device(torch.tensor([self._rows[text] for text in captions]), self._device)
         return self._table.each(lambda tensor: tensor[rows])
 
 

@@ -8,19 +8,68 @@ import pytest
 import torch
 
 from dreambooth.shared.settings import Settings, TrainingSettings
-from dreambooth.trainer.assembly import make_deterministic
+from dreambooth.trainer import arithmetic
+from dreambooth.trainer.assembly import layout, set_up_arithmetic
 
 
 @pytest.fixture(autouse=True)
 def _as_it_was(monkeypatch):
     monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG", raising=False)
     before = torch.are_deterministic_algorithms_enabled()
+    floats = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
     yield
     torch.use_deterministic_algorithms(before)
+    torch.set_float32_matmul_precision(floats[0])
+    torch.backends.cudnn.allow_tf32 = floats[1]
+
+
+def _plan(device: str = "cpu", compute: torch.dtype = torch.float32, adapter: object = None, **training):
+    machine = SimpleNamespace(device=torch.device(device), compute_dtype=compute)
+    settings = Settings(training=TrainingSettings(**training))
+    return SimpleNamespace(settings=settings, machine=machine, adapter=adapter)
 
 
 @pytest.mark.parametrize("asked", [True, False])
 def test_deterministic_kernels_are_used_where_the_setting_asks_for_them(asked):
     torch.use_deterministic_algorithms(False)
-    make_deterministic(SimpleNamespace(settings=Settings(training=TrainingSettings(deterministic=asked))))
+    set_up_arithmetic(_plan(deterministic=asked))
     assert torch.are_deterministic_algorithms_enabled() is asked
+
+
+@pytest.mark.parametrize(
+    ("device", "compute", "precision"),
+    [
+        ("cuda", torch.bfloat16, "high"),
+        ("cuda", torch.float32, "highest"),
+        ("cpu", torch.bfloat16, "highest"),
+    ],
+)
+def test_float32_is_multiplied_as_tf32_beside_narrower_numbers_on_a_card(device, compute, precision):
+    set_up_arithmetic(_plan(device, compute))
+    assert torch.get_float32_matmul_precision() == precision
+    assert torch.backends.cudnn.allow_tf32 is (precision == "high")
+
+
+@pytest.mark.parametrize(
+    ("device", "compute", "adapter", "optimizer", "turned"),
+    [
+        ("cuda", torch.bfloat16, None, "adamw", True),
+        ("cuda", torch.bfloat16, None, "adamw8bit", False),
+        ("cuda", torch.bfloat16, "a LoRA", "adamw8bit", True),
+        ("cuda", torch.float32, None, "adamw", False),
+        ("cpu", torch.bfloat16, None, "adamw", False),
+    ],
+)
+def test_channels_come_last_on_a_card_unless_a_saved_state_could_not_be_put_back_in_order(
+    device, compute, adapter, optimizer, turned
+):
+    found = layout(_plan(device, compute, adapter, optimizer=optimizer))
+    assert found is (torch.channels_last if turned else torch.preserve_format)
+
+
+def test_what_the_processor_is_asked_for_bf16_may_be_missing(monkeypatch):
+    for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported"):
+        monkeypatch.delattr(torch.cpu, name, raising=False)
+    assert not arithmetic.multiplies_bf16()
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: True, raising=False)
+    assert arithmetic.multiplies_bf16()

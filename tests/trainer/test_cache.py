@@ -1,3 +1,4 @@
+import threading
 from pathlib import Path
 
 import numpy
@@ -218,6 +219,32 @@ def test_latents_that_are_not_finite_are_refused_with_the_images_name(photos, tm
             [Look(1, 0, False)], Pictures(plan, WHITE), broken, TensorStore(tmp_path), lambda *_: None
         )
     assert caught.value.where == str(photos / "1.png")
+
+
+def test_the_next_picture_is_opened_while_one_is_encoded(tmp_path):
+    begun = {name: threading.Event() for name in "abc"}
+
+    class Slow:
+        def key(self, look, encoder):
+            return {"look": look}
+
+        def name(self, look):
+            return look
+
+        def pixels(self, look):
+            begun[look].set()
+            return torch.tensor([ord(look)])
+
+    order = []
+
+    def encode(pixels):
+        order.append(chr(pixels.item()))
+        after = begun.get(chr(pixels.item() + 1))
+        assert after is None or after.wait(10)
+        return torch.zeros(2, 4, 1, 1)
+
+    encode_missing("abc", Slow(), LatentEncoder("id", encode), TensorStore(tmp_path), lambda *_: None)
+    assert order == ["a", "b", "c"]
 
 
 def test_inpainting_sees_the_mask_and_the_picture_without_what_is_masked(photos, tmp_path):

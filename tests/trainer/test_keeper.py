@@ -63,6 +63,7 @@ RUNS = {
         "batch": 4, "micro_batches": 2, "offset_noise": 0.1, "snr_gamma": 5.0,
         "schedule": Schedule("cosine_with_restarts", 4, warmup=1, cycles=2),
     },
+    "channels last": {"layout": torch.channels_last, "ema_decay": 0.9},
 }  # fmt: skip
 
 
@@ -70,6 +71,19 @@ def of(name: str) -> TrainingSettings:
     """An optimizer's settings under which some steps change much."""
     found = {"d0": "1e-3"} if TABLE[name].own_rate else {}
     return TrainingSettings(learning_rate=1.0 if found else 1e-3, optimizer=name, optimizer_args=found)
+
+
+def test_what_a_processor_saved_lies_in_memory_as_a_card_has_its_weights(tmp_path):
+    """A card's fused kernel refuses it otherwise."""
+    first, second = (
+        make_rig(tmp_path, steps=2, layout=layout) for layout in (torch.preserve_format, torch.channels_last)
+    )
+    first.train(0, 1)
+    first.keeper.save(1)
+    second.keeper.restore(CPU)
+    optimizer = second.engine.stepper.optimizer
+    for parameter, state in optimizer.state.items():
+        assert state["exp_avg"].stride() == state["exp_avg_sq"].stride() == parameter.stride()
 
 
 @pytest.mark.filterwarnings("ignore:Paged optimizers are not supported on CPU")

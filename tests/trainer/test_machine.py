@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import importlib.util
-
 import pytest
 import torch
 
 from dreambooth.shared.config import settings_from
 from dreambooth.shared.errors import InputError
-from dreambooth.trainer import machine
+from dreambooth.trainer import arithmetic, attention, machine
 
 
 def settings(**values: str):
@@ -72,12 +70,40 @@ def test_a_precision_that_is_named_and_can_be_had_is_taken(kind, asked, device) 
     assert not any("mixed_precision" in note for note in found.notes)
 
 
+@pytest.mark.parametrize(
+    ("kind", "asked", "capable", "pictures"),
+    [
+        ("cpu", "auto", True, "bf16"),
+        ("cpu", "auto", False, "no"),
+        ("cpu", "no", True, "no"),
+        ("cuda", "auto", False, "bf16"),
+    ],
+)
+def test_class_images_are_drawn_in_bf16_where_a_processor_has_it_and_nobody_said_no(
+    kind, asked, capable, pictures, device, monkeypatch
+) -> None:
+    device(kind)
+    monkeypatch.setattr(arithmetic, "multiplies_bf16", lambda: capable)
+    found = machine.examine(settings(mixed_precision=asked))
+    assert (found.pictures, found.picture_dtype) == (pictures, machine.PRECISIONS[pictures])
+
+
+def test_what_is_multiplied_as_tf32_is_said(device) -> None:
+    device("cuda")
+    assert any("TF32" in note for note in machine.examine(settings()).notes)
+    assert not any("TF32" in note for note in machine.examine(settings(mixed_precision="no")).notes)
+
+
 def test_xformers_is_refused_where_it_is_not_or_cannot_be(device, monkeypatch) -> None:
     device("cuda")
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(attention, "is_installed", lambda: False)
     with pytest.raises(InputError, match="not installed"):
         machine.examine(settings(attention="xformers"))
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: object())
+    monkeypatch.setattr(attention, "is_installed", lambda: True)
+    monkeypatch.setattr(attention, "xformers_fault", lambda: "it was built for another torch")
+    with pytest.raises(InputError, match="xformers does not work here: it was built for another"):
+        machine.examine(settings(attention="xformers"))
+    monkeypatch.setattr(attention, "xformers_fault", lambda: "")
     assert machine.examine(settings(attention="xformers")).attention == "xformers"
     device("cpu")
     with pytest.raises(InputError, match="NVIDIA"):

@@ -16,6 +16,7 @@ from dreambooth.trainer.optimizers import (
     averages,
     group_memory,
     has_fused_adamw,
+    lay_alike,
     page_again,
 )
 
@@ -151,6 +152,23 @@ class Paging(torch.optim.SGD):
         buffer = torch.zeros(parameter.shape, dtype=dtype)
         buffer.is_paged = parameter.numel() > 100
         return buffer
+
+
+def test_a_loaded_state_lies_in_memory_as_its_parameter_does():
+    """torch's own loading leaves it in the order that was saved."""
+    weight = torch.nn.Parameter(torch.randn(4, 3, 3, 3).to(memory_format=torch.channels_last))
+    bias = torch.nn.Parameter(torch.randn(4))
+    optimizer = torch.optim.AdamW([weight, bias])
+    saved = {name: torch.randn(4, 3, 3, 3) for name in ("exp_avg", "exp_avg_sq")}
+    plain = {name: torch.randn(4) for name in saved}
+    states = {0: {"step": torch.tensor(3.0), **saved}, 1: {"step": torch.tensor(3.0), **plain}}
+    optimizer.load_state_dict({"state": states, "param_groups": optimizer.state_dict()["param_groups"]})
+    kept = optimizer.state[bias]["exp_avg"]
+    lay_alike(optimizer)
+    for name, tensor in saved.items():
+        assert optimizer.state[weight][name].stride() == weight.stride() != tensor.stride()
+        assert torch.equal(optimizer.state[weight][name], tensor)
+    assert optimizer.state[bias]["exp_avg"] is kept
 
 
 def test_loaded_states_of_a_paged_optimizer_are_paged_again():

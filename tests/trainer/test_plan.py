@@ -141,7 +141,7 @@ def test_the_text_names_what_will_happen_with_its_numbers(tmp_path, capsys) -> N
     for pattern in (
         rf"Model +{re.escape(str(tiny.base()))}",
         r"Stable Diffusion 1\.x, predicts epsilon \(.+\)",
-        r"Images +3 \(3 at 64x64\); 0 class images found, 2 to be made",
+        r"Images +3 \(3 at 64x64\); 0 class images found, 2 to be made( in bf16)?\n",
         r"Training +5 steps of 2 × 3 images and as many of the class, 10 epochs",
         r"UNet \(0\.\d+M\), text encoder \(1\.59M\); adamw, learning rate 0\.001",
         rf"Writes +{re.escape(str(tmp_path / 'out' / 'sks.safetensors'))}  \(the trained checkpoint, 5\.\d+ MB\)",

@@ -12,12 +12,13 @@ from pathlib import Path
 import pytest
 import tiny
 import torch
+from safetensors.torch import load_file
 from tiny import config, dreambooth, tree
 from watching import at_event, events, run_in, same_tensors
 
 from dreambooth.shared.config import load_settings
 from dreambooth.shared.runfolder import summarize
-from dreambooth.trainer import control, run, session
+from dreambooth.trainer import arithmetic, class_phase, control, engine, run, session
 from dreambooth.trainer.checkpoint import latest_step, load_state
 
 
@@ -154,6 +155,46 @@ def test_a_run_bounds_the_cache_and_keeps_its_own_part(tmp_path, monkeypatch) ->
     assert dreambooth("train", config(tmp_path, output_name="other")) == 0
     plain = set(cache.rglob("*.safetensors"))
     assert plain < flipped, "the mirrored ones are gone, those of this run are not"
+
+
+def test_a_result_is_written_in_the_usual_order_though_channels_come_last(
+    tmp_path, plain, monkeypatch
+) -> None:
+    """As a card has it, here on the processor; sums are made in another order there."""
+    monkeypatch.setattr(arithmetic, "memory_format", lambda device, compute: torch.channels_last)
+    seen = set()
+    forward = engine.Denoiser.forward
+
+    def looked_at(self, *arguments):
+        weight = self.unet.conv_in.weight
+        seen.add(weight.is_contiguous(memory_format=torch.channels_last) and not weight.is_contiguous())
+        return forward(self, *arguments)
+
+    monkeypatch.setattr(engine.Denoiser, "forward", looked_at)
+    assert dreambooth("train", config(tmp_path)) == 0
+    assert seen == {True}
+    written, usual = load_file(tmp_path / "out" / "sks.safetensors"), load_file(plain)
+    assert written.keys() == usual.keys()
+    for name, tensor in usual.items():
+        assert torch.allclose(written[name], tensor, atol=3e-3), name
+
+
+@pytest.mark.parametrize("narrow", [True, False])
+def test_only_the_unet_that_draws_class_images_is_narrower_on_a_processor_with_bf16(
+    narrow, tmp_path, monkeypatch
+) -> None:
+    drawn = []
+
+    def drawing(model, *arguments, **options):
+        drawn.append({name: next(part.parameters()).dtype for name, part in model.components.items()})
+        return made(model, *arguments, **options)
+
+    made = class_phase.make_class_images
+    monkeypatch.setattr(class_phase, "make_class_images", drawing)
+    monkeypatch.setattr(arithmetic, "multiplies_bf16", lambda: narrow)
+    assert dreambooth("train", config(tmp_path, max_train_steps=1)) == 0
+    wide = dict.fromkeys(("unet", "vae", "text_encoder"), torch.float32)
+    assert drawn == [wide | ({"unet": torch.bfloat16} if narrow else {})]
 
 
 @pytest.fixture

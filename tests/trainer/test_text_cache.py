@@ -1,6 +1,7 @@
 import pytest
 import torch
 
+from dreambooth.trainer import text_cache
 from dreambooth.trainer.embeddings import Embeddings
 from dreambooth.trainer.store import TensorStore
 from dreambooth.trainer.text_cache import CachedText, LiveText, TextEncoder, TokenText
@@ -29,6 +30,14 @@ def test_each_caption_is_encoded_once_and_batches_are_looked_up():
     assert batch.shape == (4, 77, 4)
     assert batch[:, 0, 0].tolist() == [0, 3, 0, 1]
     assert encode.asked == ["a", "bbb", ""]
+
+
+def test_rows_are_sent_to_the_device_without_making_the_host_wait(monkeypatch):
+    sent = []
+    monkeypatch.setattr(text_cache, "to_device", lambda tensor, device: sent.append(tensor) or tensor)
+    source = CachedText(["a", "bbb"], TextEncoder("id", Counting(pooled=True)), CPU)
+    assert source.batch(["bbb", "a"]).context[:, 0, 0].tolist() == [3, 1]
+    assert [rows.tolist() for rows in sent] == [[1, 0]]
 
 
 def test_what_is_stored_is_not_encoded_again_unless_the_encoder_is_another(tmp_path):

@@ -140,6 +140,7 @@ class Options:
     schedule: Schedule | None = None
     snr_gamma: float = 0.0
     checkpointing: int = 0  # units of the UNet; the text encoder's layers with any
+    layout: torch.memory_format = torch.preserve_format
     scaler: Any = None
     keep: int = 1
     training: TrainingSettings = field(default_factory=lambda: TrainingSettings(learning_rate=1e-3))
@@ -191,6 +192,7 @@ def make_rig(folder: Path, **changes: Any) -> Rig:
         module.requires_grad_(name in options.trained).train(name in options.trained)
         if options.training.weights_dtype == "bfloat16":
             module.to(torch.bfloat16)
+    unet.to(memory_format=options.layout)
     trains_text = "text_encoder" in options.trained
     if trains_text:
         for unused in text.unused_modules([encoder], SD1, options.clip_skip):
