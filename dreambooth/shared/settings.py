@@ -72,6 +72,12 @@ class ModelSettings:
         label="Attention",
         choices=("auto", "sdpa", "xformers"),
     )
+    base_precision: str = setting(
+        "auto",
+        "How the base of an adapter is kept. int8: in 8 bit, half the memory of bf16, slower. full: as it is computed.",
+        label="Precision of the base",
+        choices=("auto", "full", "int8"),
+    )
     prediction_type: str = setting(
         "auto",
         "What the UNet predicts: noise (epsilon) or velocity (v_prediction). auto asks the file.",

@@ -30,6 +30,8 @@ from dreambooth.trainer.eightbit.instead import check_8bit
 from dreambooth.trainer.expected import Expected, expect, likeness
 from dreambooth.trainer.export_file import yaml_beside
 from dreambooth.trainer.images import parse_colour
+from dreambooth.trainer.int8 import NOTE as INT8_NOTE
+from dreambooth.trainer.int8 import int8_weights, is_int8, with_base_precision
 from dreambooth.trainer.looks import look_at
 from dreambooth.trainer.machine import Machine
 from dreambooth.trainer.model_size import model_size
@@ -117,12 +119,15 @@ class Plan:
         whole = sum(parameters(self.base, name) for name in self.base.description.bindings)
         frozen = whole if self.adapter else whole - trained
         width = self.machine.compute_dtype.itemsize
+        narrow = 0
+        if is_int8(self.settings):
+            narrow = sum(int8_weights(self.base, name) for name in self.base.description.bindings)
         own = machines.DTYPES[self.settings.training.weights_dtype].itemsize
         counted = trained
         if self.settings.training.fused_backward:  # one tensor's at a time
             counted = largest_tensor(self.base, self.trained, self.adapter)
         return {
-            "weights_gb": round((trained * own + frozen * width) / 1e9, 2),
+            "weights_gb": round((trained * own + (frozen - narrow) * width + narrow) / 1e9, 2),
             "gradients_gb": round(counted * own / 1e9, 2),
             "optimizer_gb": round((optimizer + trained * average) / 1e9, 2),
         }
@@ -190,7 +195,7 @@ def make_plan(
     components = _trained_components(settings, base)
     adapter = adapter_plan(settings, base, components)
     settings, rates = with_rates(with_resolved(settings, adapter))
-    settings = with_checkpointing(settings, base)
+    settings = with_base_precision(with_checkpointing(settings, base))
     settings = _with_folders(settings)
     found = survey_of(settings, base)
     settings = _with_steps(settings, found, processes)
@@ -226,6 +231,7 @@ def make_plan(
         notes=(
             *rates,
             *(adapter.notes if adapter else ()),
+            *([INT8_NOTE] if is_int8(settings) else ()),
             *machine.notes,
             *notes_on(settings),
             *([eight_bit.text] if eight_bit else ()),

@@ -27,6 +27,7 @@ from dreambooth.trainer.convert import LoadedModel, load_model
 from dreambooth.trainer.dataset import DataPlan
 from dreambooth.trainer.encoding import Encoding
 from dreambooth.trainer.engine import Denoiser, TextEncoderSpan, TrainingEngine
+from dreambooth.trainer.int8 import is_int8, quantise, stored_dtype
 from dreambooth.trainer.keeper import RunKeeper
 from dreambooth.trainer.loop import Outcome, train
 from dreambooth.trainer.machine import DTYPES
@@ -230,7 +231,13 @@ class Session:
         *,
         layout: torch.memory_format = torch.preserve_format,
     ) -> LoadedModel:
-        model = load_model(
+        model = self._read_model(dtype, components)
+        for module in model.components.values():
+            module.to(self.device, memory_format=layout)  # type: ignore[call-overload]
+        return model
+
+    def _read_model(self, dtype: torch.dtype, components: Sequence[str] | None) -> LoadedModel:
+        return load_model(
             self.settings.model.model,
             dtype=dtype,
             components=components,
@@ -240,9 +247,6 @@ class Session:
             # on its way to a card; on a CPU the weights stay for hours, in which others may write to the file
             mapped=self.device.type != "cpu",
         )
-        for module in model.components.values():
-            module.to(self.device, memory_format=layout)  # type: ignore[call-overload]
-        return model
 
     def _drawing_model(self) -> LoadedModel:
         """The model as it draws class images. Where its UNet is narrower than the training (on a processor), the rest
@@ -264,11 +268,27 @@ class Session:
         wide = [name for name in names if name == "vae" or name in trained]
         narrow = [name for name in names if name not in wide]
         dtype, layout = self.plan.machine.compute_dtype, assembly.layout(self.plan)
+        if is_int8(self.settings):
+            return self._load_int8(wide, narrow, layout)
         if not narrow or dtype == torch.float32:
             return self._base_model(torch.float32, layout=layout)
         model = self._base_model(torch.float32, wide, layout=layout)
         found = model.components | self._base_model(dtype, narrow, layout=layout).components
         model.components = {name: found[name] for name in names}
+        return model
+
+    def _load_int8(
+        self, wide: Sequence[str], narrow: Sequence[str], layout: torch.memory_format
+    ) -> LoadedModel:
+        """The model whose base is in 8 bit, made of the file's own numbers, one component after another."""
+        model = self._base_model(torch.float32, wide, layout=layout)
+        for name in narrow:
+            module = self._read_model(stored_dtype(self.plan.base, name), [name]).components[name]
+            quantise(module, self.plan.machine.compute_dtype, self.device)
+            model.components[name] = module.to(memory_format=layout)  # type: ignore[call-overload]
+        model.components = {
+            name: model.components[name] for name in self.plan.base.identified.family.components
+        }
         return model
 
     def _encoding(self, data: DataPlan, model: LoadedModel) -> Encoding:

@@ -75,8 +75,7 @@ def _values(
     if plan.start is not None and target in plan.start.layers:
         held = plan.start.file.tensors(plan.start.layers[target])
         return {name: held[name].reshape(shape).clone() for name, shape in planned.shapes.items()}
-    weight = layer.get_parameter("weight")
     return {
-        name: beginning(plan.kind.starts[name], shape, weight, words(seed, target.where, name)[0])
+        name: beginning(plan.kind.starts[name], shape, layer, words(seed, target.where, name)[0])
         for name, shape in planned.shapes.items()
     }

@@ -17,7 +17,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 
@@ -260,8 +260,8 @@ def scale_of(tensors: Mapping[str, Shape], alpha: float | None) -> float:
     return 1.0 if alpha is None or rank is None else alpha / rank
 
 
-def beginning(start: Start, shape: Shape, weight: torch.Tensor, seed: int) -> torch.Tensor:
-    """The values that a tensor begins with, float32 on the CPU: the same for a seed on every machine.
+def beginning(start: Start, shape: Shape, layer: Any, seed: int) -> torch.Tensor:
+    """The values that a tensor of a layer begins with, float32 on the CPU: the same for a seed on every machine.
 
     "uniform" is that of torch's layers and of kohya's LoRA (He et al. 2015, arXiv 1502.01852, with a = √5):
     ±1/√columns. The normal ones are LyCORIS's. A layer's addition is zero as a whole.
@@ -271,6 +271,6 @@ def beginning(start: Start, shape: Shape, weight: torch.Tensor, seed: int) -> to
         bound = 1 / math.sqrt(_inputs(shape))
         return (torch.rand(shape, generator=generator) * 2 - 1) * bound
     if start == "norm of the weight":
-        return column_norm(weight.detach().float().cpu())
+        return column_norm(layer.weight.detach().float().cpu())
     deviation = {"zero": 0.0, "normal": 1.0, "small normal": 0.1}[start]
     return torch.randn(shape, generator=generator) * deviation if deviation else torch.zeros(shape)

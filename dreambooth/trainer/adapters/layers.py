@@ -56,6 +56,7 @@ class Adapted(nn.Module):
     ) -> None:
         super().__init__()
         self.base = base
+        self.shape = shape_of(base)
         self.scale = scale
         self.dropout = dropout
         self.switch = switch or Switch()
@@ -94,11 +95,19 @@ class Adapted(nn.Module):
 
     def squares(self) -> torch.Tensor:
         """The squared norm of the base's weights for each input, (in,), float32; it never changes."""
-        weight: Any = self.base.weight
-        if self._kept is None or self._kept.device != weight.device:
+        device = next(self.base.parameters()).device
+        if self._kept is None or self._kept.device != device:
             with torch.inference_mode(False):  # pictures are made between steps
+                weight: Any = self.base.weight
                 self._kept = kinds.column_norm(weight.detach().float()).flatten().pow(2)
         return self._kept
+
+
+def shape_of(layer: Any) -> tuple[int, ...]:
+    """The form of a linear or convolutional layer's weight, which need not be made for it."""
+    if isinstance(layer, nn.Conv2d):
+        return layer.out_channels, layer.in_channels // layer.groups, *layer.kernel_size
+    return layer.out_features, layer.in_features
 
 
 def _low_rank(layer: Adapted, x: torch.Tensor) -> torch.Tensor:
@@ -157,24 +166,22 @@ class _Hadamard(torch.autograd.Function):
 
 
 def _loha(layer: Adapted, x: torch.Tensor) -> torch.Tensor:
-    weight: Any = layer.base.weight
     with torch.autocast(x.device.type, enabled=False):
         factors = [layer.tensors[name] for name in LOHA]
-        delta = _Hadamard.apply(*factors).reshape(weight.shape)  # type: ignore[no-untyped-call]
+        delta = _Hadamard.apply(*factors).reshape(layer.shape)  # type: ignore[no-untyped-call]
     return torch.add(layer.base(x), layer.applied(layer.dropped(x), delta.to(x.dtype)), alpha=layer.scale)
 
 
 def _lokr(layer: Adapted, x: torch.Tensor) -> torch.Tensor:
     """(w1 ⊗ w2) x: the input cut into as many parts as w1 has columns, w2 applied to each, w1 to mix them."""
     fed, first = layer.dropped(x), layer.tensor(W1, x)
-    weight: Any = layer.base.weight
     parts = first.shape[1]
     if W2 in layer.tensors:
         second = layer.tensor(W2, x)
     else:
         second = layer.tensor(W2_A, x) @ layer.tensor(W2_B, x)
-        second = second.reshape(-1, weight.shape[1] // parts, *weight.shape[2:])
-    if weight.dim() == 4:
+        second = second.reshape(-1, layer.shape[1] // parts, *layer.shape[2:])
+    if len(layer.shape) == 4:
         batch = len(fed)
         each = layer.applied(fed.reshape(batch * parts, -1, *fed.shape[2:]), second)
         mixed = torch.einsum("oi,bi...->bo...", first, each.reshape(batch, parts, *each.shape[1:])).flatten(

@@ -61,7 +61,7 @@ def test_a_layer_gives_what_the_merged_weight_gives_and_begins_as_its_base(kind,
     torch.manual_seed(0)
     base, row = BASES[name](), KINDS[kind]
     shapes = row.shapes(tuple(base.weight.shape), rank)
-    start = {part: beginning(row.starts[part], shape, base.weight, 3) for part, shape in shapes.items()}
+    start = {part: beginning(row.starts[part], shape, base, 3) for part, shape in shapes.items()}
     layer = Adapted(base, kind, start, scale_of(shapes, 8.0))
     x = torch.randn(3, 5, 48) if base.weight.dim() == 2 else torch.randn(3, 24, 9, 9)
     torch.testing.assert_close(layer(x), base(x), atol=1e-6, rtol=0)
@@ -119,7 +119,7 @@ def test_it_works_in_a_narrower_precision_with_and_without_autocast(kind):
     base = nn.Linear(16, 16).to(torch.bfloat16)
     row = KINDS[kind]
     shapes = row.shapes((16, 16), 2)
-    start = {part: beginning(row.starts[part], shape, base.weight, 3) for part, shape in shapes.items()}
+    start = {part: beginning(row.starts[part], shape, base, 3) for part, shape in shapes.items()}
     layer = Adapted(base, kind, start, 1.0)
     x = torch.randn(2, 16)
     assert layer(x.bfloat16()).dtype == torch.bfloat16
