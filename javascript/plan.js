@@ -95,6 +95,9 @@
         return label ? label.textContent : "";
     }
 
+    /** The field that a reason is about, by its label, as the beginning of a line. */
+    const titled = (where) => (where && titleOf(where) ? db.h("strong", {}, titleOf(where) + ": ") : null);
+
     function drawButton() {
         const found = obstacle();
         train.disabled = Boolean(found) || starting;
@@ -104,13 +107,12 @@
             db.fill(reason);
             return;
         }
-        const title = found.where ? titleOf(found.where) : "";
         db.fill(reason, db.h("div", {class: "dbt-note " + (found.show || found.beginning ? "" : "dbt-error")},
-            title ? db.h("strong", {}, title + ": ") : null, db.h("span", {}, found.text), " ",
-            title ? db.button(db.t("Show"), () => db.fields.reveal(found.where), {class: "dbt-link"}) : null,
+            titled(found.where), db.h("span", {}, found.text), " ",
+            found.where && titleOf(found.where) ? db.button(db.t("Show"), () => db.fields.reveal(found.where), {class: "dbt-link"}) : null,
             found.show ? db.button(db.t("Show"), found.show, {class: "dbt-link"}) : null),
             // the next training is prepared while one runs: what is wrong with it is said meanwhile
-            found.show && error ? db.h("div", {class: "dbt-note dbt-error"}, db.sentences(error.text, error.remedy)) : null);
+            found.show && error ? db.h("div", {class: "dbt-note dbt-error"}, titled(error.where), db.sentences(error.text, error.remedy)) : null);
     }
 
     const conceptsText = () => JSON.stringify(db.form.value.concepts);

@@ -15,7 +15,7 @@ from dreambooth.trainer.plan import open_base, with_resolution
 from dreambooth.trainer.survey import ConceptImages, survey
 from dreambooth.trainer.tokenizer import default_tokenizer
 
-_SIDE = 512  # of a model that cannot be asked
+_SIDE, _STEP = 512, 64  # of a model that cannot be asked
 
 
 def remarks_despite(settings: Settings) -> list[Mapping[str, Any]]:
@@ -44,12 +44,13 @@ def _images(concept: Concept) -> ConceptImages:
 
 
 def _buckets(settings: Settings) -> tuple[Size, ...]:
-    """The sizes that photos would be brought to; a resolution that cannot be, or a model that cannot be asked for its
-    own, is taken as 512."""
+    """The sizes that photos would be brought to. A resolution that cannot be is taken as the nearest that can, that of a
+    model that cannot be asked as 512."""
     shapes = settings.images.aspect_ratio_buckets
     try:
         base = open_base(settings)
         side = with_resolution(settings, base).images.resolution
         return bucket_sizes(side, aspect_ratio_buckets=shapes, multiple=base.identified.family.side_step)
     except InputError:
-        return bucket_sizes(_SIDE, aspect_ratio_buckets=shapes)
+        side = max(_STEP, round((settings.images.resolution or _SIDE) / _STEP) * _STEP)
+        return bucket_sizes(side, aspect_ratio_buckets=shapes)
