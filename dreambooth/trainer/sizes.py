@@ -18,6 +18,7 @@ from dreambooth.trainer.export_file import export_entries
 from dreambooth.trainer.loading import LoadedModel
 from dreambooth.trainer.machine import DTYPES
 from dreambooth.trainer.optimizer_table import kind_of
+from dreambooth.trainer.optimizers import has_fused_adamw
 from dreambooth.trainer.outputs import Outputs, PlannedFile
 from dreambooth.trainer.weights.safetensors_file import layout
 
@@ -75,7 +76,9 @@ def state_bytes(
     """The size of one saved state: weights, averages and what the optimizer keeps."""
     averaged = training.use_ema or kind_of(training.optimizer).averages
     shapes = [shape for component in trained for shape in _shapes(base, component, adapter)]
-    head = 2 * _RECORD_BYTES + (_ADAPTER_NAME_BYTES if adapter else 0)
+    counts = training.optimizer == "adamw" and not has_fused_adamw(torch.device("cpu"))
+    records = 3 if counts else 2  # each tensor's counter of steps is one of its own there
+    head = records * _RECORD_BYTES + (_ADAPTER_NAME_BYTES if adapter else 0)
     each = DTYPES[training.weights_dtype].itemsize + 4 * averaged
     total = sum(math.prod(shape) * each + head for shape in shapes)
     return int(total + optimizer_bytes(base, trained, training.optimizer, adapter))

@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+from optional import skip_without
 
 from dreambooth import pins
 from dreambooth.shared.settings import OPTIMIZERS, TrainingSettings
@@ -40,6 +41,7 @@ def test_what_needs_no_library_is_a_part_of_the_trainers_own():
 @pytest.mark.filterwarnings("ignore:Paged optimizers are not supported on CPU")
 @pytest.mark.parametrize("name", TABLE)
 def test_an_optimizer_keeps_as_many_bytes_as_its_row_says(name):
+    skip_without(name)
     torch.manual_seed(0)
     weights = [torch.nn.Parameter(torch.randn(shape)) for shape in SHAPES]
     settings = TrainingSettings(optimizer=name)
