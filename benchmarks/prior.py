@@ -114,16 +114,20 @@ def train(job: Job, way: str, seed: int) -> list[tuple[int, Path]]:
 
 
 @torch.no_grad()
-def predictions(draws: Draws, adapter: Path | None) -> torch.Tensor:
-    """What the base, with an adapter, predicts in all draws."""
+def predictions(draws: Draws, adapter: Path | None, *, int8: bool = False) -> torch.Tensor:
+    """What the base (in 8 bit if so), with an adapter, predicts in all draws."""
     from dreambooth.trainer.adapters.merging import Request
     from dreambooth.trainer.convert import load_model
+    from dreambooth.trainer.int8 import quantise
     from dreambooth.trainer.objectives import scaled_linear_alphas_cumprod
     from dreambooth.trainer.text import encode, encoders_of, tokenize
     from dreambooth.trainer.tokenizer import Tokenizer
 
     adapters = [Request(adapter)] if adapter else []
     model = load_model(BASE, components=("unet", "text_encoder"), adapters=adapters)
+    if int8:
+        for component in model.components.values():
+            quantise(component, torch.float32, torch.device("cpu"))
     family, unet = model.identified.family, model.components["unet"]
     context = encode(
         encoders_of(model.components, family), family, tokenize(Tokenizer(), family, [draws.prompt])
