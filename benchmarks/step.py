@@ -165,12 +165,13 @@ def attached(unet: torch.nn.Module, rank: int) -> None:
     """Puts our LoRA on the same layers."""
     from dreambooth.trainer.adapters.attached import attach
     from dreambooth.trainer.adapters.kinds import KINDS
+    from dreambooth.trainer.adapters.layers import shape_of
     from dreambooth.trainer.adapters.plan import AdapterPlan, PlannedLayer
     from dreambooth.trainer.adapters.targets import Target
 
     layers = []
     for path in adapted_layers(unet):
-        shape = tuple(unet.get_submodule(path).get_parameter("weight").shape)
+        shape = shape_of(unet.get_submodule(path))
         target = Target("unet", path, shape, "", "", "")
         layers.append(PlannedLayer(target, KINDS["lora"].shapes(shape, rank), float(rank)))
     attach({"unet": unet}, AdapterPlan(KINDS["lora"], rank, float(rank), 0.0, tuple(layers)), seed=0)

@@ -32,8 +32,9 @@ def main() -> int:
     except DreamboothError as error:
         print(error, file=sys.stderr)  # noqa: T201  (there is no command yet that could say it)
         return error.exit_code
-    from dreambooth import cli, lean
+    from dreambooth import allocator, cli, lean
 
+    allocator.prepare()
     lean.start()
     code = cli.main(arguments)
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:

@@ -15,7 +15,7 @@ PACKAGE = ROOT / "dreambooth"
 # What runs before there is an environment, and whatever of ours they may lean on.
 BARE = (
     *("__main__", "detached", "environment", "installing", "lean", "making", "overlay", "pins", "pipfailure"),
-    "torchbuild",
+    *("allocator", "torchbuild"),
 )
 BARE_SHARED = ("shared.errors", "shared.lock")
 

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import NamedTuple
 
-from dreambooth import environment, pins, torchbuild
+from dreambooth import allocator, environment, pins, torchbuild
 from dreambooth.shared.errors import DreamboothError
 from dreambooth.shared.paths import default_runs_dir
 from dreambooth.trainer import arithmetic, attention, eightbit
@@ -98,7 +98,8 @@ def _torch() -> list[Finding]:
     found = [Finding("torch", GOOD, f"{torch.__version__}, {build}, {threads}")]
     listed = torchbuild.cards()
     if torch.cuda.is_available():
-        return found + [_card(index, listed) for index in range(torch.cuda.device_count())]
+        cards = [_card(index, listed) for index in range(torch.cuda.device_count())]
+        return [*found, *cards, Finding("card memory", GOOD, allocator.said(os.environ))]
     if not listed:
         return [*found, Finding("card", NOTE, "there is no NVIDIA card: training runs on the processor")]
     names = ", ".join(f"{card.name} (driver {_dotted(card.driver)})" for card in listed)

@@ -174,7 +174,7 @@ def quantise(component: nn.Module, dtype: torch.dtype, device: torch.device) -> 
             continue
         above, _, name = path.rpartition(".")
         setattr(component.get_submodule(above), name, made.eval())
-    component.to(device, dtype)
+    nn.Module.to(component, device, dtype)  # diffusers' own warns of what is meant here
 
 
 def int8_weights(base: LoadedModel, component: str) -> int:
