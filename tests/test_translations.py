@@ -33,7 +33,7 @@ PLACES = (
         "trainer/machine.py",
     ),
     *("trainer/cache.py", "trainer/store.py", "trainer/results.py", "trainer/run.py", "trainer/sources.py"),
-    *("trainer/stepdown.py", "trainer/class_phase.py", "trainer/processes.py"),
+    *("trainer/stepdown.py", "trainer/class_phase.py"),
     *("trainer/loading.py", "trainer/sample.py", "trainer/checkpoint.py", "trainer/export_file.py"),
     *("trainer/tokenizer.py", "trainer/adapters", "trainer/weights", "trainer/families", "trainer/eightbit"),
 )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from dreambooth.shared.errors import RunFailed
@@ -40,13 +40,13 @@ class ClassPhase:
     should_stop: Callable[[], bool]
     check_stop: Callable[[], None]
     processes: Processes
+    _made: int = field(default=0, init=False)
 
     def make(self, folders: Sequence[ClassFolder]) -> None:
         """This process's part of what is missing in `folders`, each image kept as soon as it is done."""
-        missing = sum(folder.missing for folder in folders)
         while True:
             try:
-                self._make(folders, missing)
+                self._make(folders)
                 return
             except Exception as error:
                 if not is_out_of_memory(error):
@@ -55,24 +55,25 @@ class ClassPhase:
             self._make_fewer_at_once(why)
             folders = survey_of(self.settings, self.model).class_folders()  # those that were made are there
 
-    def _make(self, folders: Sequence[ClassFolder], missing: int) -> None:
+    def _make(self, folders: Sequence[ClassFolder]) -> None:
         recipe = recipe_of(
             self.settings.prior,
             resolution=self.settings.images.resolution,
             clip_skip=self.settings.model.clip_skip,
         )
-        before = missing - sum(folder.missing for folder in folders)
-        for folder in folders:
-            wanted = plan_class_images(folder, recipe).share(self.processes.index, self.processes.count)
+        whole = [plan_class_images(folder, recipe) for folder in folders]
+        own = [plan.share(self.processes.index, self.processes.count) for plan in whole]
+        of = self._made + sum(len(plan.missing) for plan in own)
 
-            def show(done: int, of: int, path: Path, before: int = before) -> None:
-                self.emit("progress", name="class images", done=before + done, of=missing)
+        def show(*_: object) -> None:
+            self._made += 1
+            self.emit("progress", name="class images", done=self._made, of=of)
 
+        for plan in own:
             if not make_class_images(
-                self.model, self.tokenizer, wanted, on_image=show, should_stop=self.should_stop
+                self.model, self.tokenizer, plan, on_image=show, should_stop=self.should_stop
             ):
                 self.check_stop()
-            before += len(wanted.missing)
 
     def _make_fewer_at_once(self, why: str) -> None:
         """Groups of half the images from here on."""

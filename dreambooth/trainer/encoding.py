@@ -83,9 +83,15 @@ class Encoding:
         captions = self.data.captions()
         if captions is None:
             return LiveText(self._encoder(), self.device)
-        return CachedText(
-            captions, self._encoder(), self.device, store=self.store, progress=self._progress("captions")
-        )
+        if self.processes.count > 1:
+            with self.processes.together():
+                if own := captions[self.processes.index :: self.processes.count]:
+                    self._cached(own)
+        return self._cached(captions)
+
+    def _cached(self, captions: Sequence[str]) -> CachedText:
+        progress = self._progress("captions")
+        return CachedText(captions, self._encoder(), self.device, store=self.store, progress=progress)
 
     def later_embeddings(self) -> TextSource:
         """As `embeddings`, of a text encoder that is still trained now; its result is nobody else's to keep."""

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
-from dreambooth.shared.errors import DreamboothError
+from dreambooth.shared.errors import DreamboothError, InputError
 from dreambooth.shared.runfolder import Command
+from dreambooth.shared.settings import Settings
 from dreambooth.trainer.control import Inbox, StopNow
 from dreambooth.trainer.loop import Keeper
 
@@ -81,14 +82,65 @@ ALONE = Processes()
 
 
 def join_processes() -> Processes:
-    """The processes that were started together (`accelerate launch`, torchrun); alone, nothing is imported."""
+    """The processes that were started together (`accelerate launch`, torchrun); alone, nothing is imported.
+
+    Raises InputError if there are more of them than cards; the first one of a machine says so, the others just end.
+    """
     if int(os.environ.get("WORLD_SIZE", "1")) < 2:
         return ALONE
     import torch
+
+    try:
+        check_cards(os.environ, torch.cuda.device_count())
+    except InputError as error:
+        if os.environ.get("LOCAL_RANK", "0") != "0":
+            raise SystemExit(error.exit_code) from error
+        raise
     from accelerate.state import PartialState
 
     state = PartialState(cpu=not torch.cuda.is_available())  # takes the card that is this process's own
     return Processes(state.process_index, state.num_processes)
+
+
+def check_cards(environ: Mapping[str, str], cards: int) -> None:
+    """Raises InputError if a machine's processes are more than its cards; without cards its processor trains."""
+    here = int(environ.get("LOCAL_WORLD_SIZE") or int(environ.get("LOCAL_RANK", "0")) + 1)
+    on_processor = environ.get("ACCELERATE_USE_CPU", "").lower() in ("1", "true", "yes")
+    if cards == 0 or on_processor or here <= cards:
+        return
+    there = "one card is" if cards == 1 else f"{cards} cards are"
+    raise InputError(
+        f"{here} processes were started on this machine, and {there} there",
+        where="accelerate launch",
+        remedy=f"start it with --num_processes {cards}, or without accelerate"
+        if cards == 1
+        else f"start it with --num_processes {cards} or fewer",
+    )
+
+
+def shared_out(settings: Settings, before: int, now: int) -> Settings:
+    """The settings by which `now` processes make the steps that `before` ones began: of the same images.
+
+    Raises InputError if a step's images cannot be shared out among them.
+    """
+    training = settings.training
+    images = training.train_batch_size * training.gradient_accumulation_steps * before
+    if before == now:
+        return settings
+    own, rest = divmod(images, now)
+    if rest:
+        able = [str(count) for count in range(1, images + 1) if images % count == 0]
+        raise InputError(
+            f"each step of this run is made of {images} {'image' if images == 1 else 'images'}, which {now} processes "
+            "cannot share",
+            where="accelerate launch",
+            remedy=f"start it with --num_processes {', '.join(able[:-1])} or {able[-1]}"
+            if len(able) > 1
+            else "resume it without accelerate",
+        )
+    batch = max(size for size in range(1, min(own, training.train_batch_size) + 1) if own % size == 0)
+    made = replace(training, train_batch_size=batch, gradient_accumulation_steps=own // batch)
+    return replace(settings, training=made)
 
 
 class SharedInbox:

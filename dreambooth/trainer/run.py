@@ -28,7 +28,7 @@ from dreambooth.trainer.checkpoint import load_state, saved_steps
 from dreambooth.trainer.control import Inbox, Signals, ignore_stop_signals
 from dreambooth.trainer.outputs import outputs_of, release_own
 from dreambooth.trainer.plan import Plan, make_plan, open_base, versions
-from dreambooth.trainer.processes import Processes, join_processes
+from dreambooth.trainer.processes import Processes, join_processes, shared_out
 from dreambooth.trainer.reporter import Reporter
 from dreambooth.trainer.session import Session
 from dreambooth.trainer.stepdown import first_line, is_out_of_memory
@@ -54,6 +54,7 @@ def train(settings: Settings, *, note: Path | None = None) -> int:
                 "id": uuid.uuid4().hex,
                 "created": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
                 "threads": str(torch.get_num_threads()),
+                "processes": str(processes.count),
             },
         }
         runs_dir = Path(plan.settings.result.runs_dir)
@@ -79,9 +80,28 @@ def resume(folder: RunFolder, *, note: Path | None = None) -> int:
     def start() -> Iterator[tuple[RunFolder, Plan]]:
         with folder.hold():  # before anything is read: another trainer may be writing
             _write_note(note, folder)
-            yield folder, make_plan(load_settings(folder.config), run=folder.path, processes=processes.count)
+            yield (
+                folder,
+                make_plan(_settings_of(folder, processes), run=folder.path, processes=processes.count),
+            )
 
     return _lead(processes, start) if processes.is_main else _follow(processes)
+
+
+def _settings_of(folder: RunFolder, processes: Processes) -> Settings:
+    """A run's settings for as many processes as there are now: its steps stay what they were."""
+    settings = load_settings(folder.config)
+    noted = read_notes(folder.config, "run").get("processes", "")
+    before = int(noted) if noted.isdecimal() and int(noted) else processes.count
+    shared = shared_out(settings, before, processes.count)
+    if shared != settings and processes.is_main:
+        training = shared.training
+        Reporter().write(
+            f"Processes  {processes.count}, where the run began with {before}: its steps stay what they were, with "
+            f"train_batch_size {training.train_batch_size}, "
+            f"gradient_accumulation_steps {training.gradient_accumulation_steps}"
+        )
+    return shared
 
 
 def _check_note(note: Path | None) -> None:
@@ -123,7 +143,7 @@ def _follow(processes: Processes) -> int:
         return FAILED
     folder = RunFolder(Path(path))
     try:
-        plan = make_plan(load_settings(folder.config), run=folder.path, processes=processes.count)
+        plan = make_plan(_settings_of(folder, processes), run=folder.path, processes=processes.count)
         Session(plan, folder, run_id(folder), _quiet, None, processes).run()
     except DreamboothError:
         raise
