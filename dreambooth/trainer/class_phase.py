@@ -9,7 +9,7 @@ from pathlib import Path
 from dreambooth.shared.errors import RunFailed
 from dreambooth.shared.events import Emit
 from dreambooth.shared.settings import Settings
-from dreambooth.trainer.class_images import make_class_images, plan_class_images, recipe_of
+from dreambooth.trainer.class_images import ClassImagePlan, make_class_images, plan_class_images, recipe_of
 from dreambooth.trainer.convert import LoadedModel
 from dreambooth.trainer.plan import survey_of
 from dreambooth.trainer.processes import Processes
@@ -27,13 +27,13 @@ from dreambooth.trainer.tokenizer import Tokenizer
 
 @dataclass
 class ClassPhase:
-    """Makes the class images that are missing with `model`, the untrained one; `check_stop` may raise to stop.
+    """Makes the class images that are missing; `check_stop` may raise to stop.
 
     What is computed with what is a function of the settings and of what the run's `folder` keeps.
     """
 
     settings: Settings
-    model: LoadedModel
+    base: LoadedModel
     tokenizer: Tokenizer
     folder: Path
     emit: Emit
@@ -42,36 +42,40 @@ class ClassPhase:
     processes: Processes
     _made: int = field(default=0, init=False)
 
-    def make(self, folders: Sequence[ClassFolder]) -> None:
-        """This process's part of what is missing in `folders`, each image kept as soon as it is done."""
+    def share(self, folders: Sequence[ClassFolder]) -> list[ClassImagePlan]:
+        """This process's part of what is missing. The images that are there decide which ones are: every process has to
+        look before any of them makes one."""
+        recipe = recipe_of(
+            self.settings.prior,
+            resolution=self.settings.images.resolution,
+            clip_skip=self.settings.model.clip_skip,
+        )
+        place = self.processes.index, self.processes.count
+        return [plan_class_images(folder, recipe).share(*place) for folder in folders]
+
+    def make(self, model: LoadedModel, share: Sequence[ClassImagePlan]) -> None:
+        """Makes this process's part with the untrained model; each image is kept as soon as it is done."""
         while True:
             try:
-                self._make(folders)
+                self._make(model, share)
                 return
             except Exception as error:
                 if not is_out_of_memory(error):
                     raise
                 why = first_line(error)
             self._make_fewer_at_once(why)
-            folders = survey_of(self.settings, self.model).class_folders()  # those that were made are there
+            share = self.share(survey_of(self.settings, self.base).class_folders())
 
-    def _make(self, folders: Sequence[ClassFolder]) -> None:
-        recipe = recipe_of(
-            self.settings.prior,
-            resolution=self.settings.images.resolution,
-            clip_skip=self.settings.model.clip_skip,
-        )
-        whole = [plan_class_images(folder, recipe) for folder in folders]
-        own = [plan.share(self.processes.index, self.processes.count) for plan in whole]
-        of = self._made + sum(len(plan.missing) for plan in own)
+    def _make(self, model: LoadedModel, share: Sequence[ClassImagePlan]) -> None:
+        of = self._made + sum(len(plan.missing) for plan in share)
 
         def show(*_: object) -> None:
             self._made += 1
             self.emit("progress", name="class images", done=self._made, of=of)
 
-        for plan in own:
+        for plan in share:
             if not make_class_images(
-                self.model, self.tokenizer, plan, on_image=show, should_stop=self.should_stop
+                model, self.tokenizer, plan, on_image=show, should_stop=self.should_stop
             ):
                 self.check_stop()
 

@@ -195,18 +195,20 @@ class Session:
         if not missing:
             return
         self.emit("phase", name="class images", of=missing)
+        phase = ClassPhase(
+            self.settings,
+            self.plan.base,
+            self.tokenizer,
+            self.folder.path,
+            self.emit,
+            self._should_stop,
+            self._check_stop,
+            self.processes,
+        )
         with self.processes.together():
-            phase = ClassPhase(
-                self.settings,
-                self._drawing_model(),
-                self.tokenizer,
-                self.folder.path,
-                self.emit,
-                self._should_stop,
-                self._check_stop,
-                self.processes,
-            )
-            phase.make(self.plan.survey.class_folders())
+            share = phase.share(self.plan.survey.class_folders())
+        with self.processes.together():
+            phase.make(self._drawing_model(), share)
         self._step_down()
 
     def _plan_data(self) -> DataPlan:
