@@ -41,6 +41,7 @@ def main() -> int:
     runs = [(sys.executable, command) for command in CHECKS]
     arguments = _arguments(sys.argv[1:], host=False)
     if arguments is not None:
+        _fetch_references()
         runs.append((sys.executable, ("pytest", *arguments)))
     arguments = _arguments(sys.argv[1:], host=True)
     python = _host_python() if arguments is not None else None
@@ -59,6 +60,12 @@ def _arguments(told: list[str], *, host: bool) -> list[str] | None:
     return [*options, *(mine or ([HOST] if host else []))]
 
 
+def _fetch_references() -> None:
+    from tests import references
+
+    references.make(_tell)
+
+
 def _host_python() -> str | None:
     from tests import hostenv
 
@@ -68,7 +75,11 @@ def _host_python() -> str | None:
             f"== {HOST} is left out: the WebUI's pins need Python 3.11 or 3.10, and there is none", flush=True
         )
         return None
-    return str(hostenv.make(base, lambda text: print(text, file=sys.stderr, flush=True)))
+    return str(hostenv.make(base, _tell))
+
+
+def _tell(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
 
 
 def _run_all(runs: list[tuple[str, tuple[str, ...]]], environ: dict[str, str]) -> int:
