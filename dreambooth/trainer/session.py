@@ -35,6 +35,7 @@ from dreambooth.trainer.plan import Plan, data_plan, runs_dir_of, survey_of
 from dreambooth.trainer.previews import Previews, preview_requests
 from dreambooth.trainer.processes import ALONE, Processes, SharedInbox, SharedKeeper
 from dreambooth.trainer.results import Trained
+from dreambooth.trainer.spill import SpillWatch
 from dreambooth.trainer.stepdown import (
     GoBack,
     SteppingDown,
@@ -151,7 +152,9 @@ class Session:
         inbox = SharedInbox(self.processes, self.inbox)
         start = keeper.restore(self.device) if latest_step(self.folder.states) is not None else 0
         self.emit("phase", name="training", of=self.plan.steps)
-        log = StepLog(self._emit_step, self.plan.steps, memory=MemoryProbe(self.device))
+        expected = self.plan.expected.seconds
+        watch = SpillWatch(self.device, self.emit, expected / self.plan.steps if expected else None)
+        log = StepLog(self._emit_step, self.plan.steps, memory=MemoryProbe(self.device), watch=watch)
         try:
             outcome = train(
                 engine, SharedKeeper(self.processes, keeper), inbox, log, assembly.cadence(self.plan), start

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -22,14 +22,24 @@ class _Kept:
 
 
 class StepLog:
-    """Emits one `step` event per step, in bundles: reading a number off a card makes the host wait for it."""
+    """Emits one `step` event per step, in bundles: reading a number off a card makes the host wait for it.
+
+    `watch` is told after each bundle how many seconds a step of it took.
+    """
 
     def __init__(
-        self, emit: Emit, steps: int, *, every: float = 0.5, memory: MemoryProbe | None = None
+        self,
+        emit: Emit,
+        steps: int,
+        *,
+        every: float = 0.5,
+        memory: MemoryProbe | None = None,
+        watch: Callable[[float], None] = lambda seconds: None,
     ) -> None:
         self._emit = emit
         self._steps = steps
         self._every = every
+        self._watch = watch
         self._memory = memory or MemoryProbe(torch.device("cpu"))
         self._kept: deque[_Kept] = deque()
         self._flushed = time.monotonic()
@@ -66,7 +76,7 @@ class StepLog:
             return
         self._marks.append((self._flushed, self._kept[-1].step))
         rows = torch.stack([kept.losses for kept in self._kept]).tolist()
-        (since, first), (now, last) = self._marks[0], self._marks[-1]
+        (since, first), (before, made), (now, last) = self._marks[0], self._marks[-2], self._marks[-1]
         speed = (last - first) / max(now - since, 1e-9)
         memory = self._memory.gigabytes()
         for total, instance, prior in rows:
@@ -84,6 +94,8 @@ class StepLog:
                 memory_gb=memory,
             )
             self._kept.popleft()  # only now: what a full disk refused is told again
+        if last > made:
+            self._watch((now - before) / (last - made))
 
 
 class MemoryProbe:

@@ -57,6 +57,21 @@ def test_steps_come_in_bundles_each_with_its_own_numbers(clock):
     assert {event["of"] for event in events} == {100}
 
 
+def test_who_watches_the_pace_is_told_what_a_step_took_without_the_time_between(clock):
+    seen: list[float] = []
+    log = logging(Events(), watch=seen.append)
+    log.start(0)
+    for step in (1, 2):
+        clock.now += 0.25
+        log.add(step, losses(step), 1e-3)
+    with log.paused():
+        clock.now += 60.0
+    clock.now += 4.0
+    log.add(3, losses(3), 1e-3)
+    log.flush()
+    assert seen == [0.25, 4.0]
+
+
 def test_a_number_is_not_read_off_the_device_before_somebody_would_look_at_it(clock):
     events = Events()
     log = logging(events)
