@@ -65,7 +65,7 @@ def case(kind: str, base: nn.Module, rank: int) -> Case:
     torch.manual_seed(rank)
     shapes = KINDS[kind].shapes(tuple(base.weight.shape), rank)
     tensors = {
-        name: beginning(KINDS[kind].starts[name], shape, base.weight, 3) + 0.1 * torch.randn(shape)
+        name: beginning(KINDS[kind].starts[name], shape, base, 3) + 0.1 * torch.randn(shape)
         for name, shape in shapes.items()
     }
     ours = Adapted(copy.deepcopy(base).requires_grad_(False), kind, tensors, scale_of(shapes, ALPHA))
