@@ -6,15 +6,13 @@ of the test's own; the trainer's environment is made, or found again, in this ch
 
 from __future__ import annotations
 
-import base64
-import io
 import json
 import os
 import subprocess
-import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
+import asking
 import pytest
 import walking
 from PIL import Image
@@ -51,14 +49,8 @@ def webui(tmp_path, trainer) -> Iterator[Server]:
     server.stop()
 
 
-def txt2img(server: Server, prompt: str, **more: object) -> tuple[Image.Image, dict]:
-    """A picture through the WebUI's API, and what it says of it."""
-    asked = {"prompt": prompt, "steps": 20, "width": SIDE, "height": SIDE, "cfg_scale": 3, "seed": 5, **more}
-    headers = {"Content-Type": "application/json"}
-    request = urllib.request.Request(f"{server.url}/sdapi/v1/txt2img", json.dumps(asked).encode(), headers)
-    with urllib.request.urlopen(request, timeout=300) as answer:
-        found = json.loads(answer.read())
-    return Image.open(io.BytesIO(base64.b64decode(found["images"][0]))), json.loads(found["info"])
+def txt2img(server: Server, prompt: str) -> tuple[Image.Image, dict]:
+    return asking.txt2img(server.url, prompt=prompt, steps=20, width=SIDE, height=SIDE, cfg_scale=3, seed=5)
 
 
 def test_from_install_to_a_picture_in_the_real_webui(webui, page, browser):
