@@ -54,10 +54,8 @@ def _without_effect(settings: Settings) -> list[str]:
         )
     if settings.captions.keep_tokens and not settings.captions.shuffle_tags:
         notes.append("keep_tokens has no effect without shuffle_tags")
-    if not training.train_text_encoder and (
-        training.text_encoder_learning_rate or training.text_encoder_stop < 1
-    ):
-        notes.append("the text encoder is not trained: its learning rate and its stop have no effect")
+    if not training.train_text_encoder and training.text_encoder_stop < 1:
+        notes.append("text_encoder_stop has no effect: the text encoder is not trained")
     return notes
 
 
