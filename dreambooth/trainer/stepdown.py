@@ -45,13 +45,17 @@ _SAID = (
     "hiperroroutofmemory",
     "paging file is too small",
 )
+# oneDNN's whole message on a processor, where it has no other one for that
+_SAID_ALONE = ("could not create a primitive", "could not create a memory object")
 
 
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether an error means that memory ran out, the card's or the computer's."""
     if isinstance(error, (torch.cuda.OutOfMemoryError, MemoryError)):
         return True
-    return isinstance(error, (RuntimeError, OSError)) and any(said in str(error).lower() for said in _SAID)
+    said = str(error).lower()
+    is_said = said.strip() in _SAID_ALONE or any(words in said for words in _SAID)
+    return isinstance(error, (RuntimeError, OSError)) and is_said
 
 
 def first_line(error: BaseException) -> str:

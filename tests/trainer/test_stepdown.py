@@ -51,6 +51,7 @@ MEANS_IT = [
     RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
     RuntimeError("cuDNN error: CUDNN_STATUS_ALLOC_FAILED"),
     RuntimeError("Unable to find a valid cuDNN algorithm to run convolution"),
+    RuntimeError("could not create a primitive"),
     RuntimeError("MPS backend out of memory (MPS allocated: 17.83 GB, other allocations: 192.00 KB)"),
     RuntimeError("HIP out of memory. Tried to allocate 20.00 MiB"),
     OSError("[WinError 1455] The paging file is too small for this operation to complete"),
@@ -58,6 +59,7 @@ MEANS_IT = [
 ]  # fmt: skip
 MEANS_SOMETHING_ELSE = [
     RuntimeError("CUDA error: an illegal memory access was encountered"),
+    RuntimeError("could not create a primitive descriptor for a convolution forward propagation primitive"),
     RuntimeError("mat1 and mat2 shapes cannot be multiplied"),
     OSError(28, "No space left on device"),
     InputError("this memory of out of memory is a setting's"),
