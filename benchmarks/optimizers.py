@@ -39,10 +39,10 @@ class Variant:
 VARIANTS: Mapping[str, Variant] = {
     "AdamW": Variant(PLAIN),
     "AdamW8bit": Variant({**PLAIN, "optimizer": "adamw8bit"}),
-    "fused backward": Variant({**PLAIN, "fused_backward": True}),
+    "fused backward": Variant({**PLAIN, "fused_backward": "yes"}),
     "bf16 weights": Variant({**NARROW, "weights_dtype": "bfloat16"}),
     "all three": Variant(
-        {**NARROW, "weights_dtype": "bfloat16", "optimizer": "adamw8bit", "fused_backward": True}
+        {**NARROW, "weights_dtype": "bfloat16", "optimizer": "adamw8bit", "fused_backward": "yes"}
     ),
 }
 

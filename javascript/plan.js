@@ -21,9 +21,25 @@
             : db.t("{all}, all of them there", {all: all.toLocaleString()});
     }
 
-    function memoryText(memory) {
-        const sum = ["weights_gb", "gradients_gb", "optimizer_gb"].reduce((total, name) => total + (memory[name] || 0), 0);
-        return sum ? db.t("{gb} GB, and what the photos need", {gb: sum.toFixed(1)}) : "";
+    const GB = 2 ** 30;  // as nvidia-smi counts
+    const gigabytes = (bytes, digits) => (bytes / GB).toFixed(digits === undefined ? 1 : digits);
+
+    /** The fullest phase beside what there is; and, folded, every phase's sum, line by line. */
+    function memoryFact(memory) {
+        if (!memory.phases) {
+            return null;
+        }
+        const fullest = memory.phases.find((phase) => phase.bytes === memory.peak);
+        const text = db.t("{gb} of {room} GB, in {phase}",
+            {gb: gigabytes(memory.peak), room: gigabytes(memory.allowed), phase: db.said(fullest.name)});
+        const rows = memory.phases.map((phase) => [
+            db.h("tr", {class: "dbt-memory-sum"}, db.h("td", {}, db.said(phase.name)), db.h("td", {}, gigabytes(phase.bytes, 2))),
+            phase.lines.filter((line) => line.bytes >= GB / 200).map((line) => db.h("tr", {},
+                db.h("td", {}, db.said(line.text)), db.h("td", {}, gigabytes(line.bytes, 2))))]);
+        const before = facts.querySelector(".dbt-memory details");
+        return [db.h("dt", {}, db.t("Memory")), db.h("dd", {class: "dbt-memory"}, text,
+            memory.fits ? null : db.h("span", {class: "dbt-error-text"}, " ", db.t("may not fit")),
+            db.accordion(db.t("What each phase takes"), {open: Boolean(before && before.open)}, db.h("table", {}, rows)))];
     }
 
     function draw() {
@@ -47,7 +63,7 @@
             fact(db.t("Trained"), (found.trained || []).map((name) => db.said(name)).join(", ")),
             fact(db.t("Time"), expected, found.expected_by ? db.said(found.expected_by) : ""),
             fact(db.t("Device"), found.device, found.mixed_precision === "no" ? db.t("full precision (float32)") : found.mixed_precision),
-            fact(db.t("Memory"), memoryText(found.memory || {})),
+            memoryFact(found.memory || {}),
             fact(db.t("Disk"), db.t("{needed} needed, {free} free", {needed: db.size(found.disk_needed), free: db.size(found.disk_free)})));
         const files = (found.files || []).filter((file) => file.path);
         db.fill(notes,

@@ -78,6 +78,14 @@ class ModelSettings:
         label="Precision of the base",
         choices=("auto", "full", "int8"),
     )
+    vram_limit: float = setting(
+        0.0,
+        "Memory that the training may take, as if the card (without one: the computer) had no more. 0: what is free.",
+        label="Memory limit",
+        minimum=0,
+        maximum=1024,
+        unit="GB",
+    )
     prediction_type: str = setting(
         "auto",
         "What the UNet predicts: noise (epsilon) or velocity (v_prediction). auto asks the file.",
@@ -296,7 +304,7 @@ class TrainingSettings:
     forward_batch_size: int = setting(
         0,
         "Images, instance and class, that go through the model at once: less memory, and still the same step. "
-        "0: the whole batch.",
+        "0: as many as fit.",
         label="Images at once",
         minimum=0,
         maximum=512,
@@ -340,19 +348,20 @@ class TrainingSettings:
         1.0, "Power of the polynomial scheduler.", label="Power", minimum=0.01, maximum=10
     )
     optimizer: str = setting(
-        "adamw",
-        "The optimizer.",
-        choices=OPTIMIZERS,
+        "auto",
+        "The optimizer. auto: AdamW, or its 8-bit form where that does not fit.",
+        choices=("auto", *OPTIMIZERS),
         other=(IMPORT_PATH, "a class's import path"),
     )
     optimizer_args: dict[str, str] = setting(
         {}, "More arguments of the optimizer, by name.", label="Optimizer arguments"
     )
-    fused_backward: bool = setting(
-        False,
-        "Step each tensor as soon as its gradient is there: gradients take nearly no memory. They are clipped "
-        "tensor by tensor then, and a step is one batch.",
+    fused_backward: str = setting(
+        "auto",
+        "Step each tensor as soon as its gradient is there: gradients take nearly no memory, and are clipped tensor by "
+        "tensor. auto: where no less fits.",
         label="Step within the backward pass",
+        choices=("auto", "yes", "no"),
     )
     adam_beta1: float = setting(0.9, "Adam's decay of the mean.", label="Adam β1", minimum=0, maximum=0.9999)
     adam_beta2: float = setting(
@@ -371,11 +380,11 @@ class TrainingSettings:
         choices=("auto", "no", "fp16", "bf16"),
     )
     weights_dtype: str = setting(
-        "float32",
-        "Precision of what is trained. bfloat16 halves weights and gradients; steps are rounded at random, so that "
-        "small ones count. It wants mixed_precision: bf16.",
+        "auto",
+        "Precision of what is trained. bfloat16, with mixed_precision: bf16, halves it; steps are rounded at random. "
+        "auto: float32 where that fits.",
         label="Precision of the trained weights",
-        choices=("float32", "bfloat16"),
+        choices=("auto", "float32", "bfloat16"),
     )
     gradient_checkpointing: str = setting(
         "auto",

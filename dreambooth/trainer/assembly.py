@@ -23,13 +23,15 @@ from dreambooth.trainer.loop import Cadence
 from dreambooth.trainer.objectives import Objective, scaled_linear_alphas_cumprod, zero_terminal_snr
 from dreambooth.trainer.optimizer_table import kind_of
 from dreambooth.trainer.optimizers import GradScaler, ParameterGroup, Stepper, averages, build_optimizer
-from dreambooth.trainer.plan import Plan, trackers_of
 from dreambooth.trainer.rounding import StochasticRounding
 from dreambooth.trainer.schedules import Schedule
 from dreambooth.trainer.stepdown import Rung
+from dreambooth.trainer.trackers import trackers_of
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
+
+    from dreambooth.trainer.plan import Plan
 
 
 def make_accelerator(plan: Plan, folder: Path) -> Accelerator:
@@ -101,6 +103,20 @@ def rest(plan: Plan, model: LoadedModel) -> None:
             encoder.to("cpu")
 
 
+def bring_unet(plan: Plan, model: LoadedModel) -> None:
+    """Puts the UNet on the device once what it is trained on is encoded: never beside the encoders at work, nor wider
+    than it is trained."""
+    unet = model.components["unet"]
+    if _narrow(plan) and "unet" in plan.trained:
+        torch.nn.Module.to(unet, dtype=torch.bfloat16)  # diffusers' own warns
+    unet.to(plan.machine.device, memory_format=layout(plan))  # type: ignore[call-overload]
+
+
+def _narrow(plan: Plan) -> bool:
+    """Whether what is trained whole is so in bfloat16."""
+    return plan.adapter is None and plan.settings.training.weights_dtype == "bfloat16"
+
+
 def trained_weights(plan: Plan, model: LoadedModel) -> TrainedWeights:
     """Makes what is trained want gradients, as the settings have it, and averages if they are asked for."""
     training = plan.settings.training
@@ -139,8 +155,8 @@ def step_down(plan: Plan, model: LoadedModel, engine: TrainingEngine, rung: Rung
 def _want_gradients(plan: Plan, model: LoadedModel) -> None:
     family = model.identified.family
     for name in plan.trained:
-        if plan.settings.training.weights_dtype == "bfloat16":
-            model.components[name].to(dtype=torch.bfloat16)
+        if _narrow(plan):
+            torch.nn.Module.to(model.components[name], dtype=torch.bfloat16)  # diffusers' own warns
         model.components[name].requires_grad_(True)
     if plan.trains_text:
         encoders = text.encoders_of(model.components, family)
@@ -199,7 +215,7 @@ def stepper(plan: Plan, weights: TrainedWeights, scaler: GradScaler | None) -> S
         optimizer,
         training.max_grad_norm,
         scaler,
-        fused_backward=training.fused_backward,
+        fused_backward=training.fused_backward == "yes",
         rounding=rounding,
     )
 

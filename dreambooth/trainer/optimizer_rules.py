@@ -86,7 +86,7 @@ def check_fused_backward(settings: Settings, precision: str, processes: int) -> 
         (processes > 1, f"{processes} processes add up their gradients", "train with one process"),
     )
     for holds, text, remedy in reasons:
-        if training.fused_backward and holds:
+        if training.fused_backward == "yes" and holds:
             raise InputError(
                 f"{text}, and fused_backward drops each as soon as it is there",
                 where="fused_backward",
@@ -131,7 +131,7 @@ def notes_on(settings: Settings) -> list[str]:
             f"{kind.title} finds the learning rate by itself and multiplies it by learning_rate: 1 is meant, and "
             f"{training.learning_rate:g} will hardly learn anything"
         )
-    if training.fused_backward and training.max_grad_norm:
+    if training.fused_backward == "yes" and training.max_grad_norm:
         notes.append(
             f"with fused_backward each tensor's gradient is clipped to max_grad_norm ({training.max_grad_norm:g}) by "
             "itself, not that of all together"

@@ -139,6 +139,7 @@ _ROWS = (
     ),
     OptimizerKind("came", "CAME", "pytorch_optimizer.CAME", factored(full=1, rows=2), PYTORCH_OPTIMIZER, _DECAY),
 )  # fmt: skip
+AUTO = "adamw"
 TABLE: Mapping[str, OptimizerKind] = {row.name: row for row in _ROWS}
 # Known, and not offered beside the others: it is compiled anew in each run, and for where bitsandbytes does not work.
 TORCHAO_ADAMW8BIT = OptimizerKind(
@@ -149,8 +150,8 @@ BY_PATH: Mapping[str, OptimizerKind] = {TORCHAO_ADAMW8BIT.name: TORCHAO_ADAMW8BI
 
 
 def kind_of(name: str) -> OptimizerKind:
-    """The row of a name, or one for the class of an import path."""
-    return TABLE.get(name) or BY_PATH.get(name) or _of_path(name)
+    """The row of a name, or one for the class of an import path. `auto` is AdamW until a plan chooses otherwise."""
+    return TABLE.get(AUTO if name == "auto" else name) or BY_PATH.get(name) or _of_path(name)
 
 
 def _of_path(path: str) -> OptimizerKind:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import importlib.metadata
-import importlib.util
 import math
 import platform
 from collections.abc import Iterator, Mapping, Sequence
@@ -26,14 +25,16 @@ from dreambooth.trainer.checkpointing import with_checkpointing
 from dreambooth.trainer.convert import LoadedModel, load_model
 from dreambooth.trainer.dataset import Augmentation, DataPlan, plan_data
 from dreambooth.trainer.eightbit import Verdict
-from dreambooth.trainer.eightbit.instead import check_8bit
+from dreambooth.trainer.eightbit.instead import check_8bit, eight_bit_verdict
 from dreambooth.trainer.expected import Expected, expect, likeness
 from dreambooth.trainer.export_file import yaml_beside
 from dreambooth.trainer.images import parse_colour
 from dreambooth.trainer.int8 import NOTE as INT8_NOTE
-from dreambooth.trainer.int8 import int8_weights, is_int8, with_base_precision
+from dreambooth.trainer.int8 import is_int8, with_base_precision
 from dreambooth.trainer.looks import look_at
 from dreambooth.trainer.machine import Machine
+from dreambooth.trainer.memory.choice import Choice, choose, plain
+from dreambooth.trainer.memory.room import room_on
 from dreambooth.trainer.model_size import model_size
 from dreambooth.trainer.optimizer_rules import (
     check_fused_backward,
@@ -46,11 +47,11 @@ from dreambooth.trainer.outputs import Outputs, PlannedFile, Volume, check_room,
 from dreambooth.trainer.plan_notes import notes_on_model, notes_on_time
 from dreambooth.trainer.plan_text import plan_text
 from dreambooth.trainer.rates import with_rates
-from dreambooth.trainer.sizes import largest_tensor, optimizer_bytes, parameters, planned_files
+from dreambooth.trainer.sizes import optimizer_bytes, parameters, planned_files
 from dreambooth.trainer.survey import Survey, survey
 from dreambooth.trainer.tokenizer import default_tokenizer
+from dreambooth.trainer.trackers import check_trackers
 
-TRACKERS = ("tensorboard", "wandb")
 _LEAST_SIDE, _LARGEST_SIDE = 64, 2048
 TITLES = {"unet": "UNet", "text_encoder": "text encoder", "text_encoder_2": "second text encoder"}
 
@@ -78,6 +79,7 @@ class Plan:
     expected: Expected = Expected(None, "")
     eight_bit: Verdict | None = None
     adapter: AdapterPlan | None = None
+    memory: Choice | None = None
 
     @property
     def steps(self) -> int:
@@ -111,27 +113,6 @@ class Plan:
         drawn = sum(len(entry.instance) * entry.concept.repeats for entry in self.survey.concepts)
         return self.steps * self.batch / max(1, drawn)
 
-    def memory(self) -> dict[str, float]:
-        """What weights, gradients and optimizer take, in GB; activations come on top."""
-        optimizer = optimizer_bytes(self.base, self.trained, self.settings.training.optimizer, self.adapter)
-        average = 4.0 if self.settings.training.use_ema else 0.0
-        trained = sum(self.trained.values())
-        whole = sum(parameters(self.base, name) for name in self.base.description.bindings)
-        frozen = whole if self.adapter else whole - trained
-        width = self.machine.compute_dtype.itemsize
-        narrow = 0
-        if is_int8(self.settings):
-            narrow = sum(int8_weights(self.base, name) for name in self.base.description.bindings)
-        own = machines.DTYPES[self.settings.training.weights_dtype].itemsize
-        counted = trained
-        if self.settings.training.fused_backward:  # one tensor's at a time
-            counted = largest_tensor(self.base, self.trained, self.adapter)
-        return {
-            "weights_gb": round((trained * own + (frozen - narrow) * width + narrow) / 1e9, 2),
-            "gradients_gb": round(counted * own / 1e9, 2),
-            "optimizer_gb": round((optimizer + trained * average) / 1e9, 2),
-        }
-
     def as_event(self) -> dict[str, Any]:
         """The fields of the `plan` event, plain JSON values; sizes in bytes."""
         folders = self.survey.class_folders()
@@ -148,7 +129,7 @@ class Plan:
             "disk_needed": sum(volume.needed for volume in self.volumes),
             "disk_free": min((volume.free for volume in self.volumes), default=0),
             "volumes": [{"path": str(v.path), "needed": v.needed, "free": v.free} for v in self.volumes],
-            "memory": self.memory(),
+            "memory": self.memory.as_json() if self.memory else {},
             "model": self.settings.model.model,
             "family": self.base.identified.family.title,
             "prediction_type": self.base.identified.prediction_type,
@@ -183,7 +164,7 @@ def make_plan(
     """
     check_together(settings)
     base = open_base(settings)
-    settings = with_resolution(settings, base)
+    asked, settings = settings, with_resolution(plain(settings), base)
     buckets = bucket_sizes(
         settings.images.resolution,
         aspect_ratio_buckets=settings.images.aspect_ratio_buckets,
@@ -228,30 +209,51 @@ def make_plan(
         files=(),
         volumes=(),
         trained=trained,
-        notes=(
-            *rates,
-            *(adapter.notes if adapter else ()),
-            *([INT8_NOTE] if is_int8(settings) else ()),
-            *machine.notes,
-            *notes_on(settings),
-            *([eight_bit.text] if eight_bit else ()),
-            *notes_on_model(settings, base),
-            *found.warnings,
-        ),
+        notes=(*rates, *(adapter.notes if adapter else ()), *machine.notes),
         processes=processes,
         eight_bit=eight_bit,
         adapter=adapter,
+    )
+    plan = _fitted(plan, asked)
+    settings = plan.settings
+    notes = (
+        *plan.notes,
+        *([INT8_NOTE] if is_int8(settings) else ()),
+        *notes_on(settings),
+        *([plan.eight_bit.text] if plan.eight_bit else ()),
+        *notes_on_model(settings, base),
+        *found.warnings,
     )
     data = data_plan(plan, found)
     files = tuple(planned_files(plan, data, run))
     expected = expect(plan, measure=measure)
     return dataclasses.replace(
         plan,
-        notes=(*plan.notes, *notes_on_time(expected.seconds)),
+        notes=(*notes, *notes_on_time(expected.seconds)),
         files=files,
         volumes=tuple(_room(files)),
         concepts=tuple(_concept_facts(settings, found, data)),
         expected=expected,
+    )
+
+
+def _fitted(plan: Plan, asked: Settings) -> Plan:
+    """The plan with the quickest settings that fit into memory where `asked` left them open."""
+    room = room_on(plan.machine.device, plan.settings.model.vram_limit, plan.processes)
+    verdicts: dict[str, Verdict] = {}
+
+    def works(name: str) -> bool:
+        if name not in verdicts:
+            verdicts[name] = eight_bit_verdict(name, plan.machine.device)
+        return verdicts[name].works
+
+    choice = choose(plan, asked, room, works)
+    return dataclasses.replace(
+        plan,
+        settings=choice.settings,
+        memory=choice,
+        notes=(*plan.notes, *choice.notes),
+        eight_bit=verdicts.get(choice.settings.training.optimizer, plan.eight_bit),
     )
 
 
@@ -288,16 +290,7 @@ def check_together(settings: Settings) -> None:
             remedy="use 1, or train the UNet too",
         )
     check_prior(settings)
-    for tracker in trackers_of(settings):
-        if tracker not in TRACKERS:
-            raise InputError(
-                f"there is no tracker {tracker!r}", where="report_to", remedy=f"one of {', '.join(TRACKERS)}"
-            )
-        if importlib.util.find_spec(tracker) is None:
-            raise InputError(
-                f"{tracker} is not installed in the trainer's environment", where="report_to",
-                remedy=f"install it there (pip install {tracker}), or leave report_to empty",
-            )  # fmt: skip
+    check_trackers(settings)
 
 
 def _check_vae(settings: Settings) -> None:
@@ -312,11 +305,6 @@ def _check_vae(settings: Settings) -> None:
             where="vae",
             remedy="name a VAE's file or a checkpoint, or leave vae empty",
         ) from error
-
-
-def trackers_of(settings: Settings) -> list[str]:
-    """The trackers that are named, in order."""
-    return [name.strip().lower() for name in settings.saving.report_to.split(",") if name.strip()]
 
 
 def open_base(settings: Settings) -> LoadedModel:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from dreambooth.trainer.adapters.results import from_base
 from dreambooth.trainer.expected import time_text
+from dreambooth.trainer.memory.room import GB
 from dreambooth.trainer.outputs import size_text
 
 if TYPE_CHECKING:
@@ -25,7 +26,6 @@ def plan_text(plan: Plan) -> str:
     )
     factors = (training.train_batch_size, training.gradient_accumulation_steps, plan.processes)
     batch = " × ".join(str(factor) for factor in factors if factor > 1) or "1"
-    memory = event["memory"]
     lines = [
         f"Model      {event['model']}",
         f"           {event['family']}, predicts {event['prediction_type']} ({event['told_by']})",
@@ -34,9 +34,8 @@ def plan_text(plan: Plan) -> str:
         f"{' and as many of the class' if plan.prior else ''}, {event['epochs']:g} epochs",
         f"           {trained}; {training.optimizer}, learning rate {training.learning_rate:g}",
         *([f"           {plan.adapter}"] if plan.adapter else []),
-        f"Machine    {event['device']}, mixed precision {event['mixed_precision']}; weights "
-        f"{memory['weights_gb']} GB, gradients {memory['gradients_gb']} GB, optimizer {memory['optimizer_gb']} GB, "
-        "and the activations",
+        f"Machine    {event['device']}, mixed precision {event['mixed_precision']}",
+        *_memory_lines(plan),
         *(f"Writes     {file.path}  ({file.what}, {size_text(file.size)})" for file in plan.files),
         *(
             f"Disk       {size_text(volume.needed)} needed, {size_text(volume.free)} free at {volume.path}"
@@ -58,6 +57,28 @@ def _prior_text(plan: Plan, found: int, missing: int) -> str:
         )
     narrower = missing and plan.machine.pictures != plan.machine.mixed_precision
     return f"{found} class images found, {missing} to be made{f' in {plan.machine.pictures}' if narrower else ''}"
+
+
+def _memory_lines(plan: Plan) -> list[str]:
+    """Each phase's sum, and of the fullest one what it is made of."""
+    memory = plan.memory
+    if memory is None:
+        return []
+    room, fullest = memory.room, memory.fullest
+    share = "allowed" if room.limit and room.limit <= room.free else "free"
+    lines = [
+        f"Memory     {'' if memory.fits else 'MAY NOT FIT: '}{_gb(fullest.bytes)} at most, in {fullest.name}; "
+        f"{_gb(room.allowed)} of {room.of} are {share}"
+    ]
+    for phase in memory.phases:
+        lines.append(f"           {_gb(phase.bytes):>9}  {phase.name}")
+        if phase is fullest:
+            lines += [f"           {'':>9}  {_gb(line.bytes):>9}  {line.text}" for line in phase.lines]
+    return lines
+
+
+def _gb(size: int) -> str:
+    return f"{size / GB:.2f} GB"
 
 
 def _expected_lines(plan: Plan) -> list[str]:

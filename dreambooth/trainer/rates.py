@@ -31,7 +31,12 @@ def with_rates(settings: Settings) -> tuple[Settings, list[str]]:
     if not training.text_encoder_learning_rate and training.train_text_encoder and text != rate:
         notes.append(f"text_encoder_learning_rate {text:g}, half of the UNet's, as is usual for an adapter")
     usual = ADAPTER if adapter else MODEL
-    if training.train_unet and training.optimizer in TABLE and not own and rate > RUINOUS * usual:
+    if (
+        training.train_unet
+        and kind_of(training.optimizer).name in TABLE
+        and not own
+        and rate > RUINOUS * usual
+    ):
         notes.append(
             f"learning_rate {rate:g} is {rate / usual:.0f} times the usual {usual:g}, which ruins most models: look at the "
             "first sample pictures"

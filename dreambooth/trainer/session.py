@@ -31,6 +31,7 @@ from dreambooth.trainer.int8 import is_int8, quantise, stored_dtype
 from dreambooth.trainer.keeper import RunKeeper
 from dreambooth.trainer.loop import Outcome, train
 from dreambooth.trainer.machine import DTYPES
+from dreambooth.trainer.memory.room import keep_to
 from dreambooth.trainer.plan import Plan, data_plan, runs_dir_of, survey_of
 from dreambooth.trainer.previews import Previews, preview_requests
 from dreambooth.trainer.processes import ALONE, Processes, SharedInbox, SharedKeeper
@@ -48,6 +49,8 @@ from dreambooth.trainer.steplog import MemoryProbe, StepLog
 from dreambooth.trainer.store import TensorStore
 from dreambooth.trainer.tokenizer import default_tokenizer
 from dreambooth.trainer.weights import Written
+
+UNET = ("unet",)
 
 
 class Session:
@@ -89,6 +92,7 @@ class Session:
                 naming.remove_half_written(self.plan.outputs)
         self._restore_threads()
         assembly.set_up_arithmetic(self.plan)
+        keep_to(self.device, self.settings.model.vram_limit)
         if rungs := self._step_down():
             self.emit(
                 "warning", text=f"memory ran out in this run before: it goes on with {described(rungs)}"
@@ -100,7 +104,12 @@ class Session:
             keeper = self._trained(data)
             with self.processes.together():
                 if self.processes.is_main:
-                    self._finish(keeper.trained)
+                    written, change = self._write_result(keeper.trained)
+                    del (
+                        keeper
+                    )  # what the training took is given back before pictures are made of what was written
+                    free_memory()
+                    self._finish(written, change)
         finally:
             self._accelerator.end_training()  # what trackers still hold is written; processes part
 
@@ -235,10 +244,13 @@ class Session:
         components: Sequence[str] | None = None,
         *,
         layout: torch.memory_format = torch.preserve_format,
+        away: Sequence[str] = (),
     ) -> LoadedModel:
+        """Components on the device, but for those that stay `away` until they are brought."""
         model = self._read_model(dtype, components)
-        for module in model.components.values():
-            module.to(self.device, memory_format=layout)  # type: ignore[call-overload]
+        for name, module in model.components.items():
+            if name not in away:
+                module.to(self.device, memory_format=layout)  # type: ignore[call-overload]
         return model
 
     def _read_model(self, dtype: torch.dtype, components: Sequence[str] | None) -> LoadedModel:
@@ -267,7 +279,7 @@ class Session:
 
     def _load_model(self) -> LoadedModel:
         """The model as it is trained: what is trained whole, and the VAE, in float32; the rest as it is computed, so
-        that a card never holds the base of an adapter in float32."""
+        that a card never holds the base of an adapter in float32. The UNet is brought once all is encoded."""
         trained = self.plan.trained if self.plan.adapter is None else ()
         names = self.plan.base.identified.family.components
         wide = [name for name in names if name == "vae" or name in trained]
@@ -276,9 +288,9 @@ class Session:
         if is_int8(self.settings):
             return self._load_int8(wide, narrow, layout)
         if not narrow or dtype == torch.float32:
-            return self._base_model(torch.float32, layout=layout)
-        model = self._base_model(torch.float32, wide, layout=layout)
-        found = model.components | self._base_model(dtype, narrow, layout=layout).components
+            return self._base_model(torch.float32, layout=layout, away=UNET)
+        model = self._base_model(torch.float32, wide, layout=layout, away=UNET)
+        found = model.components | self._base_model(dtype, narrow, layout=layout, away=UNET).components
         model.components = {name: found[name] for name in names}
         return model
 
@@ -331,6 +343,7 @@ class Session:
             sized=model.identified.family.sized,
         )
         assembly.rest(self.plan, model)
+        assembly.bring_unet(self.plan, model)
         accelerator = self._accelerator
         weights = assembly.trained_weights(self.plan, model)
         stepper = assembly.stepper(self.plan, weights, accelerator.scaler)
@@ -386,7 +399,8 @@ class Session:
             adapter=self.plan.adapter,
         )
 
-    def _finish(self, trained: Trained) -> None:
+    def _write_result(self, trained: Trained) -> tuple[Written, dict[str, Any]]:
+        """Writes the result; gives it and how far the weights have moved, as plain values."""
         dtype = DTYPES[self.settings.result.output_dtype]
         change = results.weight_change(self.plan.base, trained, dtype, self.plan.adapter)
         if results.is_unchanged(change):
@@ -397,20 +411,23 @@ class Session:
         self.emit("phase", name="export", of=1)
         written = self.write_checkpoint(self.plan.outputs.final, trained)
         self.emit("exported", step=self.plan.steps, path=written.path, sha256=written.sha256)
+        return written, results.as_plain(change)
+
+    def _finish(self, written: Written, change: dict[str, Any]) -> None:
+        """Makes pictures of what was written, and notes that the run is done."""
         self._sample_result(Path(written.path))
-        plain = results.as_plain(change)
         write_json(
             self.folder.result,
             {
                 "path": str(written.path),
                 "files": results.files_of(written),
-                "weight_change": plain,
+                "weight_change": change,
                 "steps": self.plan.steps,
             },
         )
         naming.release(self.plan.outputs)
         self._answer_late_commands()
-        self.emit("done", path=written.path, weight_change=plain)
+        self.emit("done", path=written.path, weight_change=change)
 
     def _answer_late_commands(self) -> None:
         """Whoever gave a command after the last step hears that it was seen: what it asked for is done by now."""

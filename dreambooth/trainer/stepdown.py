@@ -45,17 +45,13 @@ _SAID = (
     "hiperroroutofmemory",
     "paging file is too small",
 )
-# oneDNN's whole message on a processor, where it has no other one for that
-_SAID_ALONE = ("could not create a primitive", "could not create a memory object")
 
 
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether an error means that memory ran out, the card's or the computer's."""
     if isinstance(error, (torch.cuda.OutOfMemoryError, MemoryError)):
         return True
-    said = str(error).lower()
-    is_said = said.strip() in _SAID_ALONE or any(words in said for words in _SAID)
-    return isinstance(error, (RuntimeError, OSError)) and is_said
+    return isinstance(error, (RuntimeError, OSError)) and any(said in str(error).lower() for said in _SAID)
 
 
 def first_line(error: BaseException) -> str:
@@ -130,7 +126,7 @@ def next_rung(settings: Settings, images: int) -> dict[str, Any]:
     training = settings.training
     if training.gradient_checkpointing != "yes":
         return {"gradient_checkpointing": "yes"}
-    if training.fused_backward:  # parts would need the gradients that it drops
+    if training.fused_backward == "yes":  # parts would need the gradients that it drops
         return {}
     most = min(training.forward_batch_size or images, images)
     return {"forward_batch_size": (most + 1) // 2} if most > 1 else {}
@@ -144,7 +140,7 @@ def what_helps(settings: Settings) -> str:
     able = (
         (training.train_text_encoder, "train_text_encoder: no"),
         (whole and not kind.eight_bit, "optimizer: adamw8bit"),
-        (whole and kind.fused_backward and not training.fused_backward, "fused_backward: yes"),
+        (whole and kind.fused_backward and training.fused_backward != "yes", "fused_backward: yes"),
         (whole and training.weights_dtype == "float32", "weights_dtype: bfloat16"),
         (training.use_ema, "use_ema: no"),
         (not settings.images.cache_latents, "cache_latents: yes"),
@@ -221,7 +217,7 @@ class SteppingDown:
         stepper.optimizer.zero_grad(set_to_none=True)
         free_memory()
         rung = next_rung(self._settings, self._images)
-        if not rung or (stepper.touched and not self._settings.training.fused_backward):
+        if not rung or (stepper.touched and self._settings.training.fused_backward != "yes"):
             raise self._last(where)
         keep_rung(self._folder, rung)
         if self._processes.count > 1:
@@ -237,7 +233,7 @@ class SteppingDown:
         )
 
     def _last(self, where: str) -> RunFailed:
-        if self._settings.training.fused_backward:
+        if self._settings.training.fused_backward == "yes":
             when = ", with gradient_checkpointing on"
         elif self._engine.stepper.touched:
             when = ", when the optimizer took its step"

@@ -219,8 +219,8 @@ def test_a_choice_is_taken_in_any_case_and_its_spelling_is_ours(folder: Path) ->
 def test_another_choice_is_an_error_that_lists_them(folder: Path, text: str) -> None:
     error = problem(folder, f"optimizer: {text}")
     assert "`optimizer`" in error.what
-    assert error.remedy == f"choose one of {', '.join(OPTIMIZERS)} or a class's import path"
-    assert "adamw, adamw8bit, " in error.remedy
+    assert error.remedy == f"choose one of {', '.join(('auto', *OPTIMIZERS))} or a class's import path"
+    assert "auto, adamw, adamw8bit, " in error.remedy
 
 
 @pytest.mark.parametrize("text", ["torch.optim.SGD", "came_pytorch.CAME", "_a.B9"])

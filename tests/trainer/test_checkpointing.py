@@ -99,7 +99,7 @@ def test_it_can_be_switched_on_and_off_in_a_living_run(tmp_path) -> None:
         rig = make_rig(
             tmp_path,
             trained=("unet", "text_encoder"),
-            training=TrainingSettings(learning_rate=1e-3, fused_backward=True),
+            training=TrainingSettings(learning_rate=1e-3, fused_backward="yes"),
         )
         for step, count in enumerate(counts):
             checkpoint_units(rig.model.components["unet"], count)

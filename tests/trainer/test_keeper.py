@@ -53,11 +53,11 @@ RUNS = {
     "8 bit": {"trained": BOTH, "training": EIGHT_BIT, "text_stop": 3, "ema_decay": 0.5},
     "steps within the backward pass": {
         "trained": BOTH, "text_stop": 3, "checkpointing": True,
-        "training": TrainingSettings(learning_rate=1e-3, optimizer="came", fused_backward=True),
+        "training": TrainingSettings(learning_rate=1e-3, optimizer="came", fused_backward="yes"),
     },
     "bfloat16 weights": {"trained": BOTH, "training": NARROW, "ema_decay": 0.9},
     "bfloat16 weights, 8 bit, within the backward pass": {
-        "training": replace(NARROW, optimizer="adamw8bit", fused_backward=True)
+        "training": replace(NARROW, optimizer="adamw8bit", fused_backward="yes")
     },
     "accumulation": {
         "batch": 4, "micro_batches": 2, "offset_noise": 0.1, "snr_gamma": 5.0,

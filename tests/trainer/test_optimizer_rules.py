@@ -96,18 +96,18 @@ def test_arguments_are_tried_before_the_start():
 def test_what_needs_the_gradients_that_are_dropped_is_refused_with_both_names(
     values, precision, processes, said
 ):
-    training = replace(TrainingSettings(fused_backward=True), **values)
+    training = replace(TrainingSettings(fused_backward="yes"), **values)
     with pytest.raises(InputError) as refused:
         check_fused_backward(Settings(training=training), precision, processes)
     assert refused.value.where == "fused_backward"
     assert said in refused.value.what and "fused_backward" in refused.value.what
-    without = replace(training, fused_backward=False)
+    without = replace(training, fused_backward="no")
     check_fused_backward(Settings(training=without), precision, processes)
 
 
 @pytest.mark.parametrize(("weight", "most"), [(1.0, 4), (0.0, 2), (1.0, 0)])
 def test_a_batch_that_is_not_cut_goes_with_fused_backward(weight, most):
-    training = TrainingSettings(fused_backward=True, train_batch_size=2, forward_batch_size=most)
+    training = TrainingSettings(fused_backward="yes", train_batch_size=2, forward_batch_size=most)
     check_fused_backward(
         Settings(training=training, prior=PriorSettings(prior_loss_weight=weight)), "bf16", 1
     )
@@ -135,13 +135,13 @@ def test_bfloat16_weights_are_refused_with_what_they_do_not_go_with(values, kind
 
 @pytest.mark.parametrize("name", [name for name, row in TABLE.items() if row.fused_backward])
 def test_it_goes_with_every_optimizer_that_takes_tensors_one_by_one(name):
-    check_fused_backward(settings(name, fused_backward=True), "bf16", 1)
+    check_fused_backward(settings(name, fused_backward="yes"), "bf16", 1)
 
 
 def test_that_clipping_is_another_then_is_said():
-    (note,) = notes_on(settings("adamw", fused_backward=True))
+    (note,) = notes_on(settings("adamw", fused_backward="yes"))
     assert "clipped to max_grad_norm (1) by itself" in note
-    assert notes_on(settings("adamw", fused_backward=True, max_grad_norm=0.0)) == []
+    assert notes_on(settings("adamw", fused_backward="yes", max_grad_norm=0.0)) == []
 
 
 @pytest.mark.parametrize(

@@ -51,7 +51,6 @@ MEANS_IT = [
     RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
     RuntimeError("cuDNN error: CUDNN_STATUS_ALLOC_FAILED"),
     RuntimeError("Unable to find a valid cuDNN algorithm to run convolution"),
-    RuntimeError("could not create a primitive"),
     RuntimeError("MPS backend out of memory (MPS allocated: 17.83 GB, other allocations: 192.00 KB)"),
     RuntimeError("HIP out of memory. Tried to allocate 20.00 MiB"),
     OSError("[WinError 1455] The paging file is too small for this operation to complete"),
@@ -59,7 +58,6 @@ MEANS_IT = [
 ]  # fmt: skip
 MEANS_SOMETHING_ELSE = [
     RuntimeError("CUDA error: an illegal memory access was encountered"),
-    RuntimeError("could not create a primitive descriptor for a convolution forward propagation primitive"),
     RuntimeError("mat1 and mat2 shapes cannot be multiplied"),
     OSError(28, "No space left on device"),
     InputError("this memory of out of memory is a setting's"),
@@ -109,7 +107,7 @@ def test_blocks_are_computed_twice_first_then_the_parts_are_halved():
 
 
 def test_parts_are_no_way_where_gradients_are_dropped():
-    assert all_rungs(given(fused_backward=True), 6) == [{"gradient_checkpointing": "yes"}]
+    assert all_rungs(given(fused_backward="yes"), 6) == [{"gradient_checkpointing": "yes"}]
 
 
 def test_what_a_run_came_to_never_asks_for_more_than_the_settings():
@@ -318,7 +316,7 @@ def in_the_middle_of_the_backward_pass(rigged: Rigged, once: list[int]) -> None:
 
 
 def test_a_backward_pass_that_steps_is_not_made_again(tmp_path):
-    settings = TrainingSettings(learning_rate=1e-3, fused_backward=True)
+    settings = TrainingSettings(learning_rate=1e-3, fused_backward="yes")
     rigged = Rigged(tmp_path, 4, 4, batch=2, training=settings)
     in_the_middle_of_the_backward_pass(rigged, [])
     before = rigged.rig.bits()
@@ -330,7 +328,7 @@ def test_a_backward_pass_that_steps_is_not_made_again(tmp_path):
 
 
 def test_a_forward_pass_before_it_is_made_again(tmp_path):
-    settings = TrainingSettings(learning_rate=1e-3, fused_backward=True)
+    settings = TrainingSettings(learning_rate=1e-3, fused_backward="yes")
     plain = make_rig(tmp_path / "plain", batch=2, training=settings)
     rigged = Rigged(tmp_path, 2, 4, batch=2, training=settings)
     assert rigged.train(2) == plain.train(0, 2)
@@ -376,6 +374,8 @@ def images_that_fit(monkeypatch, most: Callable[[Denoiser], int]) -> list[int]:
     forward = Denoiser.forward
 
     def allocating(self, noisy, *rest):
+        if noisy.is_meta:  # a plan counts without memory
+            return forward(self, noisy, *rest)
         if len(noisy) > most(self):
             raise FULL.with_traceback(None)
         passed.append(len(noisy))
@@ -435,7 +435,7 @@ def test_a_run_that_may_have_stepped_some_weights_goes_back(failing, place, step
             raise FULL
 
     monkeypatch.setattr(torch.Tensor, "backward", full_once)
-    assert dreambooth("train", config(tmp_path, fused_backward=True, checkpointing_steps=2)) == 0
+    assert dreambooth("train", config(tmp_path, fused_backward="yes", checkpointing_steps=2)) == 0
     run = run_in(tmp_path)
     (said,) = events(run, "warning")
     assert f"goes back to {place}" in said["text"]

@@ -284,7 +284,7 @@ def _stepper(weights: TrainedWeights, options: Options) -> Stepper:
         optimizer,
         training.max_grad_norm,
         options.scaler,
-        fused_backward=training.fused_backward,
+        fused_backward=training.fused_backward == "yes",
         rounding=rounding,
     )
 

@@ -39,6 +39,11 @@ def check_8bit(name: str, device: torch.device, kept: Callable[[str], float]) ->
     )
 
 
+def eight_bit_verdict(name: str, device: torch.device) -> eightbit.Verdict:
+    """Whether an 8-bit optimizer works here; for who would take another one."""
+    return eightbit.examine(kind_of(name).target, device=device.type)
+
+
 def alternatives(name: str, device: torch.device, kept: Callable[[str], float]) -> list[dict[str, Any]]:
     """What can be chosen instead of an 8-bit optimizer, each with what it keeps of this model in GB. torchao's is
     tried if it is there; if it is not, `install` says how to get it and nobody knows whether it works here."""

@@ -1,0 +1,307 @@
+"""Which settings a run takes where the user left the choice: the quickest that fit into the memory there is.
+
+Every way to save memory has its price in time, or in how near a step is to a plain one; the cheapest sum of them whose
+fullest phase fits is taken. What the user has set stays as it is, and the plan says whether it fits.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+from dreambooth.shared.errors import InputError
+from dreambooth.shared.settings import Settings
+from dreambooth.trainer.checkpointing import units_of
+from dreambooth.trainer.memory.phases import Memory, Phase
+from dreambooth.trainer.memory.room import GB, Room
+from dreambooth.trainer.optimizer_rules import check_fused_backward, check_weights_dtype
+
+if TYPE_CHECKING:
+    from dreambooth.trainer.plan import Plan
+
+# What the choices come to where memory is no matter
+PLAIN = {
+    "optimizer": "adamw",
+    "weights_dtype": "float32",
+    "fused_backward": "no",
+    "gradient_checkpointing": "no",
+    "base_precision": "full",
+}
+# The price of each way, as a share of a plain step's time. Computing everything twice in the forward pass is a third of
+# a step's arithmetic (facts: 3.00 against 2.41 TFLOP for SD1.5), half as many images at once wait longer for Python.
+# The others cost little time: their price is that a step is not quite the plain one.
+CHECKPOINTING = 0.25
+HALVING = 0.10
+EIGHT_BIT = 0.03
+STEP_IN_BACKWARD = 0.30
+NARROW_WEIGHTS = 0.35
+NARROW_BASE = 0.30
+# How many of the UNet's blocks are computed twice is tried in so many parts
+PARTS = 4
+
+
+@dataclass(frozen=True)
+class Choice:
+    """`settings` with nothing left open, `phases` of the run with them, and whether they fit; `notes` say what was chosen
+    and why."""
+
+    settings: Settings
+    phases: tuple[Phase, ...]
+    room: Room
+    fits: bool
+    notes: tuple[str, ...] = ()
+
+    @property
+    def fullest(self) -> Phase:
+        return max(self.phases, key=lambda phase: phase.bytes)
+
+    def as_json(self) -> dict[str, Any]:
+        """Plain values; sizes in bytes."""
+        return {
+            "phases": [phase.as_json() for phase in self.phases],
+            "peak": self.fullest.bytes,
+            "of": self.room.of,
+            "free": self.room.free,
+            "allowed": self.room.allowed,
+            "usable": self.room.usable,
+            "fits": self.fits,
+        }
+
+
+def plain(settings: Settings) -> Settings:
+    """The settings with what they come to where memory is no matter."""
+    return _with(
+        settings, {name: value for name, value in PLAIN.items() if value_of(settings, name) == "auto"}
+    )
+
+
+def value_of(settings: Settings, name: str) -> Any:
+    """What one of the choices is set to."""
+    return getattr(settings.model if name == "base_precision" else settings.training, name)
+
+
+def phases_of(plan: Plan) -> list[Phase]:
+    """The phases of a plan with the settings that it has."""
+    return Memory(plan).phases()
+
+
+def least_of(plan: Plan) -> int:
+    """What a plan's training takes at least, told without counting any pass."""
+    return Memory(plan).least()
+
+
+@dataclass(frozen=True)
+class Scale:
+    """How a plan is weighed: `phases` counts them, `least` is quick and never more than the fullest of them."""
+
+    phases: Callable[[Plan], Sequence[Phase]] = phases_of
+    least: Callable[[Plan], int] = least_of
+
+
+def choose(
+    plan: Plan, asked: Settings, room: Room, works: Callable[[str], bool], scale: Scale | None = None
+) -> Choice:
+    """The cheapest settings that fit. `plan` has the plain ones, `asked` what was left open; `works` says whether an
+    8-bit optimizer does here, and is asked only if one is needed.
+
+    Raises InputError if a limit was named that nothing fits into.
+    """
+    scale = scale or Scale()
+    smallest: Choice | None = None
+    hopeless: set[tuple[Any, ...]] = set()
+    candidates = list(_by_price(plan, asked))
+    for number, ways in enumerate(candidates):
+        others = tuple(
+            sorted((name, value) for name, value in ways.items() if name != "gradient_checkpointing")
+        )
+        if others in hopeless or not _may_be_taken(plan, ways, works):
+            continue
+        if number:  # with as little as these others can do: blocks that are computed twice save most
+            most = {**ways, "gradient_checkpointing": "yes"} if "gradient_checkpointing" in ways else ways
+            choice = _weighed(plan, most, room, scale, nothing_less=smallest)
+            smallest = _smaller(smallest, choice)
+            if choice is None or not choice.fits:
+                hopeless.add(others)
+                continue
+        choice = _weighed(plan, ways, room, scale, nothing_less=smallest)
+        smallest = _smaller(smallest, choice)
+        if choice is not None and choice.fits:
+            return replace(choice, notes=_notes(choice, asked, plan.settings))
+    assert smallest is not None, "the plain settings are possible"
+    _refuse(smallest)
+    return replace(smallest, notes=(*_notes(smallest, asked, plan.settings), _too_much(smallest)))
+
+
+def _weighed(
+    plan: Plan, ways: dict[str, Any], room: Room, scale: Scale, *, nothing_less: Choice | None
+) -> Choice | None:
+    """A candidate with its phases; None if it cannot fit, nor be the smallest, whatever its passes take."""
+    settings = _with(plan.settings, ways)
+    tried = replace(plan, settings=settings)
+    if nothing_less is not None and scale.least(tried) > max(room.usable, nothing_less.fullest.bytes):
+        return None
+    phases = tuple(scale.phases(tried))
+    return Choice(settings, phases, room, max(phase.bytes for phase in phases) <= room.usable)
+
+
+def _smaller(one: Choice | None, other: Choice | None) -> Choice | None:
+    if one is None or other is None:
+        return one or other
+    return other if other.fullest.bytes < one.fullest.bytes else one
+
+
+def _may_be_taken(plan: Plan, ways: dict[str, Any], works: Callable[[str], bool]) -> bool:
+    """Whether settings go together, and the optimizer does here."""
+    optimizer = ways.get("optimizer", "")
+    return _possible(_with(plan.settings, ways), plan) and (optimizer != "adamw8bit" or works(optimizer))
+
+
+# ---- candidates ------------------------------------------------------------------------------------------------------
+
+
+def _by_price(plan: Plan, asked: Settings) -> Iterator[dict[str, Any]]:
+    """All that can be set where the user left it open, the cheapest first; the first is plain."""
+    ways = [
+        dict(pair for pair in chosen if pair[0])
+        for chosen in itertools.product(
+            _checkpointings(plan, asked), _batches(plan, asked), *_on_or_off(plan, asked)
+        )
+    ]
+    units = units_of(plan.base)
+    yield from sorted(ways, key=lambda one: _price(one, units, _images(plan.settings)))
+
+
+def _checkpointings(plan: Plan, asked: Settings) -> list[tuple[str, Any]]:
+    if asked.training.gradient_checkpointing != "auto":
+        return [("", None)]
+    units = units_of(plan.base)
+    counts = sorted({math.ceil(units * part / PARTS) for part in range(PARTS + 1)})
+    return [("gradient_checkpointing", {0: "no", units: "yes"}.get(count, str(count))) for count in counts]
+
+
+def _images(settings: Settings) -> int:
+    return settings.training.train_batch_size * (2 if settings.prior.prior_loss_weight > 0 else 1)
+
+
+def _batches(plan: Plan, asked: Settings) -> list[tuple[str, Any]]:
+    """All images of a batch at once, half of them, and so on."""
+    images = _images(plan.settings)
+    if asked.training.forward_batch_size:
+        return [("", None)]
+    halves = dict.fromkeys(math.ceil(images / 2**power) for power in range(images.bit_length() + 1))
+    return [("forward_batch_size", 0 if count == images else count) for count in halves]
+
+
+def _on_or_off(plan: Plan, asked: Settings) -> list[list[tuple[str, Any]]]:
+    """For each choice between plain and sparing: both, or nothing where the user has chosen or it makes no difference."""
+    sparing = (
+        ("optimizer", "adamw8bit", True),
+        ("fused_backward", "yes", True),
+        ("weights_dtype", "bfloat16", plan.adapter is None),
+        ("base_precision", "int8", plan.adapter is not None),
+    )
+    return [
+        [(name, PLAIN[name]), (name, value)]
+        for name, value, counts in sparing
+        if counts and value_of(asked, name) == "auto"
+    ]
+
+
+def _price(ways: dict[str, Any], units: int, images: int) -> float:
+    count = ways.get("gradient_checkpointing", "no")
+    checkpointed = {"no": 0, "yes": units}.get(count, 0) if not count.isdecimal() else int(count)
+    at_once = ways.get("forward_batch_size") or images
+    return (
+        CHECKPOINTING * checkpointed / max(1, units)
+        + HALVING * math.log2(images / at_once)
+        + EIGHT_BIT * (ways.get("optimizer") == "adamw8bit")
+        + STEP_IN_BACKWARD * (ways.get("fused_backward") == "yes")
+        + NARROW_WEIGHTS * (ways.get("weights_dtype") == "bfloat16")
+        + NARROW_BASE * (ways.get("base_precision") == "int8")
+    )
+
+
+def _with(settings: Settings, ways: dict[str, Any]) -> Settings:
+    base = {name: value for name, value in ways.items() if name == "base_precision"}
+    rest = {name: value for name, value in ways.items() if name not in base}
+    return replace(
+        settings, model=replace(settings.model, **base), training=replace(settings.training, **rest)
+    )
+
+
+def _possible(settings: Settings, plan: Plan) -> bool:
+    try:
+        check_fused_backward(settings, plan.machine.mixed_precision, plan.processes)
+        check_weights_dtype(settings, plan.machine.mixed_precision)
+    except InputError:
+        return False
+    return True
+
+
+# ---- what is said ----------------------------------------------------------------------------------------------------
+
+
+def _notes(choice: Choice, asked: Settings, plain: Settings) -> tuple[str, ...]:
+    """What was chosen that is not plain."""
+    said = [
+        f"{name}: {value_of(choice.settings, name)}"
+        for name in (*PLAIN, "forward_batch_size")
+        if value_of(choice.settings, name) != value_of(plain, name)
+    ]
+    if not said:
+        return ()
+    return (
+        f"{', '.join(said)} (auto, so that it fits: {_gb(choice.room.allowed)} GB of {choice.room.of} are "
+        f"{'allowed' if _limited(choice.room) else 'free'}); set them yourself to have it otherwise",
+    )
+
+
+def _limited(room: Room) -> bool:
+    return bool(room.limit) and room.limit <= room.free
+
+
+def _too_much(choice: Choice) -> str:
+    fullest = choice.fullest
+    return (
+        f"this may not fit: {fullest.name} takes about {_gb(fullest.bytes)} GB, and {_gb(choice.room.allowed)} GB of "
+        f"{choice.room.of} are {'allowed' if _limited(choice.room) else 'free'}; {remedies(choice.settings)}"
+    )
+
+
+def _refuse(smallest: Choice) -> None:
+    """A limit that was named is kept; so is a card's size. The computer's memory can be lent by its disk."""
+    room, need = smallest.room, smallest.fullest
+    beyond_card = room.device == "cuda" and need.bytes > room.total
+    if (_limited(room) and need.bytes > room.limit) or beyond_card:
+        raise InputError(
+            f"the smallest setting needs about {_gb(need.bytes)} GB ({need.name}), and "
+            + (
+                f"vram_limit allows {room.limit / GB:g} GB"
+                if not beyond_card
+                else f"{room.of} has {_gb(room.total)} GB"
+            ),
+            where="vram_limit" if not beyond_card else "model",
+            remedy=(
+                f"set vram_limit to {math.ceil(need.bytes / GB * 1.06 * 10) / 10:g} or more, or "
+                if not beyond_card
+                else ""
+            )
+            + remedies(smallest.settings),
+        )
+
+
+def remedies(settings: Settings) -> str:
+    """What a user can give up so that it takes less."""
+    given = [
+        (settings.training.train_text_encoder, "train_text_encoder: no"),
+        (settings.result.output_kind in ("checkpoint", "diffusers"), "output_kind: lora"),
+        (True, "a smaller resolution"),
+    ]
+    return "use " + ", or ".join(text for holds, text in given if holds)
+
+
+def _gb(size: int) -> str:
+    return f"{size / GB:.1f}"
