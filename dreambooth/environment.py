@@ -30,6 +30,8 @@ STAMP = "stamp.json"
 PYTHON_VARIABLE = "DREAMBOOTH_PYTHON"
 # The build of torch for a new environment: `cpu`, `cu126`, `cu130`, or the address of a package index that has one.
 TORCH_VARIABLE = "DREAMBOOTH_TORCH"
+# Bytes of the card that whoever asks for a plan gives back before the run begins: the WebUI's model, while its page plans.
+RETURNED_VARIABLE = "DREAMBOOTH_CARD_RETURNED"
 # Set for the process that is entered, and gone once it has arrived: nothing is ever entered twice.
 _ENTERED_VARIABLE = "DREAMBOOTH_ENTERED"
 

@@ -7,6 +7,7 @@ being made is ended. Another page's is none of its business.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import json
 import os
 import signal
@@ -21,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from .. import detached
+from ..environment import RETURNED_VARIABLE
 from ..shared.errors import DreamboothError, InputError
 from . import endings
 from .answers import Conflict
@@ -42,11 +44,18 @@ class _Question:
 
 class Planner:
     """`trainer` says how a trainer is started; it raises DreamboothError while that cannot be. `closing` is true once
-    the page's server waits for our answers, see `webui.is_closing`."""
+    the page's server waits for our answers, see `webui.is_closing`; `returned` are bytes of the card that will be given
+    back before a run, so that a plan may count on them."""
 
-    def __init__(self, trainer: Callable[[], Trainer], closing: Callable[[], bool] = lambda: False) -> None:
+    def __init__(
+        self,
+        trainer: Callable[[], Trainer],
+        closing: Callable[[], bool] = lambda: False,
+        returned: Callable[[], int] = lambda: 0,
+    ) -> None:
         self._trainer = trainer
         self._closing = closing
+        self._returned = returned
         self._lock = threading.Lock()
         self._places = threading.Semaphore(MOST_AT_ONCE)
         self._asked: dict[str, _Question] = {}  # page → its newest question
@@ -56,6 +65,8 @@ class Planner:
         """The plan of a config (YAML). Raises InputError with what is wrong in it, Conflict if `page` has asked for a
         newer one meanwhile, DreamboothError where there is no trainer to ask. Without a page nothing is ended."""
         trainer = self._trainer()
+        told = {RETURNED_VARIABLE: str(self._returned())}
+        trainer = dataclasses.replace(trainer, environ={**trainer.environ, **told})
         with (
             self._question(page or uuid.uuid4().hex) as question,
             self._place(question),

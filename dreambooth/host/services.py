@@ -41,7 +41,7 @@ def services() -> Services:
     watcher = Watcher(jobs.ending_of, jobs.is_starting, jobs.failed_resume)
     return Services(
         jobs=jobs,
-        planner=Planner(trainer, webui.is_closing),
+        planner=Planner(trainer, webui.is_closing, webui.returned_bytes),
         watcher=watcher,
         listing=Listing(watcher, jobs.ending_of),
         follower=Follower(jobs.active, watcher.exports, webui.list_in_turn),

@@ -387,14 +387,25 @@ def _drop_models() -> None:
 
 
 def _free_gb() -> float | None:
+    found = _card()
+    return None if found is None else float(found[0].mem_get_info(found[1])[0]) / 1024**3
+
+
+def returned_bytes() -> int:
+    """What of the card this process holds, and gives back before a training: a plan may count on it."""
+    found = _card() if options().unload_model else None
+    return 0 if found is None else int(found[0].memory_reserved(found[1]))
+
+
+def _card() -> tuple[Any, int] | None:
+    """torch's view of the WebUI's card and its number; None where there is none."""
     from modules import devices
 
     torch: Any = sys.modules.get("torch")
     if torch is None or getattr(devices.device, "type", "") != "cuda":
         return None
     index = devices.device.index
-    free, _ = torch.cuda.mem_get_info(torch.cuda.current_device() if index is None else index)
-    return float(free) / 1024**3
+    return torch.cuda, torch.cuda.current_device() if index is None else index
 
 
 def device_environ() -> dict[str, str]:

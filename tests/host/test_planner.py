@@ -28,6 +28,14 @@ def test_a_plan_is_the_trainers():
     assert planner().plan("max_train_steps: 7\n")["steps"] == 7
 
 
+def test_a_plan_knows_what_of_the_card_will_be_given_back():
+    told = "import os, json; print(json.dumps({'returned': os.environ['DREAMBOOTH_CARD_RETURNED']}))"
+    asked = Planner(
+        lambda: Trainer([sys.executable, "-c", told], dict(os.environ), ROOT), returned=lambda: 7 * 2**30
+    )
+    assert asked.plan("max_train_steps: 7\n") == {"returned": str(7 * 2**30)}
+
+
 def test_what_is_wrong_is_said_of_its_field_and_not_of_our_file():
     with pytest.raises(InputError) as told:
         planner().plan("output_name: wrong\n")
@@ -95,7 +103,8 @@ def test_two_pages_that_plan_at_one_moment_both_have_their_answer(first, second)
 
 
 def test_more_pages_than_there_are_places_wait_for_one_but_never_for_an_old_plan(monkeypatch):
-    monkeypatch.setattr("dreambooth.host.planner.MOST_AT_ONCE", 1)
+    # by the module that was imported here: other tests import it anew
+    monkeypatch.setitem(Planner.__init__.__globals__, "MOST_AT_ONCE", 1)
     ended: list = []
     asked = planner(FAKE_DELAY="30")
     older = asking(asked, "max_train_steps: 7\n", "mine", ended)

@@ -157,8 +157,16 @@ def test_freeing_twice_is_freeing_once(loaded):
     assert facade().free_model() == facade().Freed(8.0, 8.0)
 
 
+def test_what_a_plan_may_count_on_is_what_the_model_will_give_back(loaded):
+    webui = loaded()
+    assert facade().returned_bytes() == webui.devices.card.used_gb * 1024**3 > 0
+    webui.shared.opts.data[facade().UNLOAD_MODEL] = False
+    assert facade().returned_bytes() == 0
+
+
 def test_without_a_card_there_is_no_figure(standin):
     webui = standin()
+    assert facade().returned_bytes() == 0
     webui.checkpoint("a")
     webui.sd_models.list_models()
     assert webui.shared.sd_model

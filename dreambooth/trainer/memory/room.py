@@ -8,9 +8,9 @@ from dataclasses import dataclass
 
 import torch
 
+from dreambooth.environment import RETURNED_VARIABLE
+
 GB = 2**30  # as cards are sold and nvidia-smi counts
-# Bytes that whoever asks for a plan will give back before the run begins: the WebUI's model, while its page plans.
-RETURNED_VARIABLE = "DREAMBOOTH_CARD_RETURNED"
 # What a context leaves to a process of a card's free memory: CUDA's libraries load more kernels as they are used
 _CARD_RESERVE = 150 * 2**20
 # What other programs may want meanwhile, and what lies between the blocks of an allocator

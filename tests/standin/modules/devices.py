@@ -35,6 +35,9 @@ def _memory(_index=None):
 
 
 if card.total_gb and "torch" not in sys.modules:
-    cuda = types.SimpleNamespace(mem_get_info=_memory, current_device=lambda: 0, is_available=lambda: True)
+    cuda = types.SimpleNamespace(
+        mem_get_info=_memory, current_device=lambda: 0, is_available=lambda: True,
+        memory_reserved=lambda _index=None: int(card.used_gb * 1024**3),
+    )  # fmt: skip
     sys.modules["torch"] = types.ModuleType("torch")
     sys.modules["torch"].cuda = cuda

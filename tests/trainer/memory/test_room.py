@@ -5,8 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
+from dreambooth.environment import RETURNED_VARIABLE
 from dreambooth.trainer.memory import room
-from dreambooth.trainer.memory.room import GB, RETURNED_VARIABLE, Room, keep_to, room_on
+from dreambooth.trainer.memory.room import GB, Room, keep_to, room_on
 
 
 def test_a_limit_is_what_a_smaller_card_would_be() -> None:
