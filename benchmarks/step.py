@@ -177,9 +177,27 @@ def attached(unet: torch.nn.Module, rank: int) -> None:
     attach({"unet": unet}, AdapterPlan(KINDS["lora"], rank, float(rank), 0.0, tuple(layers)), seed=0)
 
 
+@dataclass
+class OurStep:
+    """Our step with all that happens around it in a run's loop."""
+
+    engine: Any
+    inbox: Any
+    log: Any
+    number: int = 0
+
+    def __call__(self) -> None:
+        self.inbox.should_stop()
+        self.inbox.commands()
+        losses = self.engine.step(self.number)
+        assert losses is not None
+        self.number += 1
+        self.log.add(self.number, losses, self.engine.rate)
+
+
 def our_step(
     unet: torch.nn.Module, encoder: torch.nn.Module | None, size: Size, folder: Path, rank: int
-) -> Callable[[], None]:
+) -> OurStep:
     """One step of a run with default settings that trains the UNet, and the text encoder if there is one."""
     from accelerate import Accelerator
 
@@ -212,18 +230,7 @@ def our_step(
         text_span=TextEncoderSpan(trained=encoder is not None, stop=10**6),
     )
     inbox = Inbox(create_run(folder, "run", ""), Signals(), lambda event, **fields: None)
-    log = StepLog(lambda event, **fields: None, 10**6)
-    steps = iter(range(10**6))
-
-    def step() -> None:
-        number = next(steps)
-        inbox.should_stop()
-        inbox.commands()
-        losses = engine.step(number)
-        assert losses is not None
-        log.add(number + 1, losses, engine.rate)
-
-    return step
+    return OurStep(engine, inbox, StepLog(lambda event, **fields: None, 10**6))
 
 
 def cached_batches(size: Size, folder: Path, *, trains_text: bool) -> Any:
