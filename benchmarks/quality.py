@@ -1,12 +1,16 @@
 """Whether ours learns as well as diffusers' own script at the same settings: the loss on draws that neither saw.
 
-    python benchmarks/quality.py PEER [--peer-packages DIR] [--folder DIR] [--seeds 3] [--steps 200] [--batch 1]
+    python benchmarks/quality.py PEER [--peer-packages DIR] [--folder DIR] [--seeds 12] [--steps 200] [--batch 1]
+                                 [--same-draws]
 
 PEER is diffusers' train_dreambooth.py (peer.py says which). Both train the small base on the demo's photos, UNet and
 text encoder, in float32, with the same steps, batch, learning rate, class images and weight of the prior; all else
 is each one's default. Then every checkpoint, loaded by the same code, predicts the noise in the same 512 draws of
-(photo, noise, timestep), and in 512 of the class images. The photos are those of the training, as a subject has no
-others; noise and timesteps are drawn apart, one timestep from each 512th of the schedule.
+(photo, noise, timestep), and in 512 of the class images. With --same-draws theirs is fed with the draws of ours
+(same_draws.py), so that what is left is what differs in the training itself.
+
+The photos are those of the training, as a subject has no others; noise and timesteps are drawn apart, one timestep
+from each 512th of the schedule.
 
 What was trained stays in the folder, and is not trained again.
 """
@@ -111,9 +115,9 @@ def train_ours(job: Job, seed: int) -> Path:
     return result
 
 
-def train_theirs(job: Job, seed: int, peer: Peer) -> Path:
-    """Trains with their script, and gives the written folder."""
-    result = job.folder / f"theirs-{job.name}-{seed}"
+def train_theirs(job: Job, seed: int, peer: Peer, *, same_draws: bool) -> Path:
+    """Trains with their script, with its own draws or those of our run of this seed, and gives the written folder."""
+    result = job.folder / f"{'same-draws' if same_draws else 'theirs'}-{job.name}-{seed}"
     if (result / "model_index.json").exists():
         return result
     command = peer.command(
@@ -137,6 +141,9 @@ def train_theirs(job: Job, seed: int, peer: Peer) -> Path:
         output_dir=result,
         report_to="comet_ml",  # not installed: no tracker
     )
+    if same_draws:
+        config = job.folder / f"ours-{job.name}-{seed}.json"
+        command[1:1] = [str(ROOT / "benchmarks/same_draws.py"), str(config)]
     print(" ".join(command), flush=True)
     subprocess.run(command, env=peer.environment(), check=True, stdout=subprocess.DEVNULL)
     return result
@@ -221,6 +228,10 @@ def report(ours: list[list[float]], theirs: list[list[float]]) -> None:
     ratios = [one / other for one, other in zip(*means, strict=True)]
     whole = sum(means[0]) / sum(means[1])
     print(f"{'ours / theirs':<14}{ratios[0]:8.3f} {ratios[1]:8.3f} {whole:8.3f}")
+    if len(ours) > 1:
+        apart = [sum(mine) - sum(other) for mine, other in zip(ours, theirs, strict=True)]
+        error = statistics.stdev(apart) / len(apart) ** 0.5 / sum(means[1])
+        print(f"standard error of the ratio {error:.4f}")
     print(f"no more than {TARGET}: {'reached' if whole <= TARGET else 'not reached'}")
 
 
@@ -228,10 +239,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     add_arguments(parser)
     parser.add_argument("--folder", type=Path, default=Path("benchmark-files/quality"))
-    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--seeds", type=int, default=12)
     parser.add_argument("--steps", type=int, default=200)
     parser.add_argument("--batch", type=int, default=1)
     parser.add_argument("--learning-rate", type=float, default=1e-4)
+    parser.add_argument("--same-draws", action="store_true", help="feed theirs with the draws of ours")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     folder = arguments.folder.absolute()
@@ -243,7 +255,8 @@ def main() -> None:
     ours, theirs = [], []
     for seed in range(arguments.seeds):
         ours.append(losses(train_ours(job, seed), draws))
-        theirs.append(losses(train_theirs(job, seed, from_arguments(arguments)), draws))
+        peer = from_arguments(arguments)
+        theirs.append(losses(train_theirs(job, seed, peer, same_draws=arguments.same_draws), draws))
     print(f"{'':<6}{'base':<8}{before[0]:8.4f} {before[1]:8.4f} {sum(before):8.4f}")
     report(ours, theirs)
 
