@@ -10,6 +10,9 @@ steps are to be equal, the multistep one that ours uses.
 - defaults: each as it comes (theirs 50 steps in float32; ours 20, in bf16 where the processor has it)
 - equal: 50 steps of one sampler, each in float32 and in bf16 (theirs with --prior_generation_precision)
 
+With `--pipeline` PEER's process is left out: the pipeline that its script calls, in this process, against what draws ours,
+without loading and start; `equal` has 20 steps then.
+
 They take turns; seconds are those on the clock and of the processor, which others on the machine disturb less.
 """
 
@@ -87,6 +90,54 @@ class Job:
             index["scheduler"] = ["diffusers", scheduler["_class_name"]]
             (path / "model_index.json").write_text(json.dumps(index))
         return path
+
+
+def in_process(job: Job) -> dict[str, dict[str, Callable[[], Taken]]]:
+    """The ways without processes: diffusers' pipeline as its script calls it, and our `sample`."""
+    import torch
+    from diffusers import StableDiffusionPipeline
+
+    from dreambooth.trainer.convert import load_model
+    from dreambooth.trainer.sample import SampleRequest, sample
+    from dreambooth.trainer.tokenizer import default_tokenizer
+
+    torch.set_num_threads(1)
+
+    def theirs(scheduler: dict[str, object], steps: int, dtype: torch.dtype) -> Callable[[], Taken]:
+        pipeline = StableDiffusionPipeline.from_pretrained(  # type: ignore[no-untyped-call]
+            job.peers_model(scheduler), torch_dtype=dtype, safety_checker=None
+        )
+        pipeline.set_progress_bar_config(disable=True)
+        prompts = [CLASS_PROMPT] * job.images
+        return lambda: timed(lambda: pipeline(prompts, num_inference_steps=steps))
+
+    def ours(steps: int, dtype: torch.dtype) -> Callable[[], Taken]:
+        model = load_model(job.model)
+        model.components |= load_model(job.model, dtype=dtype, components=["unet"]).components
+        requests = [
+            SampleRequest(CLASS_PROMPT, seed=seed, steps=steps, width=SIDE, height=SIDE)
+            for seed in range(job.images)
+        ]
+        return lambda: timed(
+            lambda: list(sample(model, default_tokenizer(), requests, batch_size=job.images))
+        )
+
+    wide, narrow = torch.float32, torch.bfloat16
+    return {
+        "defaults": {"theirs": theirs(PNDM, 50, wide), "ours": ours(20, narrow)},
+        "equal": {
+            "theirs": theirs(MULTISTEP, 20, wide),
+            "ours": ours(20, wide),
+            "theirs, bf16": theirs(MULTISTEP, 20, narrow),
+            "ours, bf16": ours(20, narrow),
+        },
+    }
+
+
+def timed(act: Callable[[], object]) -> Taken:
+    began, worked = time.perf_counter(), time.process_time()
+    act()
+    return Taken(time.perf_counter() - began, time.process_time() - worked)
 
 
 def prepare(folder: Path, images: int) -> Job:
@@ -168,23 +219,28 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     add_arguments(parser)
     parser.add_argument("--images", type=int, default=8)
+    parser.add_argument("--pipeline", action="store_true")
     parser.add_argument("--rounds", type=int, default=1)
     parser.add_argument("--ways", nargs="*", default=["defaults", "equal"])
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         job, peer = prepare(Path(folder), arguments.images), from_arguments(arguments)
-        ways: dict[str, dict[str, Callable[[], Taken]]] = {
-            "defaults": {
-                "theirs": lambda: theirs(job, peer, PNDM),
-                "ours": lambda: ours(job),
-            },
-            "equal": {
-                "theirs": lambda: theirs(job, peer, MULTISTEP),
-                "ours": lambda: ours(job, mixed_precision="no", **EQUAL),
-                "theirs, bf16": lambda: theirs(job, peer, MULTISTEP, prior_generation_precision="bf16"),
-                "ours, bf16": lambda: ours(job, **EQUAL),
-            },
-        }
+        ways: dict[str, dict[str, Callable[[], Taken]]] = (
+            in_process(job)
+            if arguments.pipeline
+            else {
+                "defaults": {
+                    "theirs": lambda: theirs(job, peer, PNDM),
+                    "ours": lambda: ours(job),
+                },
+                "equal": {
+                    "theirs": lambda: theirs(job, peer, MULTISTEP),
+                    "ours": lambda: ours(job, mixed_precision="no", **EQUAL),
+                    "theirs, bf16": lambda: theirs(job, peer, MULTISTEP, prior_generation_precision="bf16"),
+                    "ours, bf16": lambda: ours(job, **EQUAL),
+                },
+            }
+        )
         for scheduler in (PNDM, MULTISTEP):
             job.peers_model(scheduler)
         for way in arguments.ways:
