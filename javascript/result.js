@@ -79,13 +79,6 @@
         db.setText(button, db.t("Checking the file …"));
         try {
             const found = await db.api.post(db.api.run(run, "use"), {path: file.path}, {timeout: 180000});
-            if (found.load_with === "prompt") {  // an adapter: nothing is loaded, the prompt calls for it
-                putPrompt(found.prompt, notice);
-                goToTxt2img();
-                button.disabled = false;
-                db.setText(button, text);
-                return;
-            }
             if (found.load_with === "prompt") {  // an adapter: the prompt calls for it
                 useAdapter(found, file, notice);
                 return;

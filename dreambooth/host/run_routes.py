@@ -15,7 +15,7 @@ from fastapi import APIRouter
 from starlette.responses import FileResponse
 
 from ..shared.claims import release_all
-from ..shared.config import load_settings
+from ..shared.config import read_mapping
 from ..shared.errors import DreamboothError, InputError
 from ..shared.paths import file_name_problem
 from ..shared.runfolder import COMMANDS, RunFolder, is_run
@@ -227,19 +227,18 @@ def _listed(path: Path) -> webui.Model:
 
 
 def _prompt(run: RunFolder) -> str:
-    """The first concept's instance prompt; a run whose settings cannot be read any more has none."""
-    with contextlib.suppress(DreamboothError):
-        concepts = load_settings(run.config).concepts.concepts
-        if concepts:
-            return concepts[0].instance_prompt.replace("[filewords]", "").strip(" ,")
+    """The first concept's instance prompt, also of a run of another version's; one that cannot be read has none."""
+    with contextlib.suppress(DreamboothError, LookupError, TypeError):
+        first = read_mapping(run.config)["concepts"][0]
+        return str(first["instance_prompt"] or "").replace("[filewords]", "").strip(" ,")
     return ""
 
 
 def _results_folder(run: RunFolder) -> Path | None:
     """Where a run's results go, None for one whose settings cannot be read any more."""
     with contextlib.suppress(DreamboothError):
-        result = load_settings(run.config).result
-        return Path(result.output_dir) if result.output_dir else None
+        told = read_mapping(run.config).get("output_dir")
+        return Path(str(told)) if told else None
     return None
 
 

@@ -468,10 +468,20 @@ def test_an_adapter_is_used_through_the_prompt_and_no_checkpoint_is_changed(page
     }
     used = {"title": "", "name": "me", "prompt": "photo of ohwx cat <lora:me:1>", "load_with": "prompt"}
     FakeWebUI(page, active="me", answers={"GET runs/me/live": done, "POST runs/me/use": used}).open()
+    page.evaluate(
+        """() => {
+            const refresh = document.createElement("button");
+            refresh.id = "txt2img_lora_extra_refresh";
+            refresh.onclick = () => { window.refreshed = true; };
+            document.body.append(refresh);
+        }"""
+    )
     page.click("#dbt_use")
     page.wait_for_function("window.switched")
     assert page.input_value("#txt2img_prompt textarea") == "photo of ohwx cat <lora:me:1>"
     assert page.evaluate("window.chosen") is None
+    assert page.evaluate("window.refreshed"), "the open page lists the new file"
+    page.wait_for_selector(".dbt-toast-shown:has-text('is in the prompt of txt2img now')")
 
 
 def test_a_file_that_is_not_whole_is_not_loaded(page):

@@ -512,6 +512,17 @@ def test_a_result_is_used(site):
     assert one.webui.sd_models.model_data.sd_model.sd_checkpoint_info.name == "dog-9.safetensors"
 
 
+def test_a_run_of_another_version_is_used_with_its_prompt_all_the_same(site):
+    one = site()
+    run = finished(one)
+    path = whole_export(one, run)
+    config = one.webui.data / "dreambooth" / "runs" / run / "config.yaml"
+    config.write_text(config.read_text() + "a_setting_of_tomorrow: 3\n")
+    assert one.post(f"/runs/{run}/use", {"path": str(path)}).json()["prompt"] == "photo of ohwx dog"
+    config.write_text("concepts: 7\n")
+    assert one.post(f"/runs/{run}/use", {"path": str(path)}).json()["prompt"] == ""
+
+
 def test_an_adapter_is_used_by_the_prompt(site):
     one = site()
     run = finished(one)
