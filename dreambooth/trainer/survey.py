@@ -281,7 +281,9 @@ def _check_captions(entry: ConceptImages) -> list[str]:
     if not needs_caption(entry.concept.instance_prompt):
         written = sum(caption_file(image.path) is not None for image in entry.instance)
         if written:
-            which = "the caption beside 1 image is" if written == 1 else f"captions beside {written} images are"
+            which = (
+                "the caption beside 1 image is" if written == 1 else f"captions beside {written} images are"
+            )
             return [
                 f"concept {entry.number}: {which} not used, since instance_prompt "
                 "is the same for all; put [filewords] into it to use them"

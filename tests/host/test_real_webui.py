@@ -6,9 +6,12 @@ of the test's own; the trainer's environment is made, or found again, in this ch
 
 from __future__ import annotations
 
+import base64
 import json
 import os
 import subprocess
+import urllib.error
+import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -53,6 +56,24 @@ def txt2img(server: Server, prompt: str) -> tuple[Image.Image, dict]:
     return asking.txt2img(server.url, prompt=prompt, steps=20, width=SIDE, height=SIDE, cfg_scale=3, seed=5)
 
 
+def check_that_nothing_loads_a_model(server: Server) -> None:
+    """What would load one through the API says that a training has the card."""
+    picture = base64.b64encode(walking.PHOTOS[0].read_bytes()).decode()
+    for path, body in (
+        ("interrogate", {"image": picture, "model": "clip"}),
+        ("interrogate", {"image": picture, "model": "deepdanbooru"}),
+        ("extra-single-image", {"image": picture, "upscaling_resize": 2, "upscaler_1": "Lanczos"}),
+        ("create/embedding", {"name": "x", "num_vectors_per_token": 1, "overwrite_old": True}),
+        ("reload-checkpoint", {}),
+    ):
+        headers = {"Content-Type": "application/json"}
+        request = urllib.request.Request(f"{server.url}/sdapi/v1/{path}", json.dumps(body).encode(), headers)
+        with pytest.raises(urllib.error.HTTPError) as refused:
+            urllib.request.urlopen(request, timeout=60)
+        assert refused.value.code == 503, path
+        assert "DreamBooth" in json.loads(refused.value.read())["detail"]
+
+
 def test_from_install_to_a_picture_in_the_real_webui(webui, page, browser):
     before = packages(webui)
     webui.start(patience=300)
@@ -66,7 +87,7 @@ def test_from_install_to_a_picture_in_the_real_webui(webui, page, browser):
     tab.page.locator("#dbt_train").wait_for(timeout=60_000)
     tab.shoot("first")
     walking.fill_the_form(tab, installing=900)
-    walking.train_stop_and_resume(tab, webui, browser)
+    walking.train_stop_and_resume(tab, webui, browser, lambda: check_that_nothing_loads_a_model(webui))
     for name in ("width", "height"):
         page.locator(f"#txt2img_{name} input[type=number]").evaluate(
             "(input, side) => { input.value = side; input.dispatchEvent(new Event('input', {bubbles: true})); }",

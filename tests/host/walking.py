@@ -178,8 +178,10 @@ def fill_the_form(tab: Tab, steps: int = 250, *, installing: float = 60.0) -> No
     tab.shoot("form")
 
 
-def train_stop_and_resume(tab: Tab, webui: Server, browser: Any) -> None:
-    """Trains, with everything in between that a user may do to a page and a run."""
+def train_stop_and_resume(
+    tab: Tab, webui: Server, browser: Any, while_busy: Callable[[], object] = lambda: None
+) -> None:
+    """Trains, with everything in between that a user may do to a page and a run, and `while_busy` in the middle."""
     tab.train()
     tab.until_step(10)
     before = tab.chart()
@@ -199,6 +201,7 @@ def train_stop_and_resume(tab: Tab, webui: Server, browser: Any) -> None:
     tab.webui_tab("txt2img")
     tab.page.locator("#txt2img_generate").click()
     tab.page.locator(".dreambooth-busy").first.wait_for(timeout=60_000)  # the card is busy
+    while_busy()
     tab.come_back()
 
     tab.do("stop")
