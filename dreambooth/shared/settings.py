@@ -208,6 +208,13 @@ class ImageSettings:
     cache_latents: bool = setting(
         True, "Encode every image once, before training, and keep the results.", label="Encode once"
     )
+    vae_tiling: str = setting(
+        "auto",
+        "Encode and draw pictures above 512 pixels in tiles, which takes less memory and gives slightly other pictures. "
+        "auto: where the card is too small.",
+        label="VAE in tiles",
+        choices=("auto", "yes", "no"),
+    )
 
 
 @dataclass

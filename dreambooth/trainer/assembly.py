@@ -117,6 +117,23 @@ def _narrow(plan: Plan) -> bool:
     return plan.adapter is None and plan.settings.training.weights_dtype == "bfloat16"
 
 
+def rest_later(plan: Plan, model: LoadedModel) -> Callable[[], None]:
+    """Takes text encoders off the card that were trained and have stopped, once their output is kept.
+
+    They stay where an average of their weights is kept beside them, and where several processes train: both want all
+    that is trained on one device.
+    """
+    training = plan.settings.training
+    stay = training.use_ema or kind_of(training.optimizer).averages or plan.processes > 1
+
+    def rest_encoders() -> None:
+        if not stay:
+            for encoder in text.encoders_of(model.components, model.identified.family):
+                encoder.to("cpu")
+
+    return rest_encoders
+
+
 def trained_weights(plan: Plan, model: LoadedModel) -> TrainedWeights:
     """Makes what is trained want gradients, as the settings have it, and averages if they are asked for."""
     training = plan.settings.training

@@ -30,6 +30,7 @@ from dreambooth.trainer.images import Colour, open_image, pixels_of
 from dreambooth.trainer.inpainting import cut_out, latent_mask, random_mask
 from dreambooth.trainer.noise import seeded_normal, to_device
 from dreambooth.trainer.store import Key, TensorStore, module_id
+from dreambooth.trainer.tiles import tiles_id
 
 Progress = Callable[[int, int], None]  # done, of
 
@@ -59,7 +60,7 @@ class LatentEncoder:
 
 
 def vae_encoder(vae: torch.nn.Module, scaling_factor: float) -> LatentEncoder:
-    """Encodes with diffusers' AutoencoderKL, on its device and in its precision."""
+    """Encodes with diffusers' AutoencoderKL, on its device and in its precision, in tiles if it works so."""
     weight = next(vae.parameters())
 
     @torch.no_grad()
@@ -67,7 +68,7 @@ def vae_encoder(vae: torch.nn.Module, scaling_factor: float) -> LatentEncoder:
         posterior = vae.encode(pixels[None].to(weight.device, weight.dtype)).latent_dist  # type: ignore[operator]
         return torch.cat([posterior.mean, posterior.std]).float().mul_(scaling_factor).cpu()
 
-    return LatentEncoder(f"{module_id(vae)} x {scaling_factor!r}", encode)
+    return LatentEncoder(f"{module_id(vae)} x {scaling_factor!r}{tiles_id(vae)}", encode)
 
 
 class Pictures:

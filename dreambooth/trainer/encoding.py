@@ -93,12 +93,19 @@ class Encoding:
         progress = self._progress("captions")
         return CachedText(captions, self._encoder(), self.device, store=self.store, progress=progress)
 
-    def later_embeddings(self) -> TextSource:
-        """As `embeddings`, of a text encoder that is still trained now; its result is nobody else's to keep."""
+    def later_embeddings(self, then: Callable[[], None] = lambda: None) -> TextSource:
+        """As `embeddings`, of a text encoder that is still trained now; its result is nobody else's to keep. `then` is
+        called once all of them are computed, if they are: nobody asks the encoders any more."""
         captions = self.data.captions()
         if captions is None:
             return LaterText(lambda: LiveText(self._encoder(), self.device))
-        return LaterText(lambda: CachedText(captions, self._encoder(), self.device))
+
+        def make() -> TextSource:
+            made = CachedText(captions, self._encoder(), self.device)
+            then()
+            return made
+
+        return LaterText(make)
 
     def _progress(self, name: str) -> Callable[[int, int], None]:
         def told(done: int, of: int) -> None:

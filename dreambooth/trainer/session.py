@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,19 +14,17 @@ from dreambooth.shared.errors import RunFailed, StoppedByUser
 from dreambooth.shared.events import Emit
 from dreambooth.shared.paths import write_json
 from dreambooth.shared.runfolder import RunFolder
-from dreambooth.trainer import arithmetic, assembly, results, text
+from dreambooth.trainer import assembly, results, text
 from dreambooth.trainer import outputs as naming
-from dreambooth.trainer.adapters.merging import Request
 from dreambooth.trainer.adapters.writing import learned_from
 from dreambooth.trainer.batches import StepBatches
 from dreambooth.trainer.checkpoint import latest_step
 from dreambooth.trainer.class_phase import ClassPhase
 from dreambooth.trainer.control import Inbox
-from dreambooth.trainer.convert import LoadedModel, load_model
+from dreambooth.trainer.convert import LoadedModel
 from dreambooth.trainer.dataset import DataPlan
 from dreambooth.trainer.encoding import Encoding
 from dreambooth.trainer.engine import Denoiser, TextEncoderSpan, TrainingEngine
-from dreambooth.trainer.int8 import is_int8, quantise, stored_dtype
 from dreambooth.trainer.keeper import RunKeeper
 from dreambooth.trainer.loop import Outcome, train
 from dreambooth.trainer.machine import DTYPES
@@ -36,6 +33,7 @@ from dreambooth.trainer.plan import Plan, data_plan, runs_dir_of, survey_of
 from dreambooth.trainer.previews import Previews, preview_requests
 from dreambooth.trainer.processes import ALONE, Processes, SharedInbox, SharedKeeper
 from dreambooth.trainer.results import Trained
+from dreambooth.trainer.run_models import RunModels
 from dreambooth.trainer.spill import SpillWatch
 from dreambooth.trainer.stepdown import (
     GoBack,
@@ -49,8 +47,6 @@ from dreambooth.trainer.steplog import MemoryProbe, StepLog
 from dreambooth.trainer.store import TensorStore
 from dreambooth.trainer.tokenizer import default_tokenizer
 from dreambooth.trainer.weights import Written
-
-UNET = ("unet",)
 
 
 class Session:
@@ -73,6 +69,7 @@ class Session:
         self.inbox = inbox
         self.processes = processes
         self.device = plan.machine.device
+        self.models = RunModels(plan)
         self._step_down()
         self.tokenizer = default_tokenizer()
         self.previews = Previews(
@@ -137,7 +134,7 @@ class Session:
             )
 
     def _train_from_state(self, data: DataPlan) -> RunKeeper:
-        model = self._load_model()
+        model = self.models.trained()
         encoding = self._encoding(data, model)
         keeper, engine = self._prepare(data, model, encoding)
         if self.processes.is_main:
@@ -189,6 +186,7 @@ class Session:
         rungs = read_rungs(self.folder.path)
         self.settings = stepped_down(self.settings, rungs)
         self.plan = dataclasses.replace(self.plan, settings=self.settings)
+        self.models = RunModels(self.plan)
         return rungs
 
     def _should_stop(self) -> bool:
@@ -220,7 +218,7 @@ class Session:
         with self.processes.together():
             share = phase.share(self.plan.survey.class_folders())
         with self.processes.together():
-            phase.make(self._drawing_model(), share)
+            phase.make(self.models.drawing(), share)
         self._step_down()
 
     def _plan_data(self) -> DataPlan:
@@ -237,76 +235,6 @@ class Session:
                 "and its result is not what it would have been",
             )
         return data
-
-    def _base_model(
-        self,
-        dtype: torch.dtype,
-        components: Sequence[str] | None = None,
-        *,
-        layout: torch.memory_format = torch.preserve_format,
-        away: Sequence[str] = (),
-    ) -> LoadedModel:
-        """Components on the device, but for those that stay `away` until they are brought."""
-        model = self._read_model(dtype, components)
-        for name, module in model.components.items():
-            if name not in away:
-                module.to(self.device, memory_format=layout)  # type: ignore[call-overload]
-        return model
-
-    def _read_model(self, dtype: torch.dtype, components: Sequence[str] | None) -> LoadedModel:
-        return load_model(
-            self.settings.model.model,
-            dtype=dtype,
-            components=components,
-            prediction_type=self.settings.model.prediction_type,
-            use_ema_weights=self.settings.model.use_ema_weights,
-            vae=self.settings.model.vae or None,
-            # on its way to a card; on a CPU the weights stay for hours, in which others may write to the file
-            mapped=self.device.type != "cpu",
-        )
-
-    def _drawing_model(self) -> LoadedModel:
-        """The model as it draws class images. Where its UNet is narrower than the training (on a processor), the rest
-        stays as exact as that is: it takes little of the time."""
-        machine = self.plan.machine
-        if machine.picture_dtype == machine.compute_dtype:
-            layout = arithmetic.memory_format(self.device, machine.compute_dtype)
-            return self._base_model(machine.compute_dtype, layout=layout)
-        names = self.plan.base.identified.family.components
-        model = self._base_model(machine.compute_dtype, [name for name in names if name != "unet"])
-        model.components |= self._base_model(machine.picture_dtype, ["unet"]).components
-        return model
-
-    def _load_model(self) -> LoadedModel:
-        """The model as it is trained: what is trained whole, and the VAE, in float32; the rest as it is computed, so
-        that a card never holds the base of an adapter in float32. The UNet is brought once all is encoded."""
-        trained = self.plan.trained if self.plan.adapter is None else ()
-        names = self.plan.base.identified.family.components
-        wide = [name for name in names if name == "vae" or name in trained]
-        narrow = [name for name in names if name not in wide]
-        dtype, layout = self.plan.machine.compute_dtype, assembly.layout(self.plan)
-        if is_int8(self.settings):
-            return self._load_int8(wide, narrow, layout)
-        if not narrow or dtype == torch.float32:
-            return self._base_model(torch.float32, layout=layout, away=UNET)
-        model = self._base_model(torch.float32, wide, layout=layout, away=UNET)
-        found = model.components | self._base_model(dtype, narrow, layout=layout, away=UNET).components
-        model.components = {name: found[name] for name in names}
-        return model
-
-    def _load_int8(
-        self, wide: Sequence[str], narrow: Sequence[str], layout: torch.memory_format
-    ) -> LoadedModel:
-        """The model whose base is in 8 bit, made of the file's own numbers, one component after another."""
-        model = self._base_model(torch.float32, wide, layout=layout)
-        for name in narrow:
-            module = self._read_model(stored_dtype(self.plan.base, name), [name]).components[name]
-            quantise(module, self.plan.machine.compute_dtype, self.device)
-            model.components[name] = module.to(memory_format=layout)  # type: ignore[call-overload]
-        model.components = {
-            name: model.components[name] for name in self.plan.base.identified.family.components
-        }
-        return model
 
     def _encoding(self, data: DataPlan, model: LoadedModel) -> Encoding:
         return Encoding(
@@ -335,7 +263,9 @@ class Session:
             training.seed,
             latents,
             tokens=encoding.tokens() if trains_text else None,
-            embeddings=encoding.later_embeddings() if trains_text else encoding.embeddings(),
+            embeddings=encoding.later_embeddings(assembly.rest_later(self.plan, model))
+            if trains_text
+            else encoding.embeddings(),
             micro_batches=training.gradient_accumulation_steps,
             offset_noise=training.offset_noise,
             device=self.device,
@@ -462,21 +392,6 @@ class Session:
             for step, written in ((0, None), (self.plan.steps, path)):
                 if step == 0 and self.previews.are_made(0):
                     continue
-                self.previews.make(step, self._written_model(written))
+                self.previews.make(step, self.models.written(written))
         except Exception as error:  # noqa: BLE001 - the checkpoint is written; a picture is never worth a run
             self.emit("warning", text=f"no sample pictures of the result: {type(error).__name__}: {error}")
-
-    def _written_model(self, result: Path | None) -> LoadedModel:
-        """What a user has now: the result, an adapter's on its base; None: the base alone."""
-        is_base = result is None or self.plan.adapter is not None
-        model = load_model(
-            self.settings.model.model if result is None or is_base else result,
-            prediction_type=self.plan.base.identified.prediction_type,
-            use_ema_weights=is_base and self.settings.model.use_ema_weights,
-            dtype=self.plan.machine.compute_dtype,
-            mapped=self.device.type != "cpu",
-            adapters=[Request(result)] if result is not None and is_base else [],
-        )
-        for module in model.components.values():
-            module.to(self.device)
-        return model

@@ -7,9 +7,10 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from dreambooth.shared.settings import Settings, TrainingSettings
+from dreambooth.shared.settings import CaptionSettings, ImageSettings, Settings, TrainingSettings
 from dreambooth.trainer import arithmetic
-from dreambooth.trainer.assembly import layout, set_up_arithmetic
+from dreambooth.trainer.assembly import layout, rest, rest_later, set_up_arithmetic
+from dreambooth.trainer.families import FAMILIES
 
 
 @pytest.fixture(autouse=True)
@@ -73,3 +74,51 @@ def test_what_the_processor_is_asked_for_bf16_may_be_missing(monkeypatch):
     assert not arithmetic.multiplies_bf16()
     monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: True, raising=False)
     assert arithmetic.multiplies_bf16()
+
+
+class _Module(torch.nn.Module):
+    """Notes where it is sent."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.sent: list[str] = []
+
+    def to(self, device: str) -> None:
+        self.sent.append(device)
+
+
+def _sent(act, family: str = "sdxl", **values) -> list[str]:
+    """The components that `act` sends to the computer's memory."""
+    names = FAMILIES[family].components
+    components = {name: _Module() for name in names}
+    model = SimpleNamespace(components=components, identified=SimpleNamespace(family=FAMILIES[family]))
+    plan = SimpleNamespace(
+        settings=Settings(
+            training=TrainingSettings(**values.pop("training", {})),
+            images=ImageSettings(**values.pop("images", {})),
+            captions=CaptionSettings(**values.pop("captions", {})),
+        ),
+        **{"trains_text": False, "processes": 1, **values},
+    )
+    found = act(plan, model)
+    if found is not None:
+        found()
+    assert all(module.sent in ([], ["cpu"]) for module in components.values())
+    return [name for name, module in components.items() if module.sent]
+
+
+def test_what_the_steps_do_not_need_leaves_the_card():
+    texts = ["text_encoder", "text_encoder_2"]
+    assert sorted(_sent(rest)) == sorted([*texts, "vae"])
+    assert sorted(_sent(rest, "sd1")) == ["text_encoder", "vae"]
+    assert _sent(rest, trains_text=True) == ["vae"]
+    assert _sent(rest, captions={"shuffle_tags": True}) == ["vae"]
+    assert sorted(_sent(rest, images={"cache_latents": False})) == texts
+
+
+def test_text_encoders_that_have_stopped_leave_it_too_unless_an_average_or_other_processes_want_them():
+    texts = ["text_encoder", "text_encoder_2"]
+    assert sorted(_sent(rest_later)) == texts
+    assert _sent(rest_later, training={"use_ema": True}) == []
+    assert _sent(rest_later, training={"optimizer": "adamwschedulefree"}) == []
+    assert _sent(rest_later, processes=2) == []

@@ -209,12 +209,16 @@ def test_captions_that_are_shuffled_are_embedded_when_they_come(kit):
 def test_an_encoder_that_is_still_trained_is_asked_when_it_has_stopped_and_nobody_else_gets_its_answer(
     kit, shuffled
 ):
-    source = kit.encoding(variation=Variation(shuffle_tags=shuffled)).later_embeddings()
+    left = []
+    encoding = kit.encoding(variation=Variation(shuffle_tags=shuffled))
+    source = encoding.later_embeddings(lambda: left.append(1))
     with torch.no_grad():
         for parameter in kit.encoder.parameters():
             parameter.add_(0.1 * torch.ones_like(parameter))
     expected = embedded(kit, "photo of sks cat")
+    assert left == []
     assert torch.equal(source.batch(["photo of sks cat"]).context[0], expected)
+    assert left == ([] if shuffled else [1]), "only who is asked no more may leave the card"
     kit.encoder.register_forward_hook(lambda *_: pytest.fail("asked again"))
     assert torch.equal(source.batch(["photo of sks cat"]).context[0], expected)
     assert not [path for path in (kit.folder / "cache").rglob("*") if path.is_file()]

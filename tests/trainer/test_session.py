@@ -8,6 +8,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import tiny
@@ -18,7 +19,7 @@ from watching import at_event, events, run_in, same_tensors
 
 from dreambooth.shared.config import load_settings
 from dreambooth.shared.runfolder import summarize
-from dreambooth.trainer import arithmetic, class_phase, control, engine, run, session
+from dreambooth.trainer import arithmetic, class_phase, control, engine, run, run_models, session
 from dreambooth.trainer.checkpoint import latest_step, load_state
 
 
@@ -253,17 +254,17 @@ def test_weights_stay_in_the_file_s_pages_only_on_their_way_to_a_card(
 ) -> None:
     """On a CPU they would stay there as long as the training lasts, in which another program may write to the file."""
     asked = []
-    real = session.load_model
+    real = run_models.load_model
 
     def noted(path, **options):
         asked.append(options["mapped"])
         return real(path, **options)
 
-    monkeypatch.setattr(session, "load_model", noted)
-    made = session.Session.__new__(session.Session)
-    made.settings = load_settings(config(tmp_path))
-    made.device = torch.device(device)
-    model = made._base_model(torch.float16)
+    monkeypatch.setattr(run_models, "load_model", noted)
+    plan = SimpleNamespace(
+        settings=load_settings(config(tmp_path)), machine=SimpleNamespace(device=torch.device(device))
+    )
+    model = run_models.RunModels(plan).base(torch.float16)  # type: ignore[arg-type]
     assert asked == [mapped]
     assert {weight.device.type for module in model.components.values() for weight in module.parameters()} == {
         device
@@ -272,13 +273,13 @@ def test_weights_stay_in_the_file_s_pages_only_on_their_way_to_a_card(
 
 def test_the_last_samples_come_from_the_written_file(tmp_path, monkeypatch, quick_pictures) -> None:
     loaded = []
-    real = session.load_model
+    real = run_models.load_model
 
     def noted(path, **options):
         loaded.append(Path(path))
         return real(path, **options)
 
-    monkeypatch.setattr(session, "load_model", noted)
+    monkeypatch.setattr(run_models, "load_model", noted)
     assert dreambooth("train", config(tmp_path, num_validation_images=1, prior_loss_weight=0)) == 0
     assert loaded == [tiny.base(), tmp_path / "out" / "sks.safetensors"], "trained, sampled"
     assert [event["step"] for event in events(run_in(tmp_path), "sample")] == [0, 4]

@@ -18,6 +18,7 @@ from dreambooth.trainer.checkpointing import units_of
 from dreambooth.trainer.memory.phases import Memory, Phase
 from dreambooth.trainer.memory.room import GB, Room
 from dreambooth.trainer.optimizer_rules import check_fused_backward, check_weights_dtype
+from dreambooth.trainer.tiles import TILE
 
 if TYPE_CHECKING:
     from dreambooth.trainer.plan import Plan
@@ -29,7 +30,10 @@ PLAIN = {
     "fused_backward": "no",
     "gradient_checkpointing": "no",
     "base_precision": "full",
+    "vae_tiling": "no",
 }
+# Where they stand among the settings, if not with the training's
+GROUPS = {"base_precision": "model", "vae_tiling": "images"}
 # The price of each way, as a share of a plain step's time. Computing everything twice in the forward pass is a third of
 # a step's arithmetic (facts: 3.00 against 2.41 TFLOP for SD1.5), half as many images at once wait longer for Python.
 # The others cost little time: their price is that a step is not quite the plain one.
@@ -39,6 +43,7 @@ EIGHT_BIT = 0.03
 STEP_IN_BACKWARD = 0.30
 NARROW_WEIGHTS = 0.35
 NARROW_BASE = 0.30
+TILES = 0.02
 # How many of the UNet's blocks are computed twice is tried in so many parts
 PARTS = 4
 
@@ -80,7 +85,7 @@ def plain(settings: Settings) -> Settings:
 
 def value_of(settings: Settings, name: str) -> Any:
     """What one of the choices is set to."""
-    return getattr(settings.model if name == "base_precision" else settings.training, name)
+    return getattr(getattr(settings, GROUPS.get(name, "training")), name)
 
 
 def phases_of(plan: Plan) -> list[Phase]:
@@ -202,6 +207,7 @@ def _on_or_off(plan: Plan, asked: Settings) -> list[list[tuple[str, Any]]]:
         ("fused_backward", "yes", True),
         ("weights_dtype", "bfloat16", plan.adapter is None),
         ("base_precision", "int8", plan.adapter is not None),
+        ("vae_tiling", "yes", max(map(max, plan.buckets)) > TILE),
     )
     return [
         [(name, PLAIN[name]), (name, value)]
@@ -221,14 +227,16 @@ def _price(ways: dict[str, Any], units: int, images: int) -> float:
         + STEP_IN_BACKWARD * (ways.get("fused_backward") == "yes")
         + NARROW_WEIGHTS * (ways.get("weights_dtype") == "bfloat16")
         + NARROW_BASE * (ways.get("base_precision") == "int8")
+        + TILES * (ways.get("vae_tiling") == "yes")
     )
 
 
 def _with(settings: Settings, ways: dict[str, Any]) -> Settings:
-    base = {name: value for name, value in ways.items() if name == "base_precision"}
-    rest = {name: value for name, value in ways.items() if name not in base}
+    groups: dict[str, dict[str, Any]] = {}
+    for name, value in ways.items():
+        groups.setdefault(GROUPS.get(name, "training"), {})[name] = value
     return replace(
-        settings, model=replace(settings.model, **base), training=replace(settings.training, **rest)
+        settings, **{group: replace(getattr(settings, group), **own) for group, own in groups.items()}
     )
 
 

@@ -23,6 +23,7 @@ from dreambooth.trainer.int8 import is_int8, quantise
 from dreambooth.trainer.loading import empty_module
 from dreambooth.trainer.memory.counting import Count, counting
 from dreambooth.trainer.memory.curve import Curve, curve_of
+from dreambooth.trainer.tiles import use_tiles
 
 if TYPE_CHECKING:
     from dreambooth.trainer.plan import Plan
@@ -205,9 +206,10 @@ def sampling_step(
     return _forward_curve([unet], predict, narrow)
 
 
-def vae_pass(base: LoadedModel, dtype: torch.dtype, size: Size, *, decode: bool) -> int:
+def vae_pass(base: LoadedModel, dtype: torch.dtype, size: Size, *, decode: bool, tiled: bool = False) -> int:
     """The peak of encoding a picture, or of decoding one; they go one at a time."""
     vae: Any = _resting(base, "vae", dtype)
+    use_tiles(vae, tiled)
 
     def work(images: int) -> None:
         with torch.device("meta"):

@@ -67,6 +67,7 @@ class Memory:
         self._whole = plan.adapter is None
         largest = max(plan.buckets, key=lambda size: size[0] * size[1])
         self._size = largest
+        self._tiled = plan.settings.images.vae_tiling == "yes"
 
     def phases(self) -> list[Phase]:
         """Those that the run has, in their order."""
@@ -171,7 +172,8 @@ class Memory:
         )
         vae = torch.float32 if trained else self._vae_dtype(dtype)
         decoded = self._counted(
-            ("decode", vae, size), lambda: vae_pass(self._plan.base, vae, size, decode=True)
+            ("decode", vae, size, self._tiled),
+            lambda: vae_pass(self._plan.base, vae, size, decode=True, tiled=self._tiled),
         )
         return Line(f"making pictures, {images} at once", max(step.at(GUIDED * images), decoded))
 
@@ -182,8 +184,8 @@ class Memory:
         if not self._plan.settings.images.cache_latents:
             return Phase("captions", tuple(lines))
         encoded = self._counted(
-            ("encode", self._size),
-            lambda: vae_pass(self._plan.base, torch.float32, self._size, decode=False),
+            ("encode", self._size, self._tiled),
+            lambda: vae_pass(self._plan.base, torch.float32, self._size, decode=False, tiled=self._tiled),
         )
         return Phase("caching", (*lines, Line("encoding a picture", encoded)))
 
