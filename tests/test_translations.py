@@ -31,6 +31,7 @@ PLACES = (
         "trainer/optimizer_class.py",
         "trainer/optimizers.py",
         "trainer/machine.py",
+        "trainer/attention.py",
     ),
     *("trainer/cache.py", "trainer/store.py", "trainer/results.py", "trainer/run.py", "trainer/sources.py"),
     *("trainer/stepdown.py", "trainer/class_phase.py"),
