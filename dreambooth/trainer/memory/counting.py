@@ -17,7 +17,7 @@ from unittest import mock
 import torch
 from torch.nn import functional
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
+from torch.utils._pytree import tree_flatten
 
 BLOCK = 512  # bytes; torch's CUDACachingAllocator rounds up to them
 
@@ -62,7 +62,7 @@ class Count(TorchDispatchMode):  # type: ignore[no-untyped-call]
         made = None if kwargs else _quickly(func, args)
         if made is None:
             made = func(*args, **(kwargs or {}))
-        for leaf in tree_leaves(made):
+        for leaf in tree_flatten(made)[0]:
             if isinstance(leaf, torch.Tensor):
                 self.hold(leaf)
         self.history.append(self.live)
