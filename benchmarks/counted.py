@@ -1,6 +1,6 @@
 """What the plan says a training step takes, against what torch's allocator was really asked for.
 
-    python benchmarks/memory.py [--model FILE] [--pixels 128]
+    python benchmarks/counted.py [--model FILE] [--pixels 128]
 
 Forward and backward pass of the small base, on a processor, for settings that trade memory for time: bytes beside the
 weights, the plan's counted without memory, the real ones from the profiler's record of every allocation. What is counted
@@ -65,13 +65,13 @@ def really(plan: Plan, images: int, side: int) -> int:
         activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True
     ) as record:
         prediction = denoiser(noisy, timesteps, condition, None)
-        functional.mse_loss(prediction, torch.randn_like(prediction)).backward()
+        functional.mse_loss(prediction, torch.randn_like(prediction)).backward()  # type: ignore[no-untyped-call]
     asked = [
         (event.start_ns(), event.nbytes())
         for event in record.profiler.kineto_results.events()
         if event.name() == "[memory]"
     ]
-    return max(itertools.accumulate(size for _, size in sorted(asked)))
+    return int(max(itertools.accumulate(size for _, size in sorted(asked))))
 
 
 def main() -> int:
