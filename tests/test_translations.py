@@ -34,7 +34,7 @@ PLACES = (
         "trainer/attention.py",
     ),
     *("trainer/cache.py", "trainer/store.py", "trainer/results.py", "trainer/run.py", "trainer/sources.py"),
-    *("trainer/stepdown.py", "trainer/class_phase.py"),
+    *("trainer/stepdown.py", "trainer/class_phase.py", "trainer/encoding.py"),
     *("trainer/loading.py", "trainer/sample.py", "trainer/checkpoint.py", "trainer/export_file.py"),
     *("trainer/tokenizer.py", "trainer/adapters", "trainer/weights", "trainer/families", "trainer/eightbit"),
 )

@@ -20,8 +20,10 @@ from dreambooth.trainer.stepdown import (
     is_out_of_memory,
     keep_rung,
     stepped_down,
+    tiles_help,
 )
 from dreambooth.trainer.survey import ClassFolder
+from dreambooth.trainer.tiles import use_tiles
 from dreambooth.trainer.tokenizer import Tokenizer
 
 
@@ -63,7 +65,7 @@ class ClassPhase:
                 if not is_out_of_memory(error):
                     raise
                 why = first_line(error)
-            self._make_fewer_at_once(why)
+            self._step_down(model, why)
             share = self.share(survey_of(self.settings, self.base).class_folders())
 
     def _make(self, model: LoadedModel, share: Sequence[ClassImagePlan]) -> None:
@@ -79,20 +81,22 @@ class ClassPhase:
             ):
                 self.check_stop()
 
-    def _make_fewer_at_once(self, why: str) -> None:
-        """Groups of half the images from here on."""
+    def _step_down(self, model: LoadedModel, why: str) -> None:
+        """Groups of half the images from here on; one by one, the VAE in tiles."""
         where, most = (
             f"memory ran out while class images were made ({why})",
             self.settings.prior.sample_batch_size,
         )
         free_memory()
-        if most == 1:
+        rung: dict[str, int | str] = {"sample_batch_size": (most + 1) // 2}
+        if most == 1 and tiles_help(self.settings, self.settings.images.resolution):
+            rung = {"vae_tiling": "yes"}
+        elif most == 1:
             raise RunFailed(
                 f"{where}, one at a time",
                 remedy="lower the resolution, let other programs leave the card, or put pictures of the class into "
                 "class_data_dir; those that were made are kept, and `resume` goes on",
             )
-        rung = {"sample_batch_size": (most + 1) // 2}
         keep_rung(self.folder, rung)
         if self.processes.count > 1:
             raise RunFailed(
@@ -100,4 +104,5 @@ class ClassPhase:
                 remedy=f"`resume` goes on with {described(rung)}",
             )
         self.settings = stepped_down(self.settings, rung)
+        use_tiles(model.components["vae"], self.settings.images.vae_tiling == "yes")
         self.emit("warning", text=f"{where}: the rest is made with {described(rung)}", memory=rung)

@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 
 import torch
 
+from dreambooth.shared.errors import RunFailed
 from dreambooth.shared.events import Emit
 from dreambooth.shared.settings import Settings
 from dreambooth.trainer import text
@@ -25,8 +27,18 @@ from dreambooth.trainer.dataset import DataPlan, views_used
 from dreambooth.trainer.embeddings import Embeddings
 from dreambooth.trainer.images import parse_colour
 from dreambooth.trainer.processes import ALONE, Processes
+from dreambooth.trainer.stepdown import (
+    described,
+    first_line,
+    free_memory,
+    is_out_of_memory,
+    keep_rung,
+    stepped_down,
+    tiles_help,
+)
 from dreambooth.trainer.store import TensorStore, module_id
 from dreambooth.trainer.text_cache import CachedText, LiveText, TextEncoder, TextSource, TokenText
+from dreambooth.trainer.tiles import use_tiles
 from dreambooth.trainer.tokenizer import Tokenizer
 
 
@@ -46,7 +58,8 @@ class LaterText:
 
 @dataclass
 class Encoding:
-    """Turns images and captions into what the engine is fed; `check_stop` may raise to stop between two images."""
+    """Turns images and captions into what the engine is fed; `check_stop` may raise to stop between two images. The run's
+    `folder` keeps what it came to when memory ran out."""
 
     settings: Settings
     data: DataPlan
@@ -57,10 +70,41 @@ class Encoding:
     steps: int
     emit: Emit
     check_stop: Callable[[], None]
+    folder: Path
     processes: Processes = ALONE
 
     def latents(self) -> Latents:
-        """The images' latents: encoded now and kept, or at each step where caching is off."""
+        """The images' latents: encoded now and kept, in tiles where memory runs out, or at each step where caching is
+        off. Pictures that are encoded in tiles are other ones, so all of them are."""
+        try:
+            return self._latents()
+        except Exception as error:
+            if not is_out_of_memory(error):
+                raise
+            why = first_line(error)
+        self._step_down(why)
+        return self._latents()
+
+    def _step_down(self, why: str) -> None:
+        where, rung = f"memory ran out while images were encoded ({why})", {"vae_tiling": "yes"}
+        free_memory()
+        if not tiles_help(self.settings, max(max(item.bucket) for item in self.data.items)):
+            raise RunFailed(
+                where,
+                remedy="lower the resolution, or let other programs leave the card; what was encoded is kept, and "
+                "`resume` goes on",
+            )
+        keep_rung(self.folder, rung)
+        if self.processes.count > 1:
+            raise RunFailed(
+                f"process {self.processes.index}: {where}; several processes cannot step down each by itself",
+                remedy=f"`resume` goes on with {described(rung)}",
+            )
+        self.settings = stepped_down(self.settings, rung)
+        use_tiles(self.model.components["vae"], True)
+        self.emit("warning", text=f"{where}: all are encoded with {described(rung)}", memory=rung)
+
+    def _latents(self) -> Latents:
         background = parse_colour(self.settings.images.background)
         encoder = vae_encoder(self.model.components["vae"], self.model.identified.family.scaling_factor)
         if not self.settings.images.cache_latents:

@@ -247,6 +247,7 @@ class Session:
             steps=self.plan.steps,
             emit=self.emit,
             check_stop=self._check_stop,
+            folder=self.folder.path,
             processes=self.processes,
         )
 
@@ -257,6 +258,7 @@ class Session:
     ) -> tuple[RunKeeper, TrainingEngine]:
         training = self.settings.training
         latents = encoding.latents()
+        self._step_down()
         trains_text = self.plan.trains_text
         batches = StepBatches(
             data,

@@ -27,6 +27,7 @@ from dreambooth.trainer.objectives import Losses
 from dreambooth.trainer.optimizer_table import kind_of
 from dreambooth.trainer.optimizers import Stepper
 from dreambooth.trainer.processes import ALONE, Processes
+from dreambooth.trainer.tiles import TILE
 
 NAME = "stepped_down.json"
 Rung = Mapping[str, Any]  # settings by name, with what a run came to
@@ -90,7 +91,7 @@ def keep_rung(folder: Path, rung: Rung) -> None:
 
 def stepped_down(settings: Settings, rungs: Rung) -> Settings:
     """The settings as the run goes on with them; one that asks for less by itself stays."""
-    training, prior = settings.training, settings.prior
+    training, prior, images = settings.training, settings.prior, settings.images
     if "gradient_checkpointing" in rungs:
         training = dataclasses.replace(training, gradient_checkpointing=rungs["gradient_checkpointing"])
     if "forward_batch_size" in rungs:
@@ -99,7 +100,9 @@ def stepped_down(settings: Settings, rungs: Rung) -> Settings:
     if "sample_batch_size" in rungs:
         most = min(prior.sample_batch_size, rungs["sample_batch_size"])
         prior = dataclasses.replace(prior, sample_batch_size=most)
-    return dataclasses.replace(settings, training=training, prior=prior)
+    if "vae_tiling" in rungs:
+        images = dataclasses.replace(images, vae_tiling=rungs["vae_tiling"])
+    return dataclasses.replace(settings, training=training, prior=prior, images=images)
 
 
 def described(rungs: Rung) -> str:
@@ -107,11 +110,14 @@ def described(rungs: Rung) -> str:
     return ", ".join(_TITLES[name].format(value) for name, value in rungs.items())
 
 
-_KINDS = {"gradient_checkpointing": str, "forward_batch_size": int, "sample_batch_size": int}
+_KINDS = {
+    "gradient_checkpointing": str, "forward_batch_size": int, "sample_batch_size": int, "vae_tiling": str,
+}  # fmt: skip
 _TITLES = {
     "gradient_checkpointing": "gradient_checkpointing: {} (the UNet's blocks are computed twice instead of kept)",
     "forward_batch_size": "forward_batch_size: {} (so many images go through the model at once)",
     "sample_batch_size": "sample_batch_size: {} (so many pictures are made at once)",
+    "vae_tiling": "vae_tiling: {} (pictures go through the VAE in tiles)",
 }
 
 
@@ -130,6 +136,11 @@ def next_rung(settings: Settings, images: int) -> dict[str, Any]:
         return {}
     most = min(training.forward_batch_size or images, images)
     return {"forward_batch_size": (most + 1) // 2} if most > 1 else {}
+
+
+def tiles_help(settings: Settings, side: int) -> bool:
+    """Whether tiles are left to step down to, for pictures whose longer side is so many pixels."""
+    return settings.images.vae_tiling != "yes" and side > TILE
 
 
 def what_helps(settings: Settings) -> str:

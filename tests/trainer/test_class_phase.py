@@ -5,12 +5,14 @@ from __future__ import annotations
 from types import SimpleNamespace
 
 import pytest
+import torch
 
 from dreambooth.shared.concepts import Concept
 from dreambooth.shared.settings import Settings
 from dreambooth.trainer import class_phase
 from dreambooth.trainer.class_phase import ClassPhase
-from dreambooth.trainer.processes import Processes
+from dreambooth.trainer.processes import ALONE, Processes
+from dreambooth.trainer.stepdown import read_rungs
 from dreambooth.trainer.survey import ConceptImages, Survey
 
 
@@ -44,6 +46,29 @@ def phases(tmp_path, monkeypatch):
         )
 
     return phase(0), phase(1), told
+
+
+def test_pictures_that_do_not_fit_one_by_one_are_decoded_in_tiles(phases, tmp_path, monkeypatch):
+    phase, _, told = phases
+    phase.processes = ALONE
+    phase.settings.images.resolution = 1024
+    draw = class_phase.make_class_images
+    tiled: list[bool] = []
+    vae = SimpleNamespace(enable_tiling=lambda *on: tiled.append(True), disable_tiling=lambda: None)
+
+    def allocating(*arguments, **more):
+        if not any(tiled):
+            raise torch.cuda.OutOfMemoryError("CUDA out of memory")
+        return draw(*arguments, **more)
+
+    monkeypatch.setattr(class_phase, "make_class_images", allocating)
+    concept = Concept(instance_prompt="photo of sks cat", class_prompt="photo of cat")
+    found = Survey((ConceptImages(1, concept, (), tmp_path, (), 2),), ())
+    monkeypatch.setattr(class_phase, "survey_of", lambda settings, base: found)
+    phase.make(SimpleNamespace(components={"vae": vae}), phase.share(found.class_folders()))
+    assert read_rungs(tmp_path) == {"vae_tiling": "yes"}
+    assert len(list(tmp_path.glob("class-*.png"))) == 2
+    assert [news["memory"] for news in told if "memory" in news] == [{"vae_tiling": "yes"}]
 
 
 def test_every_image_is_made_once_however_far_the_other_process_is(phases, tmp_path):

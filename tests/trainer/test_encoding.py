@@ -7,14 +7,16 @@ from PIL import Image
 from sampling_models import tiny_text_encoder
 
 from dreambooth.shared.concepts import Concept
+from dreambooth.shared.errors import RunFailed
 from dreambooth.shared.settings import CaptionSettings, ImageSettings, ModelSettings, Settings
 from dreambooth.trainer import encoding as module
-from dreambooth.trainer import text
+from dreambooth.trainer import stepdown, text
 from dreambooth.trainer.captions import Variation
 from dreambooth.trainer.dataset import Augmentation, plan_data, samples_of_step
 from dreambooth.trainer.encoding import Encoding, LaterText
 from dreambooth.trainer.families import FAMILIES
 from dreambooth.trainer.processes import Processes
+from dreambooth.trainer.stepdown import read_rungs
 from dreambooth.trainer.store import TensorStore
 from dreambooth.trainer.survey import survey
 from dreambooth.trainer.text_cache import LiveText
@@ -75,7 +77,7 @@ class Kit:
         )
         return Encoding(
             settings, data, model, Tokenizer(), TensorStore(self.folder / store), CPU, STEPS,
-            lambda event, **fields: self.events.append((event, fields)), self.check_stop,
+            lambda event, **fields: self.events.append((event, fields)), self.check_stop, self.folder,
             **({"processes": processes} if processes else {}),
         )  # fmt: skip
 
@@ -113,6 +115,44 @@ def test_each_picture_is_encoded_once_and_never_again_while_it_is_stored(kit):
     second = kit.encoding()
     assert same(drawn(second, second.latents()), expected)
     assert kit.vae.calls == 6
+
+
+@pytest.fixture
+def small_card(kit, monkeypatch):
+    """The VAE holds no whole picture; a tile is smaller than the photos. Pictures in tiles are a little other ones."""
+    encode = kit.vae.encode
+
+    def allocating(pixels):
+        if kit.vae.calls == 2 and not kit.vae.use_tiling:
+            raise torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+        return encode(pixels * (0.99 if kit.vae.use_tiling else 1))
+
+    def tiled(on=True):
+        kit.vae.use_tiling = on
+
+    kit.vae.encode, kit.vae.enable_tiling, kit.vae.use_tiling = allocating, tiled, False
+    monkeypatch.setattr(stepdown, "TILE", 32)
+    return kit
+
+
+def test_where_no_whole_picture_fits_all_are_encoded_in_tiles_and_the_run_keeps_that(small_card):
+    encoding = small_card.encoding()
+    latents = drawn(encoding, encoding.latents())
+    (warning,) = small_card.told("warning")
+    assert "memory ran out while images were encoded (CUDA out of memory" in warning["text"]
+    assert warning["memory"] == {"vae_tiling": "yes"} == read_rungs(small_card.folder)
+    assert encoding.settings.images.vae_tiling == "yes"
+    assert small_card.vae.calls == 2 + 6, "those that were encoded whole are encoded again"
+    again = small_card.encoding(images=ImageSettings(vae_tiling="yes"))
+    assert same(drawn(again, again.latents()), latents)
+    assert small_card.vae.calls == 2 + 6
+
+
+def test_where_tiles_are_no_help_it_ends_with_what_is(small_card, monkeypatch):
+    monkeypatch.setattr(stepdown, "TILE", 64)
+    with pytest.raises(RunFailed, match="memory ran out while images were encoded") as failed:
+        small_card.encoding().latents()
+    assert "resolution" in failed.value.remedy and read_rungs(small_card.folder) == {}
 
 
 def test_latents_are_scaled_by_the_familys_factor(kit):
