@@ -37,13 +37,21 @@ def memory_format(device: torch.device, compute: torch.dtype) -> torch.memory_fo
     return torch.channels_last if turned else torch.preserve_format
 
 
+def steps_any_order() -> bool:
+    """Whether torch's fused AdamW takes weights with channels last. Before torch 2.6 it compares the strides of sides of
+    length 1 too, which are anything, and refuses 1x1 convolutions (pytorch#134546)."""
+    version = tuple(int(part) for part in torch.__version__.split("+")[0].split(".")[:2])
+    return version >= (2, 6)
+
+
 def summary(device: torch.device, compute: torch.dtype) -> list[str]:
     """What a run on this device with this precision uses, in `doctor`'s words."""
     found = []
     if tensor_floats(device, compute):
         found.append("TF32 for what stays in float32")
     if memory_format(device, compute) is torch.channels_last:
-        found.append("convolutions with channels last (all but whole models whose optimizer is not adamw)")
+        whole = "whole models whose optimizer is not adamw" if steps_any_order() else "whole models"
+        found.append(f"convolutions with channels last (all but {whole})")
     if device.type == "cpu":
         drawn = "bf16" if multiplies_bf16() else "float32, since this processor has no bf16"
         found.append(f"class images are drawn in {drawn}")

@@ -88,7 +88,8 @@ def layout(plan: Plan) -> torch.memory_format:
     AdamW's is put in that one's order then (`lay_alike`); 8-bit states are blocks of memory, which would belong to other
     weights afterwards.
     """
-    if plan.adapter is None and kind_of(plan.settings.training.optimizer).name != "adamw":
+    can = kind_of(plan.settings.training.optimizer).name == "adamw" and arithmetic.steps_any_order()
+    if plan.adapter is None and not can:
         return torch.preserve_format
     return arithmetic.memory_format(plan.machine.device, plan.machine.compute_dtype)
 

@@ -62,10 +62,19 @@ def test_float32_is_multiplied_as_tf32_beside_narrower_numbers_on_a_card(device,
     ],
 )
 def test_channels_come_last_on_a_card_unless_a_saved_state_could_not_be_put_back_in_order(
-    device, compute, adapter, optimizer, turned
+    device, compute, adapter, optimizer, turned, monkeypatch
 ):
+    monkeypatch.setattr(arithmetic, "steps_any_order", lambda: True)
     found = layout(_plan(device, compute, adapter, optimizer=optimizer))
     assert found is (torch.channels_last if turned else torch.preserve_format)
+
+
+def test_an_older_torch_s_fused_step_gets_whole_models_in_the_usual_order(monkeypatch):
+    monkeypatch.setattr(torch, "__version__", "2.5.1+cu121")
+    assert layout(_plan("cuda", torch.bfloat16)) is torch.preserve_format
+    assert layout(_plan("cuda", torch.bfloat16, "a LoRA")) is torch.channels_last
+    monkeypatch.setattr(torch, "__version__", "2.6.0")
+    assert layout(_plan("cuda", torch.bfloat16)) is torch.channels_last
 
 
 def test_what_the_processor_is_asked_for_bf16_may_be_missing(monkeypatch):
@@ -122,3 +131,15 @@ def test_text_encoders_that_have_stopped_leave_it_too_unless_an_average_or_other
     assert _sent(rest_later, training={"use_ema": True}) == []
     assert _sent(rest_later, training={"optimizer": "adamwschedulefree"}) == []
     assert _sent(rest_later, processes=2) == []
+
+
+def test_the_doctor_is_told_what_of_it_is_used(monkeypatch):
+    card = torch.device("cuda")
+    monkeypatch.setattr(arithmetic, "steps_any_order", lambda: False)
+    assert arithmetic.summary(card, torch.bfloat16) == [
+        "TF32 for what stays in float32",
+        "convolutions with channels last (all but whole models)",
+    ]
+    assert arithmetic.summary(card, torch.float32) == []
+    monkeypatch.setattr(arithmetic, "multiplies_bf16", lambda: True)
+    assert arithmetic.summary(torch.device("cpu"), torch.float32) == ["class images are drawn in bf16"]
