@@ -10,7 +10,7 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "benchmarks" / "gpu"))
 
-import memory
+import peak
 import rig
 import speed
 
@@ -47,17 +47,17 @@ def test_a_whole_model_is_trained_by_ours_and_by_the_loop_that_stands_for_the_pe
 
 @pytest.mark.filterwarnings("ignore")
 def test_memory_is_measured_before_and_in_training(folder, capsys) -> None:
-    memory.main(["sd1-defaults", "--one", "--steps", "1", "--tiny", "--folder", str(folder)])
+    peak.main(["sd1-defaults", "--one", "--steps", "1", "--tiny", "--folder", str(folder)])
     (found,) = rows(capsys.readouterr().out)
     assert found["job"] == "sd1-defaults" and found["before_gb"] > 0 and found["training_gb"] > 0
 
 
-@pytest.mark.parametrize("job", memory.JOBS)
+@pytest.mark.parametrize("job", peak.JOBS)
 def test_the_settings_of_every_memory_row_are_settings(job, folder) -> None:
     from dreambooth.shared.config import settings_from
 
     bench = rig.Bench(folder, tiny=True)
-    chosen = memory.JOBS[job]
+    chosen = peak.JOBS[job]
     settings_from(bench.settings(chosen.family, **chosen.settings), where="test")
 
 

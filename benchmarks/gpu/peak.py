@@ -1,6 +1,6 @@
 """What a card must hold at most, for the jobs of issue 5's table, each in a process of its own.
 
-    python benchmarks/gpu/memory.py [NAME ...] [--steps 3] [--folder DIR] [--tiny]
+    python benchmarks/gpu/peak.py [NAME ...] [--steps 3] [--folder DIR] [--tiny]
 
 A checkpoint with random weights is planned, loaded, its photos cached, and trained for some steps as a run does it; GB that
 torch had reserved at most in each of the two, which is what other programs see, and what the least bar of the table is.
