@@ -86,6 +86,11 @@ class Job:
 
             convert(self.model, path, dtype="float32")  # their script takes no other
             (path / "scheduler" / "scheduler_config.json").write_text(json.dumps(scheduler))
+            unet = json.loads((path / "unet" / "config.json").read_text())
+            unet["sample_size"] = (
+                SIDE // 8
+            )  # their script draws at this size, which a single file does not tell
+            (path / "unet" / "config.json").write_text(json.dumps(unet))
             index = json.loads((path / "model_index.json").read_text())
             index["scheduler"] = ["diffusers", scheduler["_class_name"]]
             (path / "model_index.json").write_text(json.dumps(index))
