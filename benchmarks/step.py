@@ -230,7 +230,9 @@ def our_step(
         text_span=TextEncoderSpan(trained=encoder is not None, stop=10**6),
     )
     inbox = Inbox(create_run(folder, "run", ""), Signals(), lambda event, **fields: None)
-    return OurStep(engine, inbox, StepLog(lambda event, **fields: None, 10**6))
+    log = StepLog(lambda event, **fields: None, 10**6)
+    log.start(0)
+    return OurStep(engine, inbox, log)
 
 
 def cached_batches(size: Size, folder: Path, *, trains_text: bool) -> Any:
