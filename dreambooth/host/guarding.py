@@ -39,6 +39,8 @@ _LOAD_AGAIN = "modules.sd_models:send_model_to_device"
 _NOTHING_TO_DO = (
     "modules.sd_models:unload_model_weights",
     "modules.ui_extra_networks_checkpoints_user_metadata:CheckpointUserMetadataEditor.update_vae",
+    # by Refresh above the LoRAs' cards, which fails with it; they are read again as soon as a checkpoint is loaded
+    "modules.textual_inversion.textual_inversion:EmbeddingDatabase.load_textual_inversion_embeddings",
 )
 # Options whose change loads a model, and options whose change needs one that is loaded.
 _LOADING = ("sd_model_checkpoint", "fp8_storage", "cache_fp16_weight")

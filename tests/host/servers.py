@@ -78,7 +78,8 @@ class Server:
                 start_new_session=True,
             )  # fmt: skip
         deadline = time.monotonic() + patience
-        while not (self._answers() and self._has_started(before)):
+        # Asked too early, the WebUI dies: it adds to its app after that has begun to listen
+        while not (self._has_started(before) and self._answers()):
             if self.process.poll() is not None or time.monotonic() > deadline:
                 raise AssertionError(f"the WebUI did not start:\n{self.log[before:][-4000:]}")
             time.sleep(0.05)

@@ -194,6 +194,15 @@ def test_unloading_a_checkpoint_that_has_left_already_is_no_error(guarded):
     assert webui.sd_models.model_data.sd_model is None
 
 
+def test_a_refresh_of_the_cards_of_loras_needs_no_checkpoint(guarded):
+    webui, _ = guarded
+    embeddings = module(webui, "textual_inversion.textual_inversion").EmbeddingDatabase()
+    embeddings.load_textual_inversion_embeddings(force_reload=True)
+    facade().free_model()
+    embeddings.load_textual_inversion_embeddings(force_reload=True)
+    assert embeddings.reads == 1
+
+
 def test_the_page_shows_a_refusals_text_as_a_message(guarded):
     import gradio
 

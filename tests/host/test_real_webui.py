@@ -14,13 +14,14 @@ import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import asking
 import pytest
 import walking
 from PIL import Image
 from servers import ROOT, Server, install_extension, real_webui
-from walking import NAME, Tab
+from walking import NAME, Tab, wait_until
 
 pytestmark = [pytest.mark.slow, pytest.mark.webui]
 SIDE = 64
@@ -74,6 +75,20 @@ def check_that_nothing_loads_a_model(server: Server) -> None:
         assert "DreamBooth" in json.loads(refused.value.read())["detail"]
 
 
+def small_pictures(page: Any) -> None:
+    """Has the page draw pictures of the small base's size, below what its sliders reach."""
+    for name in ("width", "height"):
+        page.locator(f"#txt2img_{name} input[type=number]").evaluate(
+            "(input, side) => { input.value = side; input.dispatchEvent(new Event('input', {bubbles: true})); }",
+            SIDE,
+        )
+
+
+def until_drawn(page: Any) -> None:
+    page.locator("#txt2img_interrupt").wait_for(state="hidden")
+    page.locator("#txt2img_gallery .thumbnail-item").first.wait_for()
+
+
 def test_from_install_to_a_picture_in_the_real_webui(webui, page, browser):
     before = packages(webui)
     webui.start(patience=300)
@@ -88,15 +103,10 @@ def test_from_install_to_a_picture_in_the_real_webui(webui, page, browser):
     tab.shoot("first")
     walking.fill_the_form(tab, installing=900)
     walking.train_stop_and_resume(tab, webui, browser, lambda: check_that_nothing_loads_a_model(webui))
-    for name in ("width", "height"):
-        page.locator(f"#txt2img_{name} input[type=number]").evaluate(
-            "(input, side) => { input.value = side; input.dispatchEvent(new Event('input', {bubbles: true})); }",
-            SIDE,
-        )
+    small_pictures(page)
     walking.use_the_result(tab)
     page.locator("#html_info_txt2img", has_text=f"Model: {NAME}").first.wait_for(timeout=120_000)
-    page.locator("#txt2img_interrupt").wait_for(state="hidden")
-    page.locator("#txt2img_gallery .thumbnail-item").first.wait_for()
+    until_drawn(page)
     tab.shoot("picture")
 
     assert packages(webui) == before
@@ -104,3 +114,30 @@ def test_from_install_to_a_picture_in_the_real_webui(webui, page, browser):
     assert not [name for name in stored if "dreambooth" in name.lower()]
     _, said = txt2img(webui, "photo of ohwx cat")
     assert said["sd_model_name"] == NAME
+
+
+def test_a_lora_from_the_page_is_used_in_the_page(webui, page):
+    webui.start(patience=300)
+    tab = Tab(page, webui.url).open()
+    walking.fill_the_form(tab, steps=60, installing=900)
+    tab.fill({"output_kind": "lora", "learning_rate": "1e-3", "text_encoder_learning_rate": "1e-3"})
+    tab.train()
+    tab.until_state("Finished", patience=1200)
+    assert (webui.data / "models" / "Lora" / f"{NAME}.safetensors").exists()
+
+    small_pictures(page)
+    page.locator("#dbt_use").click()
+    prompt = f"photo of ohwx cat <lora:{NAME}:1>"
+    said = page.locator("#txt2img_prompt textarea")
+    wait_until(lambda: said.is_visible() and said.input_value() == prompt, "the prompt names the LoRA")
+    page.locator("#txt2img_extra_tabs").get_by_role("button", name="Lora", exact=True).click()
+    page.locator("#txt2img_lora_cards .card", has_text=NAME).wait_for()
+    tab.shoot("lora card")
+    page.locator("#txt2img_extra_tabs").get_by_role("button", name="Generation", exact=True).click()
+    page.locator("#txt2img_generate").click()
+    page.locator("#html_info_txt2img", has_text=f'Lora hashes: "{NAME}: ').first.wait_for(timeout=120_000)
+    until_drawn(page)
+    tab.shoot("lora picture")
+    pictures = [txt2img(webui, text)[0].convert("RGB").tobytes() for text in ("photo of ohwx cat", prompt)]
+    assert pictures[0] != pictures[1]
+    assert "Traceback" not in webui.log
