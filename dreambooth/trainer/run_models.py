@@ -12,6 +12,7 @@ from dreambooth.trainer import arithmetic, assembly
 from dreambooth.trainer.adapters.merging import Request
 from dreambooth.trainer.convert import LoadedModel, load_model
 from dreambooth.trainer.int8 import is_int8, quantise, stored_dtype
+from dreambooth.trainer.memory.phases import CLASS_IMAGES, RESULT_SAMPLES
 from dreambooth.trainer.plan import Plan
 from dreambooth.trainer.tiles import use_tiles
 
@@ -48,7 +49,7 @@ class RunModels:
         machine = self._plan.machine
         if machine.picture_dtype == machine.compute_dtype:
             layout = arithmetic.memory_format(self._device, machine.compute_dtype)
-            return self.base(machine.compute_dtype, layout=layout)
+            return self.base(machine.compute_dtype, layout=layout, away=self._away(CLASS_IMAGES))
         names = self._plan.base.identified.family.components
         model = self.base(machine.compute_dtype, [name for name in names if name != "unet"])
         model.components |= self.base(machine.picture_dtype, ["unet"]).components
@@ -91,9 +92,17 @@ class RunModels:
             adapters=[Request(result)] if result is not None and is_base else [],
         )
         self._tile(model.components)
-        for module in model.components.values():
-            module.to(self._device)
+        away = self._away(RESULT_SAMPLES)
+        for name, module in model.components.items():
+            if name not in away:
+                module.to(self._device)
         return model
+
+    def _away(self, phase: str) -> Sequence[str]:
+        """What is not on the device all through a phase of pictures: all but the UNet, where it would not fit beside it."""
+        if self._plan.memory is None or not self._plan.memory.in_turn(phase):
+            return ()
+        return [name for name in self._plan.base.identified.family.components if name not in UNET]
 
     def _read(self, dtype: torch.dtype, components: Sequence[str] | None) -> LoadedModel:
         """The untrained model in the computer's memory."""

@@ -258,8 +258,9 @@ def sample(
 ) -> Iterator[tuple[int, Image.Image]]:
     """The pictures of `requests` as they are done, each with its request's index.
 
-    Works where the model's modules are, in their own precision, or under autocast to `dtype` where they are
-    float32 and it is not. Requests that can be batched form fixed groups of `batch_size`, in their order.
+    Works where the UNet is, in the modules' own precision, or under autocast to `dtype` where they are float32 and it
+    is not. Text encoders and a VAE that are elsewhere come there while they are needed, and go back.
+    Requests that can be batched form fixed groups of `batch_size`, in their order.
     SD2's attention needs more than float16 for its scores: torch's fused kernels keep them in float32 by themselves.
     Ends early, without the group at hand, when `should_stop` says so between two steps.
     Raises `InputError` for a size or sampler that cannot be, `RunFailed` when the model gives no numbers.
@@ -272,7 +273,8 @@ def sample(
             latents = _group_latents(model, tokenizer, wanted, clip_skip, dtype, should_stop)
             if latents is None:
                 return
-            images = decode(model.components["vae"], latents, model.identified.family.scaling_factor)
+            with _brought([model.components["vae"]], _device(model.components["unet"])):
+                images = decode(model.components["vae"], latents, model.identified.family.scaling_factor)
         yield from zip(group, images, strict=True)
 
 
@@ -306,11 +308,13 @@ def _group_latents(
         prediction_type=model.identified.prediction_type,
         zero_terminal_snr=model.identified.zero_terminal_snr,
     )
-    extra_channels = _extra_channels(model, first)
+    with _brought([model.components["vae"]] if _has_extra_channels(model) else [], _device(unet)):
+        extra_channels = _extra_channels(model, first)
     generators = [torch.Generator().manual_seed(request.seed) for request in group]
     noise = starting_noise(generators, first.width, first.height).to(_device(unet))
     with _precision(unet, dtype):
-        positive, negative = _prompts(model, tokenizer, group, clip_skip)
+        with _brought(encoders_of(model.components, model.identified.family), _device(unet)):
+            positive, negative = _prompts(model, tokenizer, group, clip_skip)
         latents = sample_latents(
             unet,
             scheduler,
@@ -357,10 +361,32 @@ def _sizes(model: LoadedModel, request: SampleRequest) -> torch.Tensor | None:
 
 
 def _extra_channels(model: LoadedModel, request: SampleRequest) -> torch.Tensor | None:
-    family = model.identified.family
-    if family.in_channels == LATENT_CHANNELS:
+    if not _has_extra_channels(model):
         return None
+    family = model.identified.family
     return inpaint_channels(model.components["vae"], request.width, request.height, family.scaling_factor)
+
+
+def _has_extra_channels(model: LoadedModel) -> bool:
+    return model.identified.family.in_channels != LATENT_CHANNELS
+
+
+@contextlib.contextmanager
+def _brought(modules: Iterable[torch.nn.Module], device: torch.device) -> Iterator[None]:
+    """The modules on `device`; afterwards those that were elsewhere are in the computer's memory again.
+
+    They are not made for inference alone by that: in a training they are trained on.
+    """
+    away = [module for module in modules if _device(module) != device]
+    try:
+        with torch.inference_mode(False):
+            for module in away:
+                module.to(device)
+        yield
+    finally:
+        with torch.inference_mode(False):
+            for module in away:
+                module.to("cpu")
 
 
 def _precision(module: torch.nn.Module, dtype: torch.dtype | None) -> torch.autocast:

@@ -377,6 +377,8 @@ class Session:
         resting = [
             module for module in model.components.values() if next(module.parameters()).device != self.device
         ]
+        if self._in_turn("samples"):
+            resting = []  # each comes by itself while it is needed
         try:
             for module in resting:
                 module.to(self.device)
@@ -384,6 +386,11 @@ class Session:
         finally:
             for module in resting:
                 module.to("cpu")
+
+    def _in_turn(self, phase: str) -> bool:
+        """Whether a phase's pictures are made with one component on the device after the other, since all together
+        would not fit."""
+        return self.plan.memory is not None and self.plan.memory.in_turn(phase)
 
     def _sample_result(self, path: Path) -> None:
         """The last sample pictures come from the written file, the first ones from the base: what a user will see."""

@@ -87,8 +87,8 @@ def test_auto_takes_tiles_where_the_whole_does_not_fit_and_only_for_large_pictur
     plain = make_plan(load_settings(config(tmp_path, **fixed)))
     asked = replace(plain.settings, images=replace(plain.settings.images, vae_tiling="auto"))
 
-    def caching(made) -> list:
-        return [phase for phase in phases_of(made) if phase.name == "caching"]
+    def caching(made, usable=2**60) -> list:
+        return [phase for phase in phases_of(made, 2**60) if phase.name == "caching"]
 
     (whole,) = caching(plain)
     scale = Scale(phases=caching, least=lambda made: 0)

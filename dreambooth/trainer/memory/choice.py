@@ -36,14 +36,16 @@ PLAIN = {
 GROUPS = {"base_precision": "model", "vae_tiling": "images"}
 # The price of each way, as a share of a plain step's time. Computing everything twice in the forward pass is a third of
 # a step's arithmetic (facts: 3.00 against 2.41 TFLOP for SD1.5), half as many images at once wait longer for Python.
-# The others cost little time: their price is that a step is not quite the plain one.
+# The others cost little time: their price is that a step is not quite the plain one. After 300 steps on the small base
+# 8-bit states and weights in bfloat16 came to the plain loss, steps in the backward pass to one 7.5% above it
+# (benchmarks/RESULTS.md); a picture that was encoded in tiles is another one, a little.
 CHECKPOINTING = 0.25
 HALVING = 0.10
 EIGHT_BIT = 0.03
-STEP_IN_BACKWARD = 0.30
+STEP_IN_BACKWARD = 0.45
 NARROW_WEIGHTS = 0.35
 NARROW_BASE = 0.30
-TILES = 0.02
+TILES = 0.20
 # How many of the UNet's blocks are computed twice is tried in so many parts
 PARTS = 4
 
@@ -62,6 +64,10 @@ class Choice:
     @property
     def fullest(self) -> Phase:
         return max(self.phases, key=lambda phase: phase.bytes)
+
+    def in_turn(self, phase: str) -> bool:
+        """Whether a phase's components are on the device one after the other."""
+        return any(found.in_turn for found in self.phases if found.name == phase)
 
     def as_json(self) -> dict[str, Any]:
         """Plain values; sizes in bytes."""
@@ -88,9 +94,9 @@ def value_of(settings: Settings, name: str) -> Any:
     return getattr(getattr(settings, GROUPS.get(name, "training")), name)
 
 
-def phases_of(plan: Plan) -> list[Phase]:
-    """The phases of a plan with the settings that it has."""
-    return Memory(plan).phases()
+def phases_of(plan: Plan, usable: int) -> list[Phase]:
+    """The phases of a plan with the settings that it has, in so many bytes if they can be."""
+    return Memory(plan).phases(usable)
 
 
 def least_of(plan: Plan) -> int:
@@ -102,7 +108,7 @@ def least_of(plan: Plan) -> int:
 class Scale:
     """How a plan is weighed: `phases` counts them, `least` is quick and never more than the fullest of them."""
 
-    phases: Callable[[Plan], Sequence[Phase]] = phases_of
+    phases: Callable[[Plan, int], Sequence[Phase]] = phases_of
     least: Callable[[Plan], int] = least_of
 
 
@@ -148,7 +154,7 @@ def _weighed(
     tried = replace(plan, settings=settings)
     if nothing_less is not None and scale.least(tried) > max(room.usable, nothing_less.fullest.bytes):
         return None
-    phases = tuple(scale.phases(tried))
+    phases = tuple(scale.phases(tried, room.usable))
     return Choice(settings, phases, room, max(phase.bytes for phase in phases) <= room.usable)
 
 

@@ -15,11 +15,24 @@ from typing import Any
 from unittest import mock
 
 import torch
+from torch.multiprocessing.reductions import StorageWeakRef
 from torch.nn import functional
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten
 
 BLOCK = 512  # bytes; torch's CUDACachingAllocator rounds up to them
+
+
+def _storages_are_noticed() -> bool:
+    """Whether Python hears of a storage's end. Up to torch 2.1 it hears of the object's by which it was asked for."""
+    tensor = torch.empty(1)
+    return weakref.ref(tensor.untyped_storage())() is not None
+
+
+STORAGES_ARE_NOTICED = _storages_are_noticed()
+# Where nobody tells, so few storages are looked at after each operation, more of them after several: what ended meanwhile is
+# counted too long, never too short
+FEW = 200
 
 
 class Count(TorchDispatchMode):  # type: ignore[no-untyped-call]
@@ -28,15 +41,22 @@ class Count(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self.live = 0
+        self._live = 0
         self.peak = 0
         self.history: list[int] = []
         self._sizes: dict[int, int] = {}
+        self._watched: dict[int, StorageWeakRef] = {}
 
     @classmethod
     def _should_skip_dynamo(cls) -> bool:
         """Nothing is compiled here, and to keep the compiler out of each operation would import it first."""
         return False
+
+    @property
+    def live(self) -> int:
+        """Bytes that are there now."""
+        self._look()
+        return self._live
 
     def hold(self, tensor: torch.Tensor) -> int:
         """Counts a tensor that was made before; returns its size in bytes."""
@@ -44,13 +64,16 @@ class Count(TorchDispatchMode):  # type: ignore[no-untyped-call]
         key = storage._cdata
         if key not in self._sizes:
             self._sizes[key] = -(-storage.nbytes() // BLOCK) * BLOCK
-            weakref.finalize(storage, self._drop, key)
-            self.live += self._sizes[key]
-            self.peak = max(self.peak, self.live)
+            if STORAGES_ARE_NOTICED:
+                weakref.finalize(storage, self._drop, key)
+            else:
+                self._watched[key] = StorageWeakRef(storage)  # type: ignore[no-untyped-call]
+            self._live += self._sizes[key]
+            self.peak = max(self.peak, self._live)
         return self._sizes[key]
 
     def _drop(self, key: int) -> None:
-        self.live -= self._sizes.pop(key, 0)
+        self._live -= self._sizes.pop(key, 0)
 
     def __torch_dispatch__(
         self,
@@ -65,8 +88,16 @@ class Count(TorchDispatchMode):  # type: ignore[no-untyped-call]
         for leaf in tree_flatten(made)[0]:
             if isinstance(leaf, torch.Tensor):
                 self.hold(leaf)
-        self.history.append(self.live)
+        if self._watched and len(self.history) % (1 + len(self._watched) // FEW) == 0:
+            self._look()
+        self.history.append(self._live)
         return made
+
+    def _look(self) -> None:
+        """Drops what is not there any more, where nobody says so."""
+        for key in [key for key, storage in self._watched.items() if storage.expired()]:  # type: ignore[no-untyped-call]
+            del self._watched[key]
+            self._drop(key)
 
 
 # ---- results whose form is known: torch's own ways to tell it on the meta device take most of the time --------------------
@@ -187,6 +218,8 @@ class Autocast:
     def patches(self) -> Iterator[Any]:
         """What takes the places of torch's functions."""
         yield mock.patch.object(functional, "scaled_dot_product_attention", self._attention)
+        if not hasattr(torch, "meta"):  # checkpointing asks for a device's module; torch 2.1 has none for it
+            yield mock.patch.object(torch, "meta", torch.cpu, create=True)
         if self._narrow is None:
             return
         for places, dtype in ((self.NARROW, self._narrow), (self.WIDE, torch.float32)):

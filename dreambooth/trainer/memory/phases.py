@@ -6,7 +6,7 @@ import hashlib
 import json
 import math
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -19,6 +19,7 @@ from dreambooth.trainer.sizes import largest_tensor, optimizer_bytes, parameters
 if TYPE_CHECKING:
     from dreambooth.trainer.plan import Plan
 
+CLASS_IMAGES, SAMPLES, RESULT_SAMPLES = "class images", "samples", "the result's samples"
 GUIDED = 2  # forward passes of a sampling step, which go together: with the prompt and without
 # cuBLAS keeps 8 to 32 MiB for each of two threads, cuDNN's convolutions what they ask for
 _WORKSPACE = {"cuda": 256 * 2**20, "mps": 256 * 2**20, "cpu": 0}
@@ -38,10 +39,12 @@ class Line:
 
 @dataclass(frozen=True)
 class Phase:
-    """A phase of a run, and all that is there in its fullest moment."""
+    """A phase of a run, and all that is there in its fullest moment. `in_turn`: text encoders, UNet and VAE are not there
+    together, which takes a little longer."""
 
     name: str
     lines: tuple[Line, ...]
+    in_turn: bool = False
 
     @property
     def bytes(self) -> int:
@@ -52,8 +55,23 @@ class Phase:
         return {
             "name": self.name,
             "bytes": self.bytes,
+            "in_turn": self.in_turn,
             "lines": [{"text": line.text, "bytes": line.bytes} for line in self.lines],
         }
+
+
+@dataclass(frozen=True)
+class Resting:
+    """What a phase of pictures needs beside the UNet, but for what is there anyway."""
+
+    texts: list[Line]
+    vae: list[Line]
+    vae_dtype: torch.dtype
+
+
+Ways = tuple[
+    torch.dtype, torch.dtype | None, bool
+]  # a UNet's dtype, autocast's, whether its weights want gradients
 
 
 class Memory:
@@ -69,14 +87,14 @@ class Memory:
         self._size = largest
         self._tiled = plan.settings.images.vae_tiling == "yes"
 
-    def phases(self) -> list[Phase]:
-        """Those that the run has, in their order."""
+    def phases(self, usable: int) -> list[Phase]:
+        """Those that the run has, in their order; pictures with all components there if `usable` bytes are enough."""
         found = [self._caching(), self._training_phase(), self._saving()]
         if self._plan.class_images_missing:
-            found.insert(0, self._class_images())
+            found.insert(0, self._class_images(usable))
         if self._plan.settings.saving.num_validation_images:
-            found += [self._samples(), self._result_samples()]
-        return [Phase(phase.name, (*phase.lines, *self._always())) for phase in found]
+            found += [self._samples(usable), self._result_samples(usable)]
+        return [replace(phase, lines=(*phase.lines, *self._always())) for phase in found]
 
     def least(self) -> int:
         """What the training takes at least: what lies there all the time, and the gradients if all come together."""
@@ -123,14 +141,6 @@ class Memory:
     def _texts(self) -> tuple[str, ...]:
         return tuple(part.component for part in self._family.text_encoders)
 
-    def _all(self, dtype: torch.dtype) -> list[Line]:
-        """The whole model, as pictures are made with it."""
-        vae = self._vae_dtype(dtype)
-        return [
-            *(self._weights(name, dtype) for name in ("unet", *self._texts())),
-            self._weights("vae", vae),
-        ]
-
     def _resident(self) -> list[Line]:
         """What lies on the device all through the training."""
         plan = self._plan
@@ -153,29 +163,67 @@ class Memory:
 
     # ---- phases ------------------------------------------------------------------------------------------------------
 
-    def _class_images(self) -> Phase:
-        prior = self._plan.settings.prior
-        side = self._plan.settings.images.resolution
-        images = min(prior.sample_batch_size, self._plan.class_images_missing)
+    def _class_images(self, usable: int) -> Phase:
+        images = min(self._plan.settings.prior.sample_batch_size, self._plan.class_images_missing)
         drawn = self._plan.machine.picture_dtype
-        lines = [*self._all(self._compute)[1:], self._weights("unet", drawn)]
-        return Phase("class images", (*lines, self._pictures(drawn, images, (side, side))))
+        there = [self._weights("unet", drawn)]
+        return self._drawn(CLASS_IMAGES, there, self._resting_apart(), (drawn, None, False), images, usable)
 
-    def _pictures(
-        self, dtype: torch.dtype, images: int, size: tuple[int, int], *, trained: bool = False
-    ) -> Line:
-        """The largest moment of making pictures: a sampling step of all, or the decoding of one."""
+    def _samples(self, usable: int) -> Phase:
+        """All of the training, and what rests while it trains."""
+        there = self._resident()
+        texts = [self._loaded(name) for name in self._texts()]
+        resting = Resting(
+            [line for line in texts if line not in there],
+            [line for line in [self._weights("vae", torch.float32)] if line not in there],
+            torch.float32,
+        )
+        dtype, trained = self._trained_dtype("unet"), self._trains("unet")
         narrow = self._compute if trained and dtype != self._compute else None
+        return self._drawn(SAMPLES, there, resting, (dtype, narrow, trained), self._sampled(), usable)
+
+    def _result_samples(self, usable: int) -> Phase:
+        there = [self._weights("unet", self._compute)]
+        ways = (self._compute, None, False)
+        return self._drawn(RESULT_SAMPLES, there, self._resting_apart(), ways, self._sampled(), usable)
+
+    def _sampled(self) -> int:
+        settings = self._plan.settings
+        return min(settings.prior.sample_batch_size, settings.saving.num_validation_images)
+
+    def _resting_apart(self) -> Resting:
+        """What a model that only draws has beside its UNet."""
+        vae = self._vae_dtype(self._compute)
+        texts = [self._weights(name, self._compute) for name in self._texts()]
+        return Resting(texts, [self._weights("vae", vae)], vae)
+
+    def _drawn(
+        self, name: str, there: list[Line], resting: Resting, ways: Ways, images: int, usable: int
+    ) -> Phase:
+        """A phase of pictures: a sampling step of all of them, or the decoding of one; with all components there, or, where
+        that is more than is usable, with each in its turn."""
+        dtype, narrow, wanted = ways
+        side = self._plan.settings.images.resolution
+        size = (side, side)
         step = self._counted(
-            ("sampling", dtype, narrow, size, trained),
-            lambda: sampling_step(self._plan.base, dtype, narrow, size, wanted=trained),
+            ("sampling", dtype, narrow, size, wanted),
+            lambda: sampling_step(self._plan.base, dtype, narrow, size, wanted=wanted),
+        ).at(GUIDED * images)
+        decoding = self._counted(
+            ("decode", resting.vae_dtype, size, self._tiled),
+            lambda: vae_pass(self._plan.base, resting.vae_dtype, size, decode=True, tiled=self._tiled),
         )
-        vae = torch.float32 if trained else self._vae_dtype(dtype)
-        decoded = self._counted(
-            ("decode", vae, size, self._tiled),
-            lambda: vae_pass(self._plan.base, vae, size, decode=True, tiled=self._tiled),
+        making = f"making pictures, {images} at once"
+        together = [*there, *resting.texts, *resting.vae, Line(making, max(step, decoding))]
+        if sum(line.bytes for line in (*together, *self._always())) <= usable:
+            return Phase(name, tuple(together))
+        moments = (
+            resting.texts,
+            [Line(making, step)],
+            [*resting.vae, Line("decoding a picture", decoding)],
         )
-        return Line(f"making pictures, {images} at once", max(step.at(GUIDED * images), decoded))
+        fullest = max(moments, key=lambda lines: sum(line.bytes for line in lines))
+        return Phase(name, (*there, *fullest), in_turn=True)
 
     def _caching(self) -> Phase:
         """Encoders alone: the UNet follows when they are done, but for one that is made in 8 bit on the device."""
@@ -228,28 +276,6 @@ class Memory:
         """A tensor leaves the device at a time."""
         largest = 4 * largest_tensor(self._plan.base, self._plan.trained, self._plan.adapter)
         return Phase("saving", (*self._resident(), Line("the tensor that is written", largest)))
-
-    def _samples(self) -> Phase:
-        """All of the training, and what rests while it trains."""
-        there = {line.text for line in self._resident()}
-        resting = [*(self._loaded(name) for name in self._texts()), self._weights("vae", torch.float32)]
-        back = [line for line in resting if line.text not in there]
-        side = self._plan.settings.images.resolution
-        dtype = self._trained_dtype("unet")
-        images = min(
-            self._plan.settings.prior.sample_batch_size, self._plan.settings.saving.num_validation_images
-        )
-        pictures = self._pictures(dtype, images, (side, side), trained=self._trains("unet"))
-        return Phase("samples", (*self._resident(), *back, pictures))
-
-    def _result_samples(self) -> Phase:
-        side = self._plan.settings.images.resolution
-        images = self._plan.settings.saving.num_validation_images
-        images = min(self._plan.settings.prior.sample_batch_size, images)
-        return Phase(
-            "the result's samples",
-            (*self._all(self._compute), self._pictures(self._compute, images, (side, side))),
-        )
 
     # ---- what was counted before ---------------------------------------------------------------------------------------
 

@@ -18,7 +18,7 @@ from dreambooth.trainer.engine import Denoiser
 from dreambooth.trainer.machine import Machine
 from dreambooth.trainer.memory.counting import Count
 from dreambooth.trainer.memory.passes import sampling_step, training_step, vae_pass
-from dreambooth.trainer.memory.phases import Memory
+from dreambooth.trainer.memory.phases import CLASS_IMAGES, RESULT_SAMPLES, SAMPLES, Memory
 from dreambooth.trainer.plan import Plan, make_plan
 
 FLOAT = {"unet": torch.float32, "text_encoder": torch.float32}
@@ -103,7 +103,7 @@ def test_pictures_take_more_the_larger_and_the_more_they_are(tmp_path: Path) -> 
 
 def test_what_lies_on_the_card_is_what_settings_say(tmp_path: Path) -> None:
     def lines(**values: Any) -> dict[str, int]:
-        phases = {phase.name: phase for phase in Memory(on_a_card(planned(tmp_path, **values))).phases()}
+        phases = {phase.name: phase for phase in Memory(on_a_card(planned(tmp_path, **values))).phases(2**60)}
         return {line.text: line.bytes for line in phases["training"].lines}
 
     unet = sum(tensor.numel() for tensor in load_model(tiny.base()).components["unet"].parameters())
@@ -114,3 +114,18 @@ def test_what_lies_on_the_card_is_what_settings_say(tmp_path: Path) -> None:
     assert "VAE, float32" in lines(cache_latents=False)
     assert "text encoder, trained, float32" in lines()
     assert lines(output_kind="lora")["UNet, bfloat16"] == 2 * unet
+
+
+def test_pictures_that_do_not_fit_with_all_components_there_are_made_with_one_after_the_other(
+    tmp_path: Path,
+) -> None:
+    memory = Memory(on_a_card(planned(tmp_path, num_validation_images=1)))
+    together = {phase.name: phase for phase in memory.phases(2**60)}
+    apart = {phase.name: phase for phase in memory.phases(0)}
+    for name in (CLASS_IMAGES, SAMPLES, RESULT_SAMPLES):
+        assert apart[name].in_turn and not together[name].in_turn
+        assert apart[name].bytes < together[name].bytes or name == SAMPLES
+    assert apart[SAMPLES].bytes <= together[SAMPLES].bytes, (
+        "where the decoder is the fullest moment, there is no difference"
+    )
+    assert memory.phases(together[SAMPLES].bytes)[-2] == together[SAMPLES]
