@@ -11,6 +11,7 @@ import pytest
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "benchmarks" / "gpu"))
 
 import peak
+import planner
 import rig
 import speed
 
@@ -88,3 +89,22 @@ def test_the_share_of_the_arithmetic_limit_is_that_of_the_table(capsys) -> None:
     """4 images of 2.41 TFLOP in 40.66 ms are a little more than 30% of 790 TFLOP/s."""
     speed.row("sd1", 4, "ours", rig.Pace(4 * 2.41 / 790 / 0.3001, 0.01), None, tiny=False)
     assert "30.0% of 790 TFLOP/s (reached: 30%)" in capsys.readouterr().out
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_the_planner_is_asked_and_its_run_measured(folder, capsys) -> None:
+    job = json.dumps(["sd1", planner.FIXED | planner.ALONE, 1])
+    planner.main(["--one", job, "--tiny", "--folder", str(folder)])
+    (found,) = rows(capsys.readouterr().out)
+    assert found["said"][1] > found["said"][0] > 0 and len(found["was"]) == 2 and found["fits"]
+    refused = planner.ask(rig.Bench(folder, tiny=True), "sd1", {"vram_limit": 0.2}, 1)
+    assert "the smallest setting needs about" in refused["failed"]
+
+
+@pytest.mark.parametrize("family", planner.SETTINGS)
+def test_what_the_planner_is_measured_with_are_settings(family, folder) -> None:
+    from dreambooth.shared.config import settings_from
+
+    bench = rig.Bench(folder, tiny=True)
+    for changes in planner.SETTINGS[family]:
+        settings_from(bench.settings(family, **planner.FIXED | changes), where="test")
