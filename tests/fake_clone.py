@@ -20,7 +20,18 @@ from dreambooth import pins
 
 ROOT = Path(__file__).resolve().parent.parent
 COPIED = (
-    *("__init__", "__main__", "environment", "lean", "making", "overlay", "pins", "pipfailure", "torchbuild"),
+    *(
+        "__init__",
+        "__main__",
+        "allocator",
+        "environment",
+        "lean",
+        "making",
+        "overlay",
+        "pins",
+        "pipfailure",
+        "torchbuild",
+    ),
     *("detached", "installing"),
     *("shared/__init__", "shared/errors", "shared/lock"),
 )
