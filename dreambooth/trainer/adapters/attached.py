@@ -72,6 +72,8 @@ def _values(
     plan: AdapterPlan, planned: PlannedLayer, layer: torch.nn.Module, seed: int
 ) -> dict[str, torch.Tensor]:
     target = planned.target
+    if next(layer.parameters()).is_meta:  # where memory is counted, there are sizes and no numbers
+        return {name: torch.empty(shape, device="meta") for name, shape in planned.shapes.items()}
     if plan.start is not None and target in plan.start.layers:
         held = plan.start.file.tensors(plan.start.layers[target])
         return {name: held[name].reshape(shape).clone() for name, shape in planned.shapes.items()}

@@ -271,8 +271,6 @@ def beginning(start: Start, shape: Shape, layer: Any, seed: int) -> torch.Tensor
         bound = 1 / math.sqrt(_inputs(shape))
         return (torch.rand(shape, generator=generator) * 2 - 1) * bound
     if start == "norm of the weight":
-        if layer.weight.is_meta:  # of a model that is only counted
-            return torch.zeros(shape)
         return column_norm(layer.weight.detach().float().cpu())
     deviation = {"zero": 0.0, "normal": 1.0, "small normal": 0.1}[start]
     return torch.randn(shape, generator=generator) * deviation if deviation else torch.zeros(shape)

@@ -7,7 +7,7 @@ its factors alone are kept for the gradient.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -132,17 +132,12 @@ def _dora(layer: Adapted, x: torch.Tensor) -> torch.Tensor:
     return _lora(layer, x * gain)
 
 
-def _no_autocast(tensor: torch.Tensor) -> AbstractContextManager[Any]:
-    """Keeps the precision of what is computed where a tensor is; what is only counted is nowhere, where torch has none."""
-    return nullcontext() if tensor.is_meta else torch.autocast(tensor.device.type, enabled=False)
-
-
 @torch.no_grad()
 def _norm_with_lora(layer: Adapted) -> torch.Tensor:
     """‖W + scale · up · down‖ for each input, (in,): ‖W‖² + 2·scale·⟨W, up·down⟩ + scale²·‖up·down‖², none of them made."""
     weight: Any = layer.base.weight
     up, down = layer.tensors[UP].flatten(1), layer.tensors[DOWN].flatten(1)
-    with _no_autocast(down):
+    with torch.autocast(down.device.type, enabled=False):
         cross = (up.T.to(weight.dtype) @ weight.detach().flatten(1)).float() * down
         own = (up.T @ up @ down) * down
         each = (2 * layer.scale * cross + layer.scale**2 * own).sum(0)
@@ -171,7 +166,7 @@ class _Hadamard(torch.autograd.Function):
 
 
 def _loha(layer: Adapted, x: torch.Tensor) -> torch.Tensor:
-    with _no_autocast(x):
+    with torch.autocast(x.device.type, enabled=False):
         factors = [layer.tensors[name] for name in LOHA]
         delta = _Hadamard.apply(*factors).reshape(layer.shape)  # type: ignore[no-untyped-call]
     return torch.add(layer.base(x), layer.applied(layer.dropped(x), delta.to(x.dtype)), alpha=layer.scale)

@@ -199,6 +199,7 @@ class Autocast:
         (torch, "matmul"),
         (torch, "bmm"),
         (torch, "baddbmm"),
+        (torch, "einsum"),
     )
     WIDE = (
         (functional, "group_norm"),
@@ -218,6 +219,7 @@ class Autocast:
     def patches(self) -> Iterator[Any]:
         """What takes the places of torch's functions."""
         yield mock.patch.object(functional, "scaled_dot_product_attention", self._attention)
+        yield mock.patch.object(torch, "autocast", self._region)
         if not hasattr(torch, "meta"):  # checkpointing asks for a device's module; torch 2.1 has none for it
             yield mock.patch.object(torch, "meta", torch.cpu, create=True)
         if self._narrow is None:
@@ -225,6 +227,16 @@ class Autocast:
         for places, dtype in ((self.NARROW, self._narrow), (self.WIDE, torch.float32)):
             for module, name in places:
                 yield mock.patch.object(module, name, self._casting(getattr(module, name), dtype))
+
+    @contextlib.contextmanager
+    def _region(self, device: str, *, enabled: bool = True) -> Iterator[None]:
+        """A part of the models that leaves autocast, as adapters do; torch's own knows nothing of the meta device."""
+        before = self._narrow
+        self._narrow = before if enabled else None
+        try:
+            yield
+        finally:
+            self._narrow = before
 
     def _attention(
         self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, *rest: Any, **options: Any
@@ -235,6 +247,8 @@ class Autocast:
     def _casting(self, function: Callable[..., Any], dtype: torch.dtype) -> Callable[..., Any]:
         @functools.wraps(function)
         def wrapped(*args: Any, **options: Any) -> Any:
+            if self._narrow is None:
+                return function(*args, **options)
             return function(
                 *(self._to(one, dtype) for one in args),
                 **{name: self._to(one, dtype) for name, one in options.items()},
