@@ -62,17 +62,27 @@ class Inbox:
         self._emit = emit
         self._every = every
         self._next_look = -math.inf
+        self._seen = -1
         self._waiting: list[Command] = []
         self._stuck: set[Path] = set()
         self._stops = False
 
     def _look(self) -> None:
-        """Reads the folder, but not more often than `every` seconds: steps may take milliseconds."""
-        now = time.monotonic()
-        if now >= self._next_look:
+        """Reads the folder when it has changed, which costs next to nothing to ask; where that cannot be seen, every so many
+        seconds: steps may take milliseconds."""
+        now, changed = time.monotonic(), self._changed()
+        if now >= self._next_look or changed != self._seen:
+            self._seen = changed
             waiting = self._run.waiting_commands()
             self._waiting = [command for command in waiting if command.path not in self._stuck]
             self._next_look = now + self._every
+
+    def _changed(self) -> int:
+        """When a file came into the folder last, or left it; 0 while there is none."""
+        try:
+            return self._run.commands.stat().st_mtime_ns
+        except OSError:
+            return 0
 
     def should_stop(self) -> bool:
         """Whether to stop after what is being done is saved. Raises StopNow for the command stop_now."""
