@@ -356,7 +356,7 @@ class TrainingSettings:
     )
     optimizer: str = setting(
         "auto",
-        "The optimizer. auto: AdamW, or its 8-bit form where that does not fit.",
+        "The optimizer. auto: the first that fits of AdamW, its 8-bit form and Adafactor.",
         choices=("auto", *OPTIMIZERS),
         other=(IMPORT_PATH, "a class's import path"),
     )

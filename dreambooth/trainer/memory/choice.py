@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from dreambooth.shared.errors import InputError
 from dreambooth.shared.settings import Settings
 from dreambooth.trainer.checkpointing import units_of
-from dreambooth.trainer.memory.phases import Memory, Phase
+from dreambooth.trainer.memory.phases import RESULT_SAMPLES, SAMPLES, Memory, Phase
 from dreambooth.trainer.memory.room import GB, Room
 from dreambooth.trainer.optimizer_rules import check_fused_backward, check_weights_dtype
 from dreambooth.trainer.tiles import TILE
@@ -42,6 +42,7 @@ GROUPS = {"base_precision": "model", "vae_tiling": "images"}
 CHECKPOINTING = 0.25
 HALVING = 0.10
 EIGHT_BIT = 0.03
+FACTORED = 0.40
 STEP_IN_BACKWARD = 0.45
 NARROW_WEIGHTS = 0.35
 NARROW_BASE = 0.30
@@ -116,15 +117,39 @@ def choose(
     plan: Plan, asked: Settings, room: Room, works: Callable[[str], bool], scale: Scale | None = None
 ) -> Choice:
     """The cheapest settings that fit. `plan` has the plain ones, `asked` what was left open; `works` says whether an
-    8-bit optimizer does here, and is asked only if one is needed.
+    8-bit optimizer does here, and is asked only if one is needed. Where nothing has room for sample pictures too, the
+    cheapest that has for all else: a picture is never worth a run.
 
     Raises InputError if a limit was named that nothing fits into.
     """
     scale = scale or Scale()
+    found = _search(plan, asked, room, works, scale)
+    notes: tuple[str, ...] = ()
+    if not found.fits:
+        found = _search(plan, asked, room, works, Scale(_without_samples(scale.phases), scale.least))
+        phases = tuple(scale.phases(replace(plan, settings=found.settings), room.usable))
+        if found.fits and len(phases) > len(found.phases):
+            notes = (_samples_too_much(phases, room),)
+        elif not found.fits:
+            _refuse(found)
+            notes = (_too_much(found),)
+        found = replace(found, phases=phases)
+    return replace(found, notes=(*_notes(found, asked, plan.settings), *notes))
+
+
+def _without_samples(
+    phases: Callable[[Plan, int], Sequence[Phase]],
+) -> Callable[[Plan, int], Sequence[Phase]]:
+    return lambda plan, usable: [
+        phase for phase in phases(plan, usable) if phase.name not in (SAMPLES, RESULT_SAMPLES)
+    ]
+
+
+def _search(plan: Plan, asked: Settings, room: Room, works: Callable[[str], bool], scale: Scale) -> Choice:
+    """The cheapest settings whose phases fit, else the smallest."""
     smallest: Choice | None = None
     hopeless: set[tuple[Any, ...]] = set()
-    candidates = list(_by_price(plan, asked))
-    for number, ways in enumerate(candidates):
+    for number, ways in enumerate(_by_price(plan, asked)):
         others = tuple(
             sorted((name, value) for name, value in ways.items() if name != "gradient_checkpointing")
         )
@@ -140,10 +165,9 @@ def choose(
         choice = _weighed(plan, ways, room, scale, nothing_less=smallest)
         smallest = _smaller(smallest, choice)
         if choice is not None and choice.fits:
-            return replace(choice, notes=_notes(choice, asked, plan.settings))
+            return choice
     assert smallest is not None, "the plain settings are possible"
-    _refuse(smallest)
-    return replace(smallest, notes=(*_notes(smallest, asked, plan.settings), _too_much(smallest)))
+    return smallest
 
 
 def _weighed(
@@ -207,17 +231,19 @@ def _batches(plan: Plan, asked: Settings) -> list[tuple[str, Any]]:
 
 
 def _on_or_off(plan: Plan, asked: Settings) -> list[list[tuple[str, Any]]]:
-    """For each choice between plain and sparing: both, or nothing where the user has chosen or it makes no difference."""
-    sparing = (
-        ("optimizer", "adamw8bit", True),
-        ("fused_backward", "yes", True),
-        ("weights_dtype", "bfloat16", plan.adapter is None),
-        ("base_precision", "int8", plan.adapter is not None),
-        ("vae_tiling", "yes", max(map(max, plan.buckets)) > TILE),
+    """For each choice between plain and sparing: all of it, or nothing where the user has chosen or it makes no
+    difference."""
+    whole = plan.adapter is None
+    sparing: tuple[tuple[str, tuple[str, ...], bool], ...] = (
+        ("optimizer", ("adamw8bit", "adafactor") if whole else ("adamw8bit",), True),
+        ("fused_backward", ("yes",), True),
+        ("weights_dtype", ("bfloat16",), whole),
+        ("base_precision", ("int8",), not whole),
+        ("vae_tiling", ("yes",), max(map(max, plan.buckets)) > TILE),
     )
     return [
-        [(name, PLAIN[name]), (name, value)]
-        for name, value, counts in sparing
+        [(name, value) for value in (PLAIN[name], *values)]
+        for name, values, counts in sparing
         if counts and value_of(asked, name) == "auto"
     ]
 
@@ -230,6 +256,7 @@ def _price(ways: dict[str, Any], units: int, images: int) -> float:
         CHECKPOINTING * checkpointed / max(1, units)
         + HALVING * math.log2(images / at_once)
         + EIGHT_BIT * (ways.get("optimizer") == "adamw8bit")
+        + FACTORED * (ways.get("optimizer") == "adafactor")
         + STEP_IN_BACKWARD * (ways.get("fused_backward") == "yes")
         + NARROW_WEIGHTS * (ways.get("weights_dtype") == "bfloat16")
         + NARROW_BASE * (ways.get("base_precision") == "int8")
@@ -282,6 +309,14 @@ def _too_much(choice: Choice) -> str:
     return (
         f"this may not fit: {fullest.name} takes about {_gb(fullest.bytes)} GB, and {_gb(choice.room.allowed)} GB of "
         f"{choice.room.of} are {'allowed' if _limited(choice.room) else 'free'}; {remedies(choice.settings)}"
+    )
+
+
+def _samples_too_much(phases: Sequence[Phase], room: Room) -> str:
+    most = max(phase.bytes for phase in phases if phase.name in (SAMPLES, RESULT_SAMPLES))
+    return (
+        f"sample pictures take about {_gb(most)} GB, which may not fit beside the rest: one that does not is left out, and "
+        "the training goes on"
     )
 
 

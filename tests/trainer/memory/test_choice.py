@@ -50,7 +50,7 @@ def made_up(plan: Any, usable: int = 0) -> list[Phase]:
     base = 0.5 if plan.settings.model.base_precision == "int8" else 1.0
     parts = (
         FIXED * narrow * base,
-        OPTIMIZER / (4 if training.optimizer == "adamw8bit" else 1),
+        OPTIMIZER / {"adamw8bit": 4, "adafactor": 7}.get(training.optimizer, 1),
         GRADIENTS * narrow * (training.fused_backward != "yes"),
         KEPT * (1 - 0.9 * twice / units) * share,
     )
@@ -82,7 +82,8 @@ def test_with_room_enough_everything_is_plain_and_nothing_is_said(tmp_path: Path
         (20, {"optimizer": "adamw8bit"}),
         (12, {"gradient_checkpointing", "optimizer"}),
         (7.5, {"gradient_checkpointing", "optimizer", "weights_dtype"}),
-        (5.6, {"gradient_checkpointing", "optimizer", "fused_backward", "weights_dtype"}),
+        (5.6, {"gradient_checkpointing", "optimizer", "weights_dtype"}),
+        (5.0, {"gradient_checkpointing", "optimizer", "fused_backward", "weights_dtype"}),
     ],
 )
 def test_less_room_takes_the_cheapest_ways_first(gigabytes: float, chosen: Any, tmp_path: Path) -> None:
@@ -108,6 +109,20 @@ def test_a_batch_goes_through_in_parts_before_steps_stop_being_plain_ones(tmp_pa
     assert set_apart(choice.settings) == {"forward_batch_size": "4"}
 
 
+def test_sample_pictures_never_keep_a_training_from_its_beginning(tmp_path: Path) -> None:
+    asked, plan = asked_and_plan(tmp_path, prior_loss_weight=0)
+
+    def with_samples(plan: Any, usable: int) -> list[Phase]:
+        return [*made_up(plan), Phase("samples", (Line("pictures", 30 * GB),))]
+
+    choice = choose(plan, asked, card(24, limit=23), works, Scale(with_samples, lambda plan: 0))
+    assert choice.fits and set_apart(choice.settings) == {} and [phase.name for phase in choice.phases] == [
+        "training", "samples",
+    ]  # fmt: skip
+    (note,) = choice.notes
+    assert note.startswith("sample pictures take about 30.0 GB, which may not fit")
+
+
 def test_an_8_bit_optimizer_is_proved_and_passed_over_where_it_does_not_work(tmp_path: Path) -> None:
     asked, plan = asked_and_plan(tmp_path, prior_loss_weight=0)
     tried: list[str] = []
@@ -118,15 +133,16 @@ def test_an_8_bit_optimizer_is_proved_and_passed_over_where_it_does_not_work(tmp
 def test_a_limit_that_nothing_fits_into_is_refused_with_the_smallest_that_would(tmp_path: Path) -> None:
     asked, plan = asked_and_plan(tmp_path, prior_loss_weight=0)
     with pytest.raises(InputError) as refused:
-        choose(plan, asked, card(24, limit=3), works, MADE_UP)
+        choose(plan, asked, card(24, limit=2.5), works, MADE_UP)
     assert refused.value.where == "vram_limit"
     assert (
-        "the smallest setting needs about 3.8 GB (training), and vram_limit allows 3 GB" in refused.value.what
+        "the smallest setting needs about 3.1 GB (training), and vram_limit allows 2.5 GB"
+        in refused.value.what
     )
-    assert "set vram_limit to 4.1 or more, or use " in refused.value.remedy
+    assert "set vram_limit to 3.3 or more, or use " in refused.value.remedy
     with pytest.raises(InputError) as refused:
-        choose(plan, asked, card(2, total=3.5), works, MADE_UP)
-    assert refused.value.where == "model" and "the card has 3.5 GB" in refused.value.what
+        choose(plan, asked, card(2, total=3), works, MADE_UP)
+    assert refused.value.where == "model" and "the card has 3.0 GB" in refused.value.what
 
 
 def test_an_adapters_weights_are_never_narrowed(tmp_path: Path) -> None:
