@@ -33,9 +33,9 @@
         const text = db.t("{gb} of {room} GB, in {phase}",
             {gb: gigabytes(memory.peak), room: gigabytes(memory.allowed), phase: db.said(fullest.name)});
         const rows = memory.phases.map((phase) => [
-            db.h("tr", {class: "dbt-memory-sum"}, db.h("td", {}, db.said(phase.name)), db.h("td", {}, gigabytes(phase.bytes, 2))),
+            db.h("tr", {class: "dbt-memory-sum"}, db.h("td", {}, db.said(phase.name)), db.h("td", {}, gigabytes(phase.bytes, 2), " GB")),
             phase.lines.filter((line) => line.bytes >= GB / 200).map((line) => db.h("tr", {},
-                db.h("td", {}, db.said(line.text)), db.h("td", {}, gigabytes(line.bytes, 2))))]);
+                db.h("td", {}, db.said(line.text)), db.h("td", {}, gigabytes(line.bytes, 2), " GB")))]);
         const before = facts.querySelector(".dbt-memory details");
         return [db.h("dt", {}, db.t("Memory")), db.h("dd", {class: "dbt-memory"}, text,
             memory.fits ? null : db.h("span", {class: "dbt-error-text"}, " ", db.t("may not fit")),

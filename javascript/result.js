@@ -90,9 +90,15 @@
                 await db.api.post(db.api.run(run, "use"), {path: file.path, load: true}, {timeout: 180000});
             }
             putPrompt(found.prompt, notice);
-            const loaded = await whenLoaded(file.path, found.title);
-            db.toast(loaded ? db.t("{name} is the WebUI's checkpoint now.", {name: found.name || file.name})
-                : db.t("{name} was chosen, but the WebUI is still loading it.", {name: found.name || file.name}));
+            const name = found.name || file.name;
+            if (!await whenLoaded(file.path, found.title)) {
+                const error = {text: db.t("{name} was chosen, and the WebUI has not loaded it.", {name}),
+                    remedy: db.t("Its console says why; the checkpoint before is still in use.")};
+                db.fill(notice, db.problem(error));
+                db.toast(error.text, "error");
+                return;
+            }
+            db.toast(db.t("{name} is the WebUI's checkpoint now.", {name}));
             db.model.forget();
             goToTxt2img();
         } catch (error) {

@@ -21,10 +21,17 @@ from .text_files import read_text
 from .tolerant_json import BrokenJSON, loads
 
 
-def _field(default: Any, label: str, help: str, *, minimum: float | None = None, common: bool = False) -> Any:
-    return field(
-        default=default, metadata={"label": label, "help": help, "minimum": minimum, "common": common}
-    )
+def _field(
+    default: Any,
+    label: str,
+    help: str,
+    *,
+    minimum: float | None = None,
+    maximum: float | None = None,
+    common: bool = False,
+) -> Any:
+    about = {"label": label, "help": help, "minimum": minimum, "maximum": maximum, "common": common}
+    return field(default=default, metadata=about)
 
 
 @dataclass
@@ -51,11 +58,19 @@ class Concept:
         "", "Folder of the class images", "Empty: a folder of the trainer's own, used again by later runs."
     )
     num_class_images: int | None = _field(
-        None, "Class images of this concept", "Empty: the number for all concepts.", minimum=0
+        None,
+        "Class images of this concept",
+        "Empty: the number for all concepts.",
+        minimum=0,
+        maximum=100_000,
     )
     # class images for each instance image, where num_class_images is None
     num_class_images_per: int | None = _field(
-        None, "Class images for each photo", "Used where their number in all is empty.", minimum=0
+        None,
+        "Class images for each photo",
+        "Used where their number in all is empty.",
+        minimum=0,
+        maximum=10_000,
     )
     class_guidance_scale: float | None = _field(
         None, "Guidance of its class images", "Empty: the value for all concepts.", minimum=0

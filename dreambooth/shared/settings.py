@@ -262,6 +262,7 @@ class PriorSettings:
         "Class images per concept; the missing ones are made.",
         label="Class images",
         minimum=0,
+        maximum=100_000,
         common=True,
     )
     class_guidance_scale: float = setting(

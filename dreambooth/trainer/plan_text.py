@@ -68,7 +68,8 @@ def _memory_lines(plan: Plan) -> list[str]:
     share = "allowed" if room.limit and room.limit <= room.free else "free"
     lines = [
         f"Memory     {'' if memory.fits else 'MAY NOT FIT: '}{_gb(fullest.bytes)} at most, in {fullest.name}; "
-        f"{_gb(room.allowed)} of {room.of} are {share}"
+        f"{_gb(room.allowed)} of {room.of} are {share}, "
+        f"{_gb(room.usable)} counted on"
     ]
     for phase in memory.phases:
         lines.append(f"           {_gb(phase.bytes):>9}  {phase.name}")

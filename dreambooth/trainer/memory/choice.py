@@ -131,8 +131,8 @@ def choose(
         if found.fits and len(phases) > len(found.phases):
             notes = (_samples_too_much(phases, room),)
         elif not found.fits:
-            _refuse(found)
-            notes = (_too_much(found),)
+            _refuse(found, asked)
+            notes = (_too_much(found, asked),)
         found = replace(found, phases=phases)
     return replace(found, notes=(*_notes(found, asked, plan.settings), *notes))
 
@@ -304,11 +304,12 @@ def _limited(room: Room) -> bool:
     return bool(room.limit) and room.limit <= room.free
 
 
-def _too_much(choice: Choice) -> str:
-    fullest = choice.fullest
+def _too_much(choice: Choice, asked: Settings) -> str:
+    fullest, room = choice.fullest, choice.room
     return (
-        f"this may not fit: {fullest.name} takes about {_gb(fullest.bytes)} GB, and {_gb(choice.room.allowed)} GB of "
-        f"{choice.room.of} are {'allowed' if _limited(choice.room) else 'free'}; {remedies(choice.settings)}"
+        f"this may not fit: {fullest.name} needs about {_gb(fullest.bytes)} GB, and of the {_gb(room.allowed)} GB of "
+        f"{room.of} that are {'allowed' if _limited(room) else 'free'} {_gb(room.usable)} can be counted on; "
+        f"{remedies(choice.settings, asked)}"
     )
 
 
@@ -320,31 +321,30 @@ def _samples_too_much(phases: Sequence[Phase], room: Room) -> str:
     )
 
 
-def _refuse(smallest: Choice) -> None:
+def _refuse(smallest: Choice, asked: Settings) -> None:
     """A limit that was named is kept; so is a card's size. The computer's memory can be lent by its disk."""
     room, need = smallest.room, smallest.fullest
     beyond_card = room.device == "cuda" and need.bytes > room.total
-    if (_limited(room) and need.bytes > room.limit) or beyond_card:
-        raise InputError(
-            f"the smallest setting needs about {_gb(need.bytes)} GB ({need.name}), and "
-            + (
-                f"vram_limit allows {room.limit / GB:g} GB"
-                if not beyond_card
-                else f"{room.of} has {_gb(room.total)} GB"
-            ),
-            where="vram_limit" if not beyond_card else "model",
-            remedy=(
-                f"set vram_limit to {math.ceil(need.bytes / GB * 1.06 * 10) / 10:g} or more, or "
-                if not beyond_card
-                else ""
-            )
-            + remedies(smallest.settings),
-        )
+    if not beyond_card and not (_limited(room) and need.bytes > room.limit):
+        return
+    there = (
+        f"{room.of} has {_gb(room.total)} GB" if beyond_card else f"vram_limit allows {room.limit / GB:g} GB"
+    )
+    help_ = remedies(smallest.settings, asked)
+    raise InputError(
+        f"the smallest setting needs about {_gb(need.bytes)} GB ({need.name}), and {there}",
+        where="model" if beyond_card else "vram_limit",
+        remedy=help_
+        if beyond_card
+        else f"set vram_limit to {room.limit_for(need.bytes):g} or more, or {help_}",
+    )
 
 
-def remedies(settings: Settings) -> str:
+def remedies(settings: Settings, asked: Settings) -> str:
     """What a user can give up so that it takes less."""
+    fixed = [name for name, value in PLAIN.items() if value_of(asked, name) == value]
     given = [
+        (bool(fixed), f"{', '.join(fixed)}: auto"),
         (settings.training.train_text_encoder, "train_text_encoder: no"),
         (settings.result.output_kind in ("checkpoint", "diffusers"), "output_kind: lora"),
         (True, "a smaller resolution"),
@@ -353,4 +353,4 @@ def remedies(settings: Settings) -> str:
 
 
 def _gb(size: int) -> str:
-    return f"{size / GB:.1f}"
+    return f"{size / GB:.2f}"

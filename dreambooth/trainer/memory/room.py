@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -38,9 +39,20 @@ class Room:
     @property
     def usable(self) -> int:
         """What a plan may count on: less than all, since no plan knows everything."""
-        reserve = _CARD_RESERVE if self.device == "cuda" else 0
-        margin = _MARGINS[self.device] + (_WINDOWS_MARGIN if self.windows and self.device == "cuda" else 0)
-        return max(0, int(self.allowed * (1 - margin)) - reserve)
+        reserve, share = self._kept
+        return max(0, int(self.allowed * share) - reserve)
+
+    def limit_for(self, size: int) -> float:
+        """The least limit in GB, in tenths, in which so many bytes may be counted on."""
+        reserve, share = self._kept
+        return math.ceil((size + reserve) / share / GB * 10) / 10
+
+    @property
+    def _kept(self) -> tuple[int, float]:
+        """Bytes that are never counted on, and the share of all others that is."""
+        card = self.device == "cuda"
+        margin = _MARGINS[self.device] + (_WINDOWS_MARGIN if self.windows and card else 0)
+        return _CARD_RESERVE if card else 0, 1 - margin
 
 
 def room_on(
