@@ -19,6 +19,8 @@ from typing import Any
 
 import rig
 
+from dreambooth.trainer.memory.choice import PLAIN
+
 BELOW, ABOVE = 0.95, 1.10
 LIMITS = (6, 8, 10, 12, 16, 24)
 LIMITED_STEPS = 20
@@ -27,15 +29,7 @@ LORA: dict[str, Any] = {"output_kind": "lora", "rank": 16, **ALONE}
 NARROW: dict[str, Any] = {"weights_dtype": "bfloat16"}
 TWICE: dict[str, Any] = {"gradient_checkpointing": "yes"}
 # What is open would be chosen by what is free: everything that memory depends on is set
-FIXED: dict[str, Any] = {
-    "mixed_precision": "bf16",
-    "optimizer": "adamw",
-    "weights_dtype": "float32",
-    "fused_backward": "no",
-    "gradient_checkpointing": "no",
-    "base_precision": "full",
-    "vae_tiling": "no",
-}
+FIXED: dict[str, Any] = {"mixed_precision": "bf16", **PLAIN}
 SETTINGS: dict[str, list[dict[str, Any]]] = {
     "sd1": [
         {},

@@ -5,13 +5,14 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from dreambooth.trainer.int8 import int8_weights, is_int8
+from dreambooth.trainer.machine import DTYPES
 from dreambooth.trainer.memory.passes import StepMemory, sampling_step, training_step, vae_pass
 from dreambooth.trainer.optimizer_table import kind_of
 from dreambooth.trainer.sizes import largest_tensor, optimizer_bytes, parameters
@@ -101,7 +102,7 @@ class Memory:
         there = sum(line.bytes for line in (*self._resident(), *self._always()))
         if self._training.fused_backward == "yes":
             return there
-        width = _DTYPES[self._training.weights_dtype].itemsize if self._whole else 4
+        width = DTYPES[self._training.weights_dtype].itemsize if self._whole else 4
         return there + width * sum(self._plan.trained.values())
 
     def _always(self) -> Iterator[Line]:
@@ -131,7 +132,7 @@ class Memory:
 
     def _trained_dtype(self, component: str) -> torch.dtype:
         if self._whole and component in self._plan.trained:
-            return _DTYPES[self._training.weights_dtype]
+            return DTYPES[self._training.weights_dtype]
         return self._compute
 
     def _vae_dtype(self, dtype: torch.dtype) -> torch.dtype:
@@ -289,7 +290,6 @@ class Memory:
 
 
 _known: dict[str, Any] = {}
-_DTYPES: Mapping[str, torch.dtype] = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 _TITLES = {
     "unet": "UNet", "text_encoder": "text encoder", "text_encoder_2": "second text encoder", "vae": "VAE",
 }  # fmt: skip
