@@ -48,7 +48,7 @@ from dreambooth.trainer.plan_notes import notes_on_model, notes_on_time
 from dreambooth.trainer.plan_text import plan_text
 from dreambooth.trainer.rates import with_rates
 from dreambooth.trainer.sizes import optimizer_bytes, parameters, planned_files
-from dreambooth.trainer.survey import Survey, survey
+from dreambooth.trainer.survey import Survey, check_prompts, survey
 from dreambooth.trainer.tokenizer import default_tokenizer
 from dreambooth.trainer.trackers import check_trackers
 
@@ -179,6 +179,8 @@ def make_plan(
     settings = with_base_precision(with_checkpointing(settings, base))
     settings = _with_folders(settings)
     found = survey_of(settings, base)
+    if run is None:  # a run that began when names of files were taken for captions goes on as it began
+        check_prompts(found)
     settings = _with_steps(settings, found, processes)
     machine = machines.examine(settings)
     check_fused_backward(settings, machine.mixed_precision, processes)

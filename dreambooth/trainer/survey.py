@@ -11,6 +11,7 @@ from pathlib import Path
 
 from dreambooth.shared.concepts import Concept, class_image_count
 from dreambooth.shared.errors import InputError, concerning
+from dreambooth.shared.presets import RARE_WORDS
 from dreambooth.trainer.captions import Tokens, caption_file, caption_of, needs_caption, prompt_for
 from dreambooth.trainer.images import SUFFIXES, Probe, bad_images_error, find_images, probe_all
 
@@ -151,6 +152,14 @@ def survey(
     return Survey(tuple(found), tuple(warnings))
 
 
+def check_prompts(found: Survey) -> None:
+    """Every concept says what its photos show, in its prompt or in captions that were written: names of files are taken
+    where [filewords] asks for them, and not because a prompt was forgotten. Raises `InputError`."""
+    for entry in found.concepts:
+        if not entry.concept.instance_token:
+            _check_said(entry)
+
+
 def setting_name(number: int, key: str) -> str:
     """A concept's setting as a form knows it: `number` is counted from 1, the name from 0."""
     return f"concepts[{number - 1}].{key}"
@@ -276,7 +285,10 @@ def _check_captions(entry: ConceptImages) -> list[str]:
     where = f"concept {entry.number}, instance_data_dir"
     if not entry.instance:
         raise InputError("no image in the folder can be used", where=where, remedy="Replace the images.")
-    _check_words(entry.number, "instance", [i for i in entry.instance if not entry.instance_prompt(i)])
+    silent = [image for image in entry.instance if not entry.instance_prompt(image)]
+    if len(silent) == len(entry.instance):
+        _check_said(entry)
+    _check_words(entry.number, "instance", silent)
     _check_words(entry.number, "class", [i for i in entry.class_images if not entry.class_prompt(i)])
     if not needs_caption(entry.concept.instance_prompt):
         written = sum(caption_file(image.path) is not None for image in entry.instance)
@@ -289,6 +301,19 @@ def _check_captions(entry: ConceptImages) -> list[str]:
                 "is the same for all; put [filewords] into it to use them"
             ]
     return []
+
+
+def _check_said(entry: ConceptImages) -> None:
+    """Raises InputError where nobody wrote what the photos show."""
+    if entry.concept.instance_prompt or any(caption_file(image.path) for image in entry.instance):
+        return
+    raise InputError(
+        "is empty, and no photo has a caption",
+        where=f"concept {entry.number}, instance_prompt",
+        setting=setting_name(entry.number, "instance_prompt"),
+        remedy=f"Say what the photos show, with a rare word for the subject (such as: photo of {RARE_WORDS[0]} dog). Or put "
+        "a .txt with its caption beside each photo; or write [filewords], if the photos' file names say it.",
+    )
 
 
 def _check_words(number: int, kind: str, silent: Sequence[Probe]) -> None:

@@ -5,7 +5,7 @@ from PIL import Image
 
 from dreambooth.shared.concepts import Concept
 from dreambooth.shared.errors import InputError
-from dreambooth.trainer.survey import ClassImage, class_dir_name, survey
+from dreambooth.trainer.survey import ClassImage, check_prompts, class_dir_name, survey
 
 
 def photos(folder: Path, count: int = 2, captions: list[str] | None = None) -> str:
@@ -95,7 +95,8 @@ def test_a_concepts_own_count_wins_and_per_image_counts_are_multiplied(tmp_path)
         ({"class_data_dir": __file__}, "concept 2, class_data_dir", "not a folder"),
         ({"class_prompt": "photo of a cat"}, "concept 2, class_data_dir", "another class prompt"),
         ({"class_negative_prompt": "blur"}, "concept 2, class_data_dir", "another class prompt"),
-        ({"instance_prompt": ""}, "concept 2, instance_prompt", "no caption for 0.png, 1.png"),
+        ({"instance_prompt": ""}, "concept 2, instance_prompt", "is empty, and no photo has a caption"),
+        ({"instance_prompt": "[filewords]"}, "concept 2, instance_prompt", "no caption for 0.png, 1.png"),
     ],
 )
 def test_what_is_wrong_with_a_concept_is_said_with_its_number_and_key(tmp_path, changes, where, says):
@@ -103,6 +104,24 @@ def test_what_is_wrong_with_a_concept_is_said_with_its_number_and_key(tmp_path, 
     assert error.where == where
     assert says in error.what
     assert error.remedy
+
+
+def test_a_forgotten_prompt_does_not_make_captions_of_the_photos_names(tmp_path):
+    folder = tmp_path / "named"
+    folder.mkdir()
+    Image.new("RGB", (12, 8)).save(folder / "my holidays.png")
+    forgotten = sks(tmp_path, instance_prompt="", instance_data_dir=str(folder))
+    with pytest.raises(InputError) as caught:
+        check_prompts(look(forgotten))
+    assert caught.value.where == "concept 1, instance_prompt"
+    assert caught.value.setting == "concepts[0].instance_prompt"
+    assert all(way in caught.value.remedy for way in ("ohwx", ".txt", "[filewords]"))
+    for meant in ({"instance_prompt": "[filewords]"}, {"instance_token": "sks"}):
+        check_prompts(
+            look(sks(tmp_path, **{"instance_prompt": "", "instance_data_dir": str(folder), **meant}))
+        )
+    (folder / "my holidays.txt").write_text("a dog")
+    check_prompts(look(forgotten))
 
 
 def test_a_folder_without_images_names_what_there_is_instead(tmp_path):
