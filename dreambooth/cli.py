@@ -42,6 +42,11 @@ def _parser() -> argparse.ArgumentParser:
     demo.add_argument(
         "--out", type=Path, default=Path("demo-result"), metavar="DIR", help="where the results go"
     )
+    base = command("base", "Put the small checkpoint that comes with the project into a folder.", _base)
+    base.add_argument(
+        "folder", type=Path, metavar="DIR", help="where it goes, such as the WebUI's models/Stable-diffusion"
+    )
+    base.add_argument("--json", action="store_true", help='print {"path": its file} as one JSON object')
     for name, help, run in (
         ("train", "Train what a YAML or JSON file says.", _train),
         ("plan", "Say what a training would do and what is wrong with it, and write nothing.", _plan),
@@ -145,6 +150,17 @@ def _demo(arguments: argparse.Namespace) -> int:
     from dreambooth.trainer.demo import demo
 
     return demo(arguments.out)
+
+
+def _base(arguments: argparse.Namespace) -> int:
+    from dreambooth.trainer.place_base import place_base
+
+    try:
+        placed = place_base(arguments.folder.absolute())
+    except InputError as error:
+        return _refused(error, arguments.json)
+    print(json.dumps({"path": str(placed)}) if arguments.json else f"Written: {placed}")
+    return DONE
 
 
 def _train(arguments: argparse.Namespace) -> int:

@@ -1,7 +1,7 @@
 "use strict";
 /* The checkpoint to start from, and what the trainer says that it is. */
 (function (db) {
-    let facts = null, askedFor = "", select = null;
+    let facts = null, askedFor = "", select = null, none = null;
 
     /** A select of the WebUI's files; a path that is not among them stays a choice. */
     function chooser(models, emptyText) {
@@ -56,6 +56,50 @@
         }
     }
 
+    /** The WebUI's files as they are now; a form that names none begins with one of them. */
+    function take(found) {
+        db.page.checkpoints = found.checkpoints || [];
+        db.page.vaes = found.vaes || [];
+        if (!db.form.get("model")) {
+            db.form.set("model", found.path || db.model.default());
+        }
+        db.fields.refresh();
+        db.model.refresh();
+        db.plan.changed();
+    }
+
+    /** A newcomer's first hurdle: where a checkpoint goes, and one to try everything with. */
+    function drawNone() {
+        const missing = db.model.isMissing(), folder = (db.page.places || {}).checkpoints || "";
+        if (none.hidden === !missing) {
+            return;
+        }
+        none.hidden = !missing;
+        if (!missing) {
+            db.fill(none);
+            return;
+        }
+        const place = db.button(db.t("Put the small one there"), () => placeSmallBase(place), {class: "dbt-small", id: "dbt_small_base"});
+        db.fill(none,
+            db.h("p", {}, db.t("The WebUI has no checkpoint yet. Put one (a .safetensors file of Stable Diffusion 1, 2 or XL) into this folder, then look again:"),
+                " ", db.h("code", {}, folder)),
+            db.h("p", {}, db.t("Only want to see how everything goes? A very small one comes with this extension: 24 MB, little pictures of 64 pixels, trained in minutes without a card.")),
+            db.h("div", {class: "dbt-buttons"}, db.button("↻ " + db.t("Look again"), db.model.listAgain, {class: "dbt-small"}), place));
+    }
+
+    async function placeSmallBase(button) {
+        button.disabled = true;
+        db.setText(button, db.t("Copying …"));
+        try {
+            take(await db.api.post("models/small-base", {}, {timeout: 180000}));
+        } catch (error) {
+            db.failed(error);
+        } finally {
+            button.disabled = false;
+            db.setText(button, db.t("Put the small one there"));
+        }
+    }
+
     db.model = {
         family: "",  // sd1, sd2-inpaint, sdxl, …: "" until the trainer has told
 
@@ -72,8 +116,13 @@
             const model = fields.get("model");
             select = model.control;
             select.after(refresh);
+            none = db.h("div", {class: "dbt-note dbt-warning", id: "dbt_no_checkpoint", role: "status", hidden: true});
             model.root.insertBefore(facts, model.root.querySelector(".dbt-help"));
+            model.root.insertBefore(none, facts);
         },
+
+        /** Whether there is nothing at all to begin with. */
+        isMissing: () => !db.page.checkpoints.length && !db.form.get("model"),
 
         /** Puts the loaded checkpoint into a form that names none. */
         default() {
@@ -82,21 +131,22 @@
             return best ? best.path : "";
         },
 
-        async listAgain() {
+        /** `asked`: somebody pressed a button, and is told. */
+        async listAgain(asked) {
             try {
-                const found = await db.api.get("models");
-                db.page.checkpoints = found.checkpoints || [];
-                db.page.vaes = found.vaes || [];
-                if (!db.form.get("model")) {
-                    db.form.set("model", db.model.default());
+                take(await db.api.get("models"));
+                if (asked) {
+                    db.toast(db.count(db.page.checkpoints.length, "{n} checkpoint is there.", "{n} checkpoints are there."));
                 }
-                db.fields.refresh();
             } catch (error) {
                 db.failed(error);
             }
         },
 
-        refresh: inspect,
+        refresh() {
+            drawNone();
+            inspect();
+        },
         forget: () => { askedFor = null; inspect(); },
     };
     // the empty choice of the VAE says what it means, once the localization is there

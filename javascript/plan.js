@@ -89,6 +89,9 @@
         for (const [where, text] of db.form.wrong) {
             return {text, where};
         }
+        if (db.model.isMissing()) {
+            return {text: db.t("There is no checkpoint to begin with yet."), where: "model", beginning: true};
+        }
         if (db.concepts.busy()) {
             return {text: db.t("The photos are on their way."), beginning: true};
         }

@@ -1,6 +1,7 @@
 """The fake trainer behind the real one's command line: what the WebUI's side starts, without a model.
 
     python tests/fake_command.py train CONFIG --note FILE | resume RUN --note FILE | plan CONFIG --json | inspect FILE --json
+                                 base FOLDER --json
 
 The environment says how it behaves: FAKE_PACE (seconds a step), FAKE_FAIL_AT (a step), FAKE_DELAY (seconds before the
 run folder is there), FAKE_DIES (before the run folder: input, traceback, memory or killed), FAKE_REFUSES (after the
@@ -97,7 +98,7 @@ def plan(config: Path) -> int:
 
 def main(arguments: list[str]) -> int:
     parser = argparse.ArgumentParser()
-    parser.add_argument("command", choices=("train", "resume", "plan", "inspect"))
+    parser.add_argument("command", choices=("train", "resume", "plan", "inspect", "base"))
     parser.add_argument("subject")
     parser.add_argument("--note", type=Path)
     parser.add_argument("--json", action="store_true")
@@ -108,6 +109,10 @@ def main(arguments: list[str]) -> int:
             return plan(Path(given.subject))
         if given.command == "inspect":
             print(json.dumps({"family": "Stable Diffusion 1", "size": Path(given.subject).stat().st_size}))
+        elif given.command == "base":
+            placed = Path(given.subject) / "small-base.safetensors"
+            placed.write_bytes((2).to_bytes(8, "little") + b"{}")
+            print(json.dumps({"path": str(placed)}))
         elif given.command == "train":
             train(Path(given.subject), given.note)
         else:

@@ -480,6 +480,19 @@ def test_what_a_form_is_refused_for_most_often_is_said_in_chinese_too(
     assert missing == []
 
 
+def test_the_small_base_is_put_into_a_folder_and_never_over_another_file(tmp_path, capsys) -> None:
+    folder = tmp_path / "models" / "Stable-diffusion"
+    assert dreambooth("base", folder) == 0
+    placed = folder / "small-base.safetensors"
+    assert str(placed) in capsys.readouterr().out and placed.with_suffix(".yaml").exists()
+    assert dreambooth("base", folder, "--json") == 0
+    assert json.loads(capsys.readouterr().out) == {"path": str(placed)}
+    placed.write_bytes(b"mine")
+    assert dreambooth("base", folder, "--json") == 2
+    assert json.loads(capsys.readouterr().out)["error"]["where"] == str(placed)
+    assert placed.read_bytes() == b"mine"
+
+
 def test_inspect_answers_in_json_also_what_is_wrong(tmp_path, capsys) -> None:
     assert dreambooth("inspect", tiny.base(), "--json", "--no-hash") == 0
     found = json.loads(capsys.readouterr().out)

@@ -1,4 +1,4 @@
-"""Asks the trainer for what only it can know: the plan of a form, and what a model file is.
+"""Asks the trainer for what only it can do: the plan of a form, what a model file is, the small base in its place.
 
 Each question is a short process of the trainer's. Of a page's plans only the newest matters: an older one that is still
 being made is ended. Another page's is none of its business.
@@ -119,6 +119,10 @@ class Planner:
                 self._trainer(), ["inspect", str(path), "--json", "--no-hash"], _Question()
             )
         return self._inspected[key]
+
+    def place_base(self, folder: Path) -> Path:
+        """Has the small base put into a folder of checkpoints; its file. Raises like `plan`."""
+        return Path(self._ask(self._trainer(), ["base", str(folder), "--json"], _Question())["path"])
 
     def _ask(
         self, trainer: Trainer, arguments: list[str], question: _Question, *, form: str = ""

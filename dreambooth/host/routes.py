@@ -73,6 +73,16 @@ def _add_page_routes(router: APIRouter, shared: Services) -> None:
     def models() -> Any:
         return _models()
 
+    @router.post(
+        "/models/small-base",
+        summary="Puts the small checkpoint that comes with the extension among the WebUI's",
+    )
+    def place_small_base() -> Any:
+        check_environment()
+        placed = shared.planner.place_base(webui.checkpoints_dir())
+        webui.list_in_turn()
+        return {"path": str(placed), **_models()}
+
     @router.get("/models/inspect", summary="What a model file of the WebUI's is")
     def inspect(path: str) -> Any:
         listed = next((one for one in [*webui.checkpoints(), *webui.vaes()] if one.path == path), None)

@@ -11,7 +11,7 @@ import shutil
 from pathlib import Path
 
 from dreambooth.shared.errors import InputError
-from dreambooth.shared.paths import check_file_name, write_whole
+from dreambooth.shared.paths import check_file_name, check_writable, write_whole
 from dreambooth.trainer.tokenizer import write_tokenizer_folder
 
 ASSETS = Path(__file__).resolve().parents[1] / "assets"
@@ -25,9 +25,11 @@ def place_base(dst_folder: Path, *, stem: str = BASE.stem, clip_folder: Path | N
     """Copy the small base into `dst_folder` as `stem`.safetensors with its yaml, and return its path.
 
     The text encoder's config and tokenizer go into `clip_folder`, by default `stem`-clip beside the file. What
-    is there already and the same is left alone. Raises InputError if another file has the name.
+    is there already and the same is left alone. Raises InputError if another file has the name, or the folder cannot
+    be written.
     """
     check_file_name(stem, setting="stem")
+    check_writable(dst_folder, setting="folder")
     placed = dst_folder / f"{stem}.safetensors"
     clip_folder = clip_folder or dst_folder / f"{stem}-clip"
     if placed.exists() and placed.read_bytes() != BASE.read_bytes():

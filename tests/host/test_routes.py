@@ -314,6 +314,14 @@ def test_a_call_of_another_shape_is_refused_in_one_shape(site, body):
     assert answer.json()["error"]["text"]
 
 
+def test_the_small_base_is_put_where_the_webui_lists_it(site):
+    one = site()
+    found = one.post("/models/small-base").json()
+    assert Path(found["path"]).parent == one.webui.data / "models" / "Stable-diffusion"
+    assert found["path"] in [model["path"] for model in found["checkpoints"]]
+    assert one.get("/models/inspect", params={"path": found["path"]}).status_code == 200
+
+
 def test_only_files_that_the_webui_lists_are_inspected(site):
     one = site()
     listed = one.get("/models").json()["checkpoints"][0]["path"]
