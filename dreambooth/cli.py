@@ -205,14 +205,16 @@ def _resume(arguments: argparse.Namespace) -> int:
 
 
 def _stop(arguments: argparse.Namespace) -> int:
+    from dreambooth.shared.reached import reached
     from dreambooth.shared.runfolder import find_run, summarize
 
     run = find_run(arguments.run_name)
     if not run.is_alive():
         print(f"{run.name} is not running.")
         return DONE
+    cost = reached(run).loss() if arguments.now else ""
     run.order("stop_now" if arguments.now else "stop")
-    print(f"Stopping {run.name} …", flush=True)
+    print(f"Stopping {run.name} …{f' ({cost})' if cost else ''}", flush=True)
     while run.is_alive():
         time.sleep(0.1)
     summary = summarize(run)
@@ -220,7 +222,9 @@ def _stop(arguments: argparse.Namespace) -> int:
         print(f"{run.name} had come to its end: {summary.result.get('path', '')}")
     else:
         failure = f" (it failed: {summary.error})" if summary.state == "failed" else ""
-        print(f"Stopped{failure}. `python3 -m dreambooth resume {run.path}` goes on with it.")
+        came = reached(run)
+        lost = f" {came.loss().capitalize()}." if came.lost else ""
+        print(f"Stopped{failure}.{lost} `python3 -m dreambooth resume {run.path}` {came.beginning()}.")
     return DONE
 
 
@@ -242,7 +246,8 @@ def _runs(arguments: argparse.Namespace) -> int:
     for run in runs:
         when = time.strftime("%Y-%m-%d %H:%M", time.localtime(run.changed))
         line = f"{run.name:<32} {run.state:<12} step {run.step}/{run.steps}  {when}"
-        print(line + (f"  {run.error}" if run.state == "failed" else ""))
+        kept = f"  saved up to step {run.saved}" if run.state != "finished" and run.saved < run.step else ""
+        print(line + kept + (f"  {run.error}" if run.state == "failed" else ""))
     return DONE
 
 

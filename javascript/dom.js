@@ -89,9 +89,10 @@
             db.h("span", {}, db.sentences(error.text)), error.remedy ? [" ", db.h("span", {class: "dbt-remedy"}, db.sentences(error.remedy))] : null);
     };
 
-    /** Asks in place of `button` whether it is meant. */
+    /** Asks in place of `button` whether it is meant. Returns how to change the question while it stands. */
     db.confirm = function (button, question, yes, act, no) {
-        const row = db.h("span", {class: "dbt-confirm", role: "alertdialog", "aria-label": question}, db.h("span", {}, question),
+        const asked = db.h("span", {}, question);
+        const row = db.h("span", {class: "dbt-confirm", role: "alertdialog", "aria-label": question}, asked,
             db.button(yes, () => { row.replaceWith(button); act(); }, {class: "dbt-danger"}),
             db.button(no || db.t("Keep"), () => { row.replaceWith(button); button.focus(); }));
         row.addEventListener("keydown", (event) => {
@@ -102,6 +103,10 @@
         });
         button.replaceWith(row);
         row.querySelectorAll("button")[1].focus();
+        return (text) => {
+            db.setText(asked, text);
+            row.setAttribute("aria-label", text);
+        };
     };
 
     let toastTimer = 0;

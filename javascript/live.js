@@ -4,11 +4,25 @@
 (function (db) {
     const COMMANDS = [
         {do: "stop", title: "Stop", help: "Stops after saving, so that it can go on later."},
-        {do: "stop_now", title: "Stop now", help: "Stops at once. What came after the last save is lost.", ask: "Stop without saving?", no: "Go on"},
+        {do: "stop_now", title: "Stop now", help: "Stops at once. What came after the last save is lost.", ask: stopNowText, no: "Go on"},
         {do: "save", title: "Save", help: "Saves the state to go on from."},
         {do: "export", title: "Export now", help: "Writes a checkpoint that can be used at once, and goes on."},
         {do: "sample", title: "Sample now", help: "Makes the sample pictures, and goes on."},
     ];
+    const savedStep = (state) => (state.saved || {}).step || 0;
+    const lostSteps = (state) => Math.max(0, (state.step || 0) - savedStep(state));
+
+    /** What an end without a save would cost just now. */
+    function stopNowText(state) {
+        const lost = lostSteps(state), saved = savedStep(state).toLocaleString();
+        if (!lost) {
+            return savedStep(state) ? db.t("Stop at once? All steps so far are saved.") : db.t("Stop at once? No step has been made yet.");
+        }
+        return savedStep(state)
+            ? db.count(lost, "Stop without saving? {n} step since step {step} would be lost.", "Stop without saving? {n} steps since step {step} would be lost.", {step: saved})
+            : db.count(lost, "Stop without saving? Nothing was saved yet: {n} step would be lost.", "Stop without saving? Nothing was saved yet: all {n} steps would be lost.");
+    }
+
     const PHASES = {
         caching: "Reading the photos", "class images": "Making class images", training: "Training", samples: "Making sample pictures",
         export: "Writing the checkpoint", stopped: "Stopped", images: "Reading the photos", captions: "Reading the captions",
@@ -37,11 +51,17 @@
             badge: db.h("span", {class: "dbt-badge", id: "dbt_state"}), phase: db.h("span", {class: "dbt-phase", id: "dbt_phase", "aria-live": "polite"}),
             bar: db.h("div", {class: "dbt-bar", role: "progressbar", "aria-valuemin": 0, "aria-valuemax": 100, "aria-label": db.t("Progress")}, db.h("i", {})),
             problem: db.h("div", {class: "dbt-run-problem", role: "alert"}), card: db.h("div", {class: "dbt-help", id: "dbt_card"}), warnings: db.h("ul", {class: "dbt-advice"}),
-            log: db.h("pre", {class: "dbt-log", tabindex: 0, "aria-label": db.t("The last lines of the log")}), commands: [], drawn: {},
+            log: db.h("pre", {class: "dbt-log", tabindex: 0, "aria-label": db.t("The last lines of the log")}), commands: [], drawn: {}, asking: () => {},
         };
         made.buttons = db.h("div", {class: "dbt-buttons"}, COMMANDS.map((command) => {
-            const button = db.button(db.t(command.title), () => (command.ask
-                ? db.confirm(button, db.t(command.ask), db.t(command.title), () => order(name, command), db.t(command.no)) : order(name, command)),
+            const button = db.button(db.t(command.title), () => {
+                if (command.ask) {
+                    const say = db.confirm(button, command.ask(last), db.t(command.title), () => order(name, command), db.t(command.no));
+                    made.asking = () => say(command.ask(last));  // the steps go on meanwhile
+                } else {
+                    order(name, command);
+                }
+            },
             {id: "dbt_do_" + command.do, title: db.t(command.help)});
             made.commands.push(button);
             return button;
@@ -155,6 +175,7 @@
         view.tiles.memory.show(typeof state.memory_gb === "number" && state.memory_gb > 0 ? number(state.memory_gb, 1) + " GB" : "–");
         view.tiles.lr.show(typeof state.lr === "number" ? db.plainNumber(Number(state.lr.toPrecision(3))) : "–");
         view.buttons.hidden = !running;
+        view.asking();
         view.commands.forEach((button) => { button.disabled = isStarting(state); });
         if (view.chartCard.hidden !== !((state.chart || {}).steps || []).length && !running) {
             view.chartCard.hidden = !((state.chart || {}).steps || []).length;
@@ -162,7 +183,7 @@
         view.chart.show(state.chart, state.of);
         view.samplesCard.hidden = !(state.samples || []).length;
         view.samples.show(state.samples || []);
-        drawOnce("problem", [state.error, state.state, (state.saved || {}).step, db.runs.resuming], () => drawProblem(state));
+        drawOnce("problem", [state.error, state.state, state.step, savedStep(state), db.runs.resuming], () => drawProblem(state));
         drawOnce("warnings", state.warnings, () => db.fill(view.warnings, (state.warnings || []).map((text) =>
             db.h("li", {class: "dbt-note dbt-warning"}, db.sentences(text.text || text)))));
         db.setText(view.card, running ? cardText(state.card) : "");
@@ -185,8 +206,16 @@
         }
     }
 
-    const resumeText = (saved) => (saved && saved.step ? db.t("Resume goes on from step {n}, the last that was saved.", {n: saved.step.toLocaleString()})
-        : db.t("Nothing was saved yet: Resume begins with the first step."));
+    /** What was lost with the end of a run, and where it goes on. */
+    function resumeText(state) {
+        const saved = savedStep(state), lost = lostSteps(state);
+        const cost = !lost ? "" : saved
+            ? db.count(lost, "{n} step since step {step} is lost.", "{n} steps since step {step} are lost.", {step: saved.toLocaleString()})
+            : db.count(lost, "{n} step is lost.", "All {n} steps are lost.");
+        const way = saved ? db.t("Resume goes on from step {n}, the last that was saved.", {n: saved.toLocaleString()})
+            : db.t("Nothing was saved yet: Resume begins with the first step.");
+        return [cost, way].filter(Boolean).join(" ");
+    }
 
     function drawProblem(state) {
         const canResume = ["stopped", "failed", "interrupted"].includes(state.state);
@@ -201,7 +230,7 @@
         db.fill(view.after, canResume ? [
             db.button(resuming ? db.t("Starting …") : db.t("Resume"), () => db.runs.resume(shown), {class: "dbt-primary", id: "dbt_resume", disabled: resuming}),
             db.button(db.t("Use these settings again"), () => db.runs.reuse(shown)),
-            db.h("span", {class: "dbt-help"}, resumeText(state.saved))] : state.state === "finished"
+            db.h("span", {class: "dbt-help", id: "dbt_kept"}, resumeText(state))] : state.state === "finished"
             ? [db.button(db.t("Use these settings again"), () => db.runs.reuse(shown))] : null);
     }
 

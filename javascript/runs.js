@@ -4,6 +4,19 @@
     const STATES = {running: "Running", finished: "Finished", stopped: "Stopped", failed: "Failed", interrupted: "Interrupted", starting: "Starting"};
     let list = null, timer = 0, key = "";
 
+    /** What there is to go on from, and what an end has cost. */
+    function keptText(run, alive) {
+        const saved = run.saved || 0, lost = (run.step || 0) - saved;
+        if (run.state === "finished" || !run.step) {
+            return "";
+        }
+        if (!saved) {
+            return alive ? db.t("nothing saved yet") : db.count(lost, "{n} step is lost: nothing was saved", "all {n} steps are lost: nothing was saved");
+        }
+        const kept = db.t("saved up to step {n}", {n: saved.toLocaleString()});
+        return alive || lost <= 0 ? kept : kept + ", " + db.count(lost, "{n} step is lost", "{n} steps are lost");
+    }
+
     function row(run) {
         const alive = run.state === "running" || run.state === "starting";
         const steps = run.steps ? db.t("{step} of {steps} steps", {step: (run.step || 0).toLocaleString(), steps: run.steps.toLocaleString()}) : "";
@@ -13,7 +26,7 @@
             db.h("div", {class: "dbt-run-main"},
                 db.button(run.name, () => db.show("live", run.name), {class: "dbt-link dbt-run-name"}),
                 db.h("span", {class: "dbt-badge dbt-state-" + run.state}, db.t(STATES[run.state] || run.state)),
-                db.h("span", {class: "dbt-help"}, [steps, db.ago(run.changed)].filter(Boolean).join(" · "))),
+                db.h("span", {class: "dbt-help"}, [steps, keptText(run, alive), db.ago(run.changed)].filter(Boolean).join(" · "))),
             run.error && run.state !== "finished" ? db.h("div", {class: "dbt-run-error"}, db.sentences(run.error.text || run.error)) : null,
             db.h("div", {class: "dbt-buttons"},
                 db.button(alive ? db.t("Watch") : db.t("Look"), () => db.show("live", run.name), {class: "dbt-small"}),

@@ -16,8 +16,8 @@
         return fill(known(text) || text, values || {});
     };
 
-    /** One or many: `db.count(3, "{n} photo", "{n} photos")`. */
-    db.count = (n, one, many) => db.t(n === 1 ? one : many, {n: n.toLocaleString()});
+    /** One or many: `db.count(3, "{n} photo", "{n} photos")`; `values` fills in what else is named. */
+    db.count = (n, one, many, values) => db.t(n === 1 ? one : many, {...values, n: n.toLocaleString()});
 
     const NUMBERS = new Set(["n", "m", "h", "s", "all", "step", "steps", "of", "done", "count", "low", "high"]);
     let patterns = null;

@@ -31,13 +31,13 @@ _KNOWN = (
     (r"CUDA error|CUDNN_STATUS|device-side assert|no kernel image",
      "the card or its driver gave up", "restart the computer or update the driver, then resume"),
     (r"Segmentation fault|Fatal Python error|Windows fatal exception|core dumped", "the trainer crashed",
-     "resume goes on from the last saved state; if it happens again, please report the log"),
+     "resume goes on with it; if it happens again, please report the log"),
 )  # fmt: skip
 _BY_SYSTEM = (
     "the trainer was ended from outside, without a word of its own (by the system when memory is short, "
     "by somebody, or with the computer)"
 )
-_RESUME = "resume goes on from the last saved state; close other programs if memory is short"
+_RESUME = "resume goes on with it; close other programs if memory is short"
 
 
 @dataclass(frozen=True)
@@ -74,9 +74,7 @@ def ending_of(log: Path, *, code: int | None = None) -> Ending:
     if known is not None:
         return Ending(f"{known[0]}{f' ({last})' if last else ''}", known[1])
     if last:
-        return Ending(
-            f"the trainer failed: {last}", "the log has more; resume goes on from the last saved state"
-        )
+        return Ending(f"the trainer failed: {last}", "the log has more; resume goes on with it")
     if code in (1, 2) and lines:
         return Ending(lines[-1], "the log has more")
     return Ending(_BY_SYSTEM, _RESUME)

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from ..shared.runfolder import RunFolder, RunSummary, is_run, summarize
+from ..shared.runfolder import RunFolder, RunSummary, is_run, saved_step, summarize
 from .endings import Ending
 from .watch import Watcher
 
@@ -27,7 +27,7 @@ class Listing:
         self._lock = threading.Lock()
 
     def rows(self, runs_dir: Path, living: Path | None = None) -> list[dict[str, Any]]:
-        """All runs, the newest first, as `{name, state, step, steps, error, changed, result}`; `living` is one that
+        """All runs, the newest first, as `{name, state, step, steps, saved, error, changed, result}`; `living` is one that
         counts as running though its trainer may have no lock yet."""
         try:
             paths = [path for path in runs_dir.iterdir() if is_run(path) and not path.is_symlink()]
@@ -45,7 +45,9 @@ class Listing:
     def _row(self, run: RunFolder, is_living: bool) -> dict[str, Any]:
         if is_living or run.is_alive():
             step, steps, changed = self._watcher.progress(run)
-            return _as_row(RunSummary(run.name, run.path, "running", step, steps, "", {}, changed))
+            return _as_row(
+                RunSummary(run.name, run.path, "running", step, steps, "", {}, changed, saved_step(run))
+            )
         stamp = _stamp(run)
         with self._lock:
             known = self._known.get(run.path)
@@ -62,7 +64,7 @@ class Listing:
 def _as_row(one: RunSummary) -> dict[str, Any]:
     return {
         "name": one.name, "state": one.state, "step": one.step, "steps": one.steps, "error": one.error,
-        "changed": one.changed, "result": one.result,
+        "changed": one.changed, "saved": one.saved, "result": one.result,
     }  # fmt: skip
 
 

@@ -113,6 +113,7 @@ class RunSummary(BaseModel):
     state: str = Field("", description="running, finished, stopped, failed or interrupted")
     step: int = 0
     steps: int = 0
+    saved: int = Field(0, description="the newest step that is saved; resume goes on from it")
     error: str = ""
     changed: float = Field(0, description="seconds since 1970")
     result: dict[str, Any] = {}

@@ -9,6 +9,7 @@ import contextlib
 import itertools
 import json
 import os
+import re
 import shutil
 import time
 import uuid
@@ -32,6 +33,7 @@ from .paths import (
 
 CommandName = Literal["stop", "stop_now", "save", "export", "sample"]
 _order = itertools.count()
+_STATE = re.compile(r"step-(\d+)")
 # event → the state of a run whose trainer is gone and whose last event among these it is; a phase only if it is `stopped`
 _LAST_WORDS = {"plan": "", "error": "failed", "phase": "stopped", "done": "finished"}
 COMMANDS: tuple[CommandName, ...] = ("stop", "stop_now", "save", "export", "sample")
@@ -214,7 +216,8 @@ def find_run(run: str, runs_dir: Path | None = None) -> RunFolder:
 
 @dataclass(frozen=True)
 class RunSummary:
-    """What a list of runs shows. `state` is running, finished, stopped, failed or interrupted."""
+    """What a list of runs shows. `state` is running, finished, stopped, failed or interrupted; `saved` is the newest step
+    of which there is a state."""
 
     name: str
     path: Path
@@ -224,6 +227,7 @@ class RunSummary:
     error: str
     result: dict[str, Any]
     changed: float
+    saved: int = 0
 
 
 @dataclass(frozen=True)
@@ -240,7 +244,10 @@ class LastWord:
 
 def last_word(run: RunFolder) -> LastWord:
     """Reads from the end of the events: soon done, however long the run was."""
-    step = next(newest_first(run.events, "step", "checkpoint"), None)
+    # what an earlier life of the run did after its last save is not there any more
+    step = next(newest_first(run.events, "step", "checkpoint", "plan"), None)
+    if step is not None and step.name == "plan":
+        step = next(newest_first(run.events, "checkpoint"), None)
     newest = next(newest_first(run.events, *SCHEMA), None)
     state, steps, error = None, 0, None
     for event in newest_first(run.events, *_LAST_WORDS):
@@ -257,13 +264,22 @@ def last_word(run: RunFolder) -> LastWord:
     return LastWord(state or "", reached, steps, error, newest.time if newest else 0.0)
 
 
+def saved_step(run: RunFolder) -> int:
+    """The step of the newest whole state, 0 while there is none."""
+    names: list[str] = []
+    with contextlib.suppress(OSError):
+        names = os.listdir(run.states)
+    steps = [int(found[1]) for name in names if (found := _STATE.fullmatch(name))]
+    return max((step for step in steps if (run.states / f"step-{step}" / "state.json").is_file()), default=0)
+
+
 def summarize(run: RunFolder) -> RunSummary:
     """A run for a list of runs."""
     last = last_word(run)
     state = "running" if run.is_alive() else last.state or "interrupted"
     return RunSummary(
         run.name, run.path, state, last.step, last.steps, (last.error or {}).get("text", ""), read_result(run),
-        last.changed or run.config.stat().st_mtime,
+        last.changed or run.config.stat().st_mtime, saved_step(run),
     )  # fmt: skip
 
 

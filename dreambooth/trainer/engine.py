@@ -279,8 +279,7 @@ class TrainingEngine:
 def _not_finite() -> RunFailed:
     return RunFailed(
         "the loss became NaN or infinite; the weights were not touched by it",
-        remedy="lower learning_rate, or use mixed_precision: bf16 or no; look for broken images. "
-        "The last saved state is intact, and `resume` goes on from it",
+        remedy="lower learning_rate, or use mixed_precision: bf16 or no; look for broken images",
     )
 
 

@@ -114,8 +114,7 @@ def _check_skips(skipped: int, step: int) -> None:
     if skipped >= MOST_SKIPS_IN_A_ROW:
         raise RunFailed(
             f"{skipped} times in a row step {step + 1} overflowed in fp16",
-            remedy="use mixed_precision: bf16 (or no), or a lower learning rate; the last saved state is intact, "
-            "and `resume` goes on from it",
+            remedy="use mixed_precision: bf16 (or no), or a lower learning rate",
         )
 
 

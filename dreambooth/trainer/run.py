@@ -20,6 +20,7 @@ from dreambooth.shared.config import dump_settings, load_settings, read_notes
 from dreambooth.shared.errors import DreamboothError, InputError, StoppedByUser
 from dreambooth.shared.events import Emit, EventLog, read_events
 from dreambooth.shared.paths import write_json
+from dreambooth.shared.reached import reached
 from dreambooth.shared.runfolder import RunFolder, create_run, read_result
 from dreambooth.shared.settings import Settings
 from dreambooth.trainer import results
@@ -241,6 +242,7 @@ def _work(folder: RunFolder, plan: Plan, processes: Processes) -> int:
                     )  # nothing to go on from: the name is anybody's again
                 with contextlib.suppress(DreamboothError, OSError):  # a full disk does not hide why it ended
                     _note_ending(ending, emit)
+                _tell_the_way_on(ending, folder)
                 if ending is error:
                     raise
                 raise ending from error
@@ -252,10 +254,8 @@ def _ending(error: BaseException, folder: RunFolder, reporter: Reporter) -> Drea
     if isinstance(error, DreamboothError):
         return error
     if isinstance(error, KeyboardInterrupt):
-        return StoppedAtOnce(
-            "stopped at once, without saving",
-            remedy=f"`python3 -m dreambooth resume {folder.path}` goes on from the last saved state",
-        )
+        cost = reached(folder).loss()
+        return StoppedAtOnce(f"stopped at once, without saving{f': {cost}' if cost else ''}")
     reporter.log("".join(traceback.format_exception(error)))
     return _explained(error, folder)
 
@@ -265,6 +265,14 @@ def _note_ending(ending: DreamboothError, emit: Emit) -> None:
         emit("phase", name="stopped", of=0)
     else:
         emit("error", text=_line(ending), remedy=ending.remedy)
+
+
+def _tell_the_way_on(ending: DreamboothError, folder: RunFolder) -> None:
+    """Says at the command line how the run goes on, and from where; a page has a button and numbers of its own."""
+    if isinstance(ending, (InputError, StoppedByUser)):
+        return
+    way = f"`python3 -m dreambooth resume {folder.path}` {reached(folder).beginning()}"
+    ending.remedy = f"{ending.remedy.rstrip('.')}; then {way}" if ending.remedy else way
 
 
 class StoppedAtOnce(DreamboothError):
@@ -281,18 +289,17 @@ def _explained(error: BaseException, folder: RunFolder) -> DreamboothError:
         return DreamboothError(
             f"memory ran out: {first_line(error)}",
             remedy="turn gradient_checkpointing on, lower train_batch_size or resolution, or train without the text "
-            f"encoder (train_text_encoder: no); the last saved state in {folder.path} is intact",
+            "encoder (train_text_encoder: no)",
         )
     if isinstance(error, OSError) and error.filename is not None:
         return DreamboothError(
             str(error.strerror),
             where=str(error.filename),
-            remedy="see that this place is there, and may be read and written; then "
-            f"`python3 -m dreambooth resume {folder.path}` goes on from the last state",
+            remedy="see that this place is there, and may be read and written",
         )
     return DreamboothError(
         f"{type(error).__name__}: {error}",
-        remedy=f"the details are in {folder.log}; `python3 -m dreambooth resume {folder.path}` goes on from the last state",
+        remedy=f"the details are in {folder.log}",
     )
 
 

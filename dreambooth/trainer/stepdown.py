@@ -252,14 +252,13 @@ class SteppingDown:
             when = ", with gradient_checkpointing on and one image at a time"
         return RunFailed(
             where + when,
-            remedy=f"what would help: {what_helps(self._settings)}, or that other programs leave the card. The last saved "
-            "state is intact, and `resume` goes on from it",
+            remedy=f"what would help: {what_helps(self._settings)}, or that other programs leave the card",
         )
 
     def _together(self, where: str, rung: Rung) -> RunFailed:
         return RunFailed(
             f"{where}; several processes cannot step down within a step",
-            remedy=f"`resume` goes on from the last saved state, with {described(rung)}",
+            remedy=f"resume it: it goes on with {described(rung)}",
         )
 
     def _check_others(self, step: int, error: Exception) -> None:

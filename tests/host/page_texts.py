@@ -19,7 +19,7 @@ _CALLS = (
     # both sides of a choice inside a call: db.t(n === 1 ? "…" : "…")
     re.compile(rf"\bdb\.t\([^\"()]*\? {_STRING}"),
 )
-_COUNTS = re.compile(rf"\bdb\.count\([^\"]*{_STRING}, {_STRING}\)")
+_COUNTS = re.compile(rf"\bdb\.count\([^\"]*{_STRING}, {_STRING}[,)]")
 
 
 def scripts() -> list[Path]:

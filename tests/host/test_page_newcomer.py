@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from fake_page import MODELS, FakeWebUI
+import pytest
+from fake_page import LIVE, MODELS, FakeWebUI
 from test_page import ON, PHOTO
 
 
@@ -38,3 +39,61 @@ def test_the_small_checkpoint_is_put_there_and_begun_with(page):
 def test_a_checkpoint_that_is_missing_is_shown_to_nobody_who_has_one(page):
     FakeWebUI(page).open()
     assert page.is_hidden("#dbt_no_checkpoint")
+
+
+@pytest.mark.parametrize(
+    ("saved", "asked"),
+    [
+        ({"step": 25}, "15 steps since step 25 would be lost"),
+        ({"step": 39}, "1 step since step 39 would be lost"),
+        ({"step": 40}, "All steps so far are saved"),
+        (None, "Nothing was saved yet: all 40 steps would be lost"),
+    ],
+)
+def test_stop_now_says_before_how_many_steps_it_costs(page, saved, asked):
+    live = {**LIVE, "saved": saved}
+    webui = FakeWebUI(page, active="me", answers={"GET runs/me/live": live}).open()
+    page.wait_for_selector("#dbt_step:has-text('40')")
+    page.click("#dbt_do_stop_now")
+    assert asked in page.inner_text(".dbt-confirm")
+    if saved == {"step": 25}:
+        webui.answers["GET runs/me/live"] = {**live, "step": 50}
+        page.wait_for_selector(".dbt-confirm:has-text('25 steps since step 25')")
+
+
+@pytest.mark.parametrize(
+    ("saved", "told"),
+    [
+        (
+            {"step": 25},
+            "15 steps since step 25 are lost. Resume goes on from step 25, the last that was saved.",
+        ),
+        ({"step": 40}, "Resume goes on from step 40, the last that was saved."),
+        (None, "All 40 steps are lost. Nothing was saved yet: Resume begins with the first step."),
+    ],
+)
+def test_a_stopped_run_says_what_was_lost_and_where_it_goes_on(page, saved, told):
+    live = {**LIVE, "state": "stopped", "saved": saved}
+    FakeWebUI(page, active="me", answers={"GET runs/me/live": live}).open()
+    page.wait_for_selector("#dbt_kept")
+    assert page.inner_text("#dbt_kept") == told
+
+
+@pytest.mark.parametrize(
+    ("state", "saved", "told"),
+    [
+        ("stopped", 25, "saved up to step 25, 15 steps are lost"),
+        ("failed", 0, "all 40 steps are lost: nothing was saved"),
+        ("stopped", 40, "saved up to step 40"),
+        ("running", 25, "saved up to step 25"),
+        ("finished", 40, ""),
+    ],
+)
+def test_the_list_of_runs_says_what_is_kept(page, state, saved, told):
+    run = {"name": "me", "state": state, "step": 40, "steps": 100, "saved": saved, "error": "", "changed": 1}
+    FakeWebUI(page, answers={"GET runs": {"runs": [run], "active": ""}, "GET runs/me/live": LIVE}).open()
+    page.click("#dbt_nav_runs")
+    page.wait_for_selector(".dbt-run")
+    parts = page.inner_text(".dbt-run .dbt-help").split(" · ")
+    assert parts[0] == "40 of 100 steps"
+    assert (parts[1] if len(parts) > 2 else "") == told

@@ -335,7 +335,7 @@ DONE = ("done", {"path": "x"})
         ((PLAN, STEP, STOPPED), "stopped", 3),
         ((PLAN, STEP, ERROR), "failed", 3),
         ((PLAN, STEP, DONE), "finished", 3),
-        ((PLAN, STEP, STOPPED, PLAN), "interrupted", 3),
+        ((PLAN, STEP, STOPPED, PLAN), "interrupted", 0),  # it began anew, since nothing was saved
         ((PLAN, STEP, ERROR, PLAN, STEP, STEP), "interrupted", 3),
         ((PLAN, STEP, ERROR, PLAN, ("checkpoint", {"step": 5}), DONE), "finished", 5),
         ((PLAN, STEP, ("step", {"step": 2})), "interrupted", 2),

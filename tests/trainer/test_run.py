@@ -18,10 +18,11 @@ from watching import at_event, events, is_finite, metadata, raw, run_in, same_te
 
 from dreambooth.shared.errors import InputError
 from dreambooth.shared.events import SCHEMA
-from dreambooth.shared.runfolder import list_runs, summarize
-from dreambooth.trainer import control, previews, run
+from dreambooth.shared.runfolder import list_runs, saved_step, summarize
+from dreambooth.trainer import control, previews, run, session
 from dreambooth.trainer.batches import StepBatches
 from dreambooth.trainer.checkpoint import latest_step
+from dreambooth.trainer.steplog import StepLog
 
 
 @pytest.fixture(scope="module")
@@ -451,6 +452,21 @@ def test_stop_now_ends_without_a_save_with_exit_code_1(
     if way == "command":
         assert dreambooth("resume", found.path) == 0, "a run without a state starts over"
         assert same_tensors(tmp_path / "out" / "sks.safetensors", plain)
+
+
+def test_what_stop_now_loses_is_said_with_the_steps(tmp_path, capsys, monkeypatch, looks_always) -> None:
+    monkeypatch.setattr(session, "StepLog", functools.partial(StepLog, every=0.0))
+    at_event(monkeypatch, "step", lambda found: found.order("stop_now"), step=3)
+    assert dreambooth("train", config(tmp_path, checkpointing_steps=2, max_train_steps=9)) == 1
+    found = run_in(tmp_path)
+    said = capsys.readouterr().err
+    assert (saved_step(found), summarize(found).step) == (2, 3)
+    assert "stopped at once, without saving: 1 step is lost, those since step 2" in said
+    assert said.endswith(
+        f"`python3 -m dreambooth resume {found.path}` goes on from step 2, the last that was saved\n"
+    )
+    assert dreambooth("runs", tmp_path / "runs") == 0
+    assert "saved up to step 2" in capsys.readouterr().out
 
 
 def test_a_third_ctrl_c_does_not_tear_the_end(tmp_path, capsys, monkeypatch) -> None:
