@@ -8,14 +8,14 @@ from collections import deque
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 
 from dreambooth.trainer.weights.base import Entry, bytes_of
 
-PIECE = 1 << 18
-BEHIND = 2
+PIECE = 1 << 20
+BEHIND = 4
 FLUSHED = 1 << 26
 WORD = 8
 
@@ -24,8 +24,9 @@ class Sink:
     """A new file that is written once from front to back.
 
     With `hashed` its sha256 is made on the way; with `checked` every piece is read back from the file and
-    compared with what was given (`wrong` says what differed, "" if nothing). Both run in a thread of their own,
-    since they let go of Python's lock. `places` notes where each tensor went, by name: offset and length in bytes.
+    compared with what was given (`wrong` says what differed, "" if nothing). Each runs in a thread of its own, since
+    they let go of Python's lock and the hash alone takes longer than the copying. `places` notes where each tensor
+    went, by name: offset and length in bytes.
     """
 
     def __init__(self, path: Path, *, hashed: bool, checked: bool) -> None:
@@ -37,8 +38,8 @@ class Sink:
         self._back = path.open("rb", buffering=0) if checked else None
         self._hash = hashlib.sha256() if hashed else None
         self._memory = np.empty(PIECE, dtype=np.uint8)
-        self._worker = ThreadPoolExecutor(max_workers=1)
-        self._working: deque[Future[None]] = deque()
+        self._hasher, self._checker = ThreadPoolExecutor(max_workers=1), ThreadPoolExecutor(max_workers=1)
+        self._working: deque[list[Future[None]]] = deque()
         self._pieces = [memoryview(bytearray(PIECE)) for _ in range(BEHIND + 2)]
         self._turn = 0
         self._flushed = 0
@@ -52,7 +53,8 @@ class Sink:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self._worker.shutdown(wait=True)
+        self._hasher.shutdown(wait=True)
+        self._checker.shutdown(wait=True)
         self._file.close()
         if self._back is not None:
             self._back.close()
@@ -75,8 +77,7 @@ class Sink:
 
     def finish(self) -> None:
         """Wait until everything has been looked at and is on the disk."""
-        while self._working:
-            self._working.popleft().result()
+        self._wait(0)
         os.fsync(self._file.fileno())
 
     def hexdigest(self) -> str:
@@ -85,13 +86,22 @@ class Sink:
 
     def _write_piece(self, piece: memoryview) -> None:
         self._put(piece)
-        if self._hash is not None or self._back is not None:
-            self._working.append(self._worker.submit(self._look_at, self.position, piece))
+        working = []
+        if self._hash is not None:
+            working.append(self._hasher.submit(self._hash.update, piece))
+        if self._back is not None:
+            working.append(self._checker.submit(self._look_at, self._back, self.position, piece))
+        self._working.append(working)
         self.position += len(piece)
-        while len(self._working) > BEHIND:
-            self._working.popleft().result()
+        self._wait(BEHIND)
         if self.position - self._flushed >= FLUSHED:
             self._start_flushing()
+
+    def _wait(self, count: int) -> None:
+        """Wait until no more than this many pieces are still looked at."""
+        while len(self._working) > count:
+            for done in self._working.popleft():
+                done.result()
 
     def _free_memory(self) -> memoryview:
         """Memory for the next piece, in turn: what is in it is written and looked at before it comes again."""
@@ -103,15 +113,11 @@ class Sink:
         while done < len(piece):
             done += self._file.write(piece[done:])
 
-    def _look_at(self, position: int, piece: memoryview) -> None:
-        if self._hash is not None:
-            self._hash.update(piece)
-        if self._back is None:
-            return
+    def _look_at(self, back: BinaryIO, position: int, piece: memoryview) -> None:
         held, done = self._memory[: len(piece)], 0
-        self._back.seek(position)
+        back.seek(position)
         while done < len(piece):
-            count = self._back.readinto(held[done:].data)
+            count = back.readinto(held[done:].data)  # type: ignore[attr-defined]
             if not count:
                 break
             done += count
