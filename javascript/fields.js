@@ -95,7 +95,7 @@
         const props = {id, "aria-describedby": helpId + " " + errorId, "data-where": binding.where};
         const part = made ? made(props) : makerOf(entry)(entry, props);
         const error = db.h("div", {class: "dbt-error-text", id: errorId, role: "alert"});
-        const back = db.button("↺", () => { binding.set(entry.default); part.show(binding.get()); tell(""); part.control.focus(); },
+        const back = db.button("↺", () => { db.form.typed.delete(binding.where); binding.set(entry.default); part.show(binding.get()); tell(""); part.control.focus(); },
             {class: "dbt-back", title: db.t("Back to the default"), "aria-label": db.t("Back to the default")});
         const label = db.h("label", {for: id}, db.t(entry.label));
         const isCheck = entry.kind === "bool" && !made;
@@ -137,6 +137,7 @@
 
         function input() {
             const {value, wrong} = part.read();
+            db.form.typed.add(binding.where);
             tell(wrong || "");
             if (wrong) {
                 db.form.changed(false);

@@ -10,6 +10,8 @@
         entries: new Map(),
         wrong: new Map(),  // what was typed and cannot be a value: where → text
 
+        typed: new Set(),  // settings that somebody has written by hand since the form was opened
+
         define(groups) {
             groups.forEach((group) => group.fields.forEach((entry) => this.entries.set(entry.name, entry)));
         },
@@ -18,6 +20,7 @@
             this.value = clone(form || {});
             this.value.concepts = Array.isArray(this.value.concepts) ? this.value.concepts : [];
             this.wrong.clear();
+            this.typed.clear();
             Object.keys(this.value).forEach((name) => this.tidy(name));
             this.changed(true);
         },

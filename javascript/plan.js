@@ -73,7 +73,7 @@
                     db.h("span", {class: "dbt-help"}, [db.said(file.what), file.size ? db.size(file.size) : ""].filter(Boolean).join(", "))))))) : null);
     }
 
-    const noteLevel = (note) => (/^(image left out|concept \d+:)/.test(note) ? "warning" : "note");
+    const noteLevel = (note) => (/^(image left out|concept \d+:)|learning_rate \S+ is \d+ times /.test(note) ? "warning" : "note");
 
     /** Why Train is off: {text, where} or null. */
     function obstacle() {

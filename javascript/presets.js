@@ -87,16 +87,39 @@
 
     const fits = (preset, where) => names().every((name) => JSON.stringify(db.form.get(name)) === JSON.stringify(valueIn(preset, name, where)));
 
-    /** Another model or kind of result: a preset that nobody changed goes with it. */
+    const RATES = ["learning_rate", "text_encoder_learning_rate"];
+    const same = (a, b) => JSON.stringify(a) === JSON.stringify(b);
+    const isAdapter = ({kind}) => ["lora", "lycoris"].includes(kind);
+
+    /** Another model or kind of result: what the preset filled in goes with it, but for what was changed since. Rates of a
+       whole model and of an adapter are fifty times apart: one that nobody typed is never carried from one to the other. */
     function adapt() {
         const now = situation(), before = adapted;
         adapted = now;
-        const preset = current();
-        if (before && preset && JSON.stringify(before) !== JSON.stringify(now) && !fits(preset, now) && fits(preset, before)) {
-            choose(preset);
-            return true;
+        if (!before || same(before, now)) {
+            return false;
         }
-        return false;
+        const preset = byName(chosen) || presets().find((one) => fits(one, before)), values = {};
+        for (const name of preset ? names() : []) {
+            const was = valueIn(preset, name, before), is = valueIn(preset, name, now);
+            if (!same(was, is) && same(db.form.get(name), was) && !db.form.typed.has(name)) {
+                values[name] = is;
+            }
+        }
+        if (isAdapter(before) !== isAdapter(now)) {
+            RATES.filter((name) => !(name in values) && !db.form.isDefault(name) && !db.form.typed.has(name)).forEach((name) => {
+                values[name] = preset ? valueIn(preset, name, now) : db.form.default(name);
+            });
+        }
+        const changed = Object.keys(values).filter((name) => !same(db.form.get(name), values[name]));
+        if (!changed.length) {
+            return false;
+        }
+        db.form.setAll(values);
+        if (RATES.some((name) => changed.includes(name))) {
+            db.toast(db.t("The learning rates are now those that are usual for this kind of result."));
+        }
+        return true;
     }
 
     function choose(preset) {
@@ -105,7 +128,7 @@
         const values = {};
         names().forEach((name) => { values[name] = valueIn(preset, name); });
         values.concepts = db.form.copy().concepts.map((concept) => recompose(concept, preset));
-        names().forEach((name) => db.form.wrong.delete(name));
+        names().forEach((name) => { db.form.wrong.delete(name); db.form.typed.delete(name); });
         db.form.setAll(values);
         db.form.changed(true);
     }

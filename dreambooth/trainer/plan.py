@@ -175,7 +175,7 @@ def make_plan(
     check_optimizer(settings)
     components = _trained_components(settings, base)
     adapter = adapter_plan(settings, base, components)
-    settings, rates = with_rates(with_resolved(settings, adapter))
+    settings, rates = with_rates(with_resolved(settings, adapter), parameters(base, "unet"))
     settings = with_base_precision(with_checkpointing(settings, base))
     settings = _with_folders(settings)
     found = survey_of(settings, base)

@@ -97,3 +97,29 @@ def test_the_list_of_runs_says_what_is_kept(page, state, saved, told):
     parts = page.inner_text(".dbt-run .dbt-help").split(" · ")
     assert parts[0] == "40 of 100 steps"
     assert (parts[1] if len(parts) > 2 else "") == told
+
+
+def rate(page) -> str:
+    return page.input_value("#dbt_f_learning_rate")
+
+
+def test_a_rate_that_a_preset_filled_in_goes_with_the_kind_although_other_settings_were_changed(page):
+    FakeWebUI(page).open()
+    page.select_option("#dbt_f_output_kind", "lora")
+    assert rate(page) == "1e-4"
+    page.fill("#dbt_f_max_train_steps", "700")
+    page.select_option("#dbt_f_output_kind", "checkpoint")
+    assert rate(page) == "2e-6" and page.input_value("#dbt_f_max_train_steps") == "700"
+    assert "usual for this kind" in page.inner_text(".dbt-toast")
+
+
+def test_a_rate_of_an_opened_form_becomes_the_usual_one_with_another_kind_unless_it_was_typed(page):
+    form = {"output_kind": "lora", "learning_rate": 3e-4, "max_train_steps": 7, "concepts": [{}]}
+    FakeWebUI(page, form=form).open()
+    page.select_option("#dbt_f_output_kind", "lycoris")
+    assert rate(page) == "3e-4", "the same order of rates"
+    page.select_option("#dbt_f_output_kind", "checkpoint")
+    assert rate(page) == "0", "the usual, whatever is trained"
+    page.fill("#dbt_f_learning_rate", "5e-6")
+    page.select_option("#dbt_f_output_kind", "lora")
+    assert rate(page) == "5e-6", "typed, and the plan remarks on it"

@@ -34,19 +34,37 @@ def test_a_component_that_is_not_trained_is_not_spoken_of() -> None:
     assert notes == ["learning_rate 0.0001, the usual for an adapter"]
 
 
+TEXT = "text_encoder_learning_rate"
+
+
 @pytest.mark.parametrize(
-    ("values", "noted"),
+    ("values", "said"),
     [
-        ({"learning_rate": "1"}, True),
-        ({"learning_rate": "2.1e-4"}, True),
-        ({"learning_rate": "1e-4"}, False),
-        ({**LORA, "learning_rate": "5e-3"}, False),
-        ({**LORA, "learning_rate": "2e-2"}, True),
-        ({"learning_rate": "1", "optimizer": "prodigy"}, False),
-        ({"learning_rate": "1", "optimizer": "torch.optim.SGD"}, False),
-        ({"learning_rate": "1", "train_unet": "no"}, False),
+        ({"learning_rate": "1e-4"}, "learning_rate 0.0001 is 50 times the usual 2e-06 for a whole model"),
+        ({"learning_rate": "1e-5"}, ""),
+        ({"learning_rate": "4e-7"}, ""),
+        ({"learning_rate": "1e-8"}, "learning_rate 1e-08 is 200 times smaller than the usual 2e-06"),
+        ({**LORA, "learning_rate": "1e-3"}, ""),
+        (
+            {**LORA, "learning_rate": "2e-2"},
+            "learning_rate 0.02 is 200 times the usual 0.0001 for an adapter",
+        ),
+        ({**LORA, "learning_rate": "2e-6"}, "learning_rate 2e-06 is 50 times smaller than the usual 0.0001"),
+        ({"learning_rate": "1", "optimizer": "prodigy"}, ""),
+        ({"learning_rate": "1", "optimizer": "torch.optim.SGD"}, ""),
+        ({"learning_rate": "1", "train_unet": "no", TEXT: "1e-6"}, ""),
+        ({TEXT: "1e-3"}, f"{TEXT} 0.001 is 500 times the usual 2e-06 for a whole model"),
+        ({TEXT: "1e-3", "train_text_encoder": "no"}, ""),
+        ({**LORA, TEXT: "5e-5"}, ""),
     ],
 )
-def test_a_rate_that_ruins_a_model_is_said(values, noted) -> None:
+def test_a_rate_far_from_the_usual_for_what_is_trained_is_remarked_on(values, said) -> None:
     _, notes = with_rates(settings_from(values, where="test"))
-    assert any("times the usual" in note for note in notes) == noted
+    remarks = [note for note in notes if " times " in note]
+    assert len(remarks) == bool(said) and (not said or remarks[0].startswith(said))
+
+
+@pytest.mark.parametrize(("rate", "noted"), [("1e-4", False), ("1e-9", False), ("2.1e-4", True)])
+def test_a_small_model_takes_higher_rates(rate, noted) -> None:
+    _, notes = with_rates(settings_from({"learning_rate": rate}, where="test"), unet_parameters=10_000_000)
+    assert any(" times " in note for note in notes) == noted
