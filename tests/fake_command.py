@@ -47,7 +47,11 @@ def train(config: Path, note: Path) -> None:
     _die()
     time.sleep(float(os.environ.get("FAKE_DELAY", "0")))
     name = settings.result.output_name or "run"
-    run = create_run(Path(settings.result.runs_dir), name, dump_settings(settings))
+    asked = dump_settings(settings)
+    settings.training.learning_rate = (
+        settings.training.learning_rate or 2e-6
+    )  # as the real one fills in what is open
+    run = create_run(Path(settings.result.runs_dir), name, dump_settings(settings), asked)
     _live(run, note)
 
 

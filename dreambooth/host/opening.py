@@ -72,8 +72,9 @@ def open_path(path: Path) -> Opened:
 
 
 def open_run(run: RunFolder) -> Opened:
-    """The settings of an earlier run, but for its name's number and its folder."""
-    return _settings(read_mapping(run.config), run.name)
+    """The settings of an earlier run as they were asked for, so that what was left open is open again; of a run that does
+    not know that any more, those that it went by. But for its name's number and its folder."""
+    return _settings(read_mapping(run.asked if run.asked.is_file() else run.config), run.name)
 
 
 def _as_list(content: str, shown: str) -> list[Any] | None:

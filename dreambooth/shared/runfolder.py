@@ -1,6 +1,7 @@
 """The run folder: the border between the processes. Everything that outlives a process is in it.
 
-config.yaml · log.txt · events.jsonl · commands/ · lock · state/step-N/ · samples/ · result.json · stepped_down.json
+config.yaml · asked.yaml · log.txt · events.jsonl · commands/ · lock · state/step-N/ · samples/ · result.json ·
+stepped_down.json
 """
 
 from __future__ import annotations
@@ -61,6 +62,11 @@ class RunFolder:
     @property
     def config(self) -> Path:
         return self.path / "config.yaml"
+
+    @property
+    def asked(self) -> Path:
+        """The settings as they were asked for, with what was left open: to train so again. Older runs have none."""
+        return self.path / "asked.yaml"
 
     @property
     def log(self) -> Path:
@@ -156,8 +162,9 @@ def _read_command(path: Path) -> Command | None:
         return None
 
 
-def create_run(runs_dir: Path, name: str, config: str) -> RunFolder:
-    """Makes `<runs_dir>/<name>` with its config.yaml inside, or `<name>-2`, … when that is taken.
+def create_run(runs_dir: Path, name: str, config: str, asked: str = "") -> RunFolder:
+    """Makes `<runs_dir>/<name>` with its config.yaml inside, or `<name>-2`, … when that is taken. `config` is what the run
+    goes by, `asked` (if it is told) what was asked for.
 
     The folder is made aside and renamed into place, so that no reader ever sees one without its config.
     """
@@ -169,6 +176,8 @@ def create_run(runs_dir: Path, name: str, config: str) -> RunFolder:
         (aside / "commands").mkdir(parents=True)
         (aside / "samples").mkdir()
         write_whole(aside / "config.yaml", config.encode())
+        if asked:
+            write_whole(aside / "asked.yaml", asked.encode())
         final = _into_place(aside, name)
     except BaseException:
         shutil.rmtree(aside, ignore_errors=True)

@@ -59,7 +59,8 @@ def train(settings: Settings, *, note: Path | None = None) -> int:
             },
         }
         runs_dir = Path(plan.settings.result.runs_dir)
-        folder = create_run(runs_dir, plan.outputs.name, dump_settings(plan.settings, notes))
+        resolved, asked = dump_settings(plan.settings, notes), dump_settings(settings)
+        folder = create_run(runs_dir, plan.outputs.name, resolved, asked)
         with folder.hold():
             _write_note(note, folder)
             yield folder, plan

@@ -111,6 +111,16 @@ def test_an_earlier_run_gives_its_settings_without_its_folder_and_notes(tmp_path
     assert open_run(run).not_taken == []
 
 
+def test_a_run_is_opened_as_it_was_asked_for_and_what_was_left_open_is_open_again(tmp_path):
+    asked = settings_from({"resolution": "64", "concepts": [CONCEPT]}, where="x")
+    resolved = {"resolution": "64", "learning_rate": "2e-6", "optimizer": "adamw", "max_train_steps": "300"}
+    config = dump_settings(settings_from({**resolved, "concepts": [CONCEPT]}, where="x"))
+    run = create_run(tmp_path, "dog", config, dump_settings(asked))
+    assert open_run(run).form == {"resolution": 64, "concepts": [CONCEPT]}
+    older = create_run(tmp_path, "dog", config)
+    assert open_run(older).form["max_train_steps"] == 300
+
+
 @pytest.mark.parametrize(
     "text",
     ["", "- a\n- b", "[", '[{"instance_prompt": 7}]', "just words", "a: [", "foo: 1", "\0", "x" * 2_000_000],

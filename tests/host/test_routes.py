@@ -349,7 +349,8 @@ def test_a_run_from_its_start_to_its_result_in_use(site):
     listed = one.get("/runs").json()
     assert [(row["name"], row["state"]) for row in listed["runs"]] == [("dog", "finished")]
     assert listed["active"] == ""
-    assert one.get(f"/runs/{run}/form").json()["form"]["max_train_steps"] == 40
+    form = one.get(f"/runs/{run}/form").json()["form"]
+    assert form["max_train_steps"] == 40 and "learning_rate" not in form, "as it was asked for"
 
 
 def test_a_second_run_is_refused_while_one_is_alive(site):

@@ -16,6 +16,7 @@ from PIL import Image
 from tiny import config, dreambooth, tree
 from watching import at_event, events, is_finite, metadata, raw, run_in, same_tensors, sha256
 
+from dreambooth.shared.config import load_settings
 from dreambooth.shared.errors import InputError
 from dreambooth.shared.events import SCHEMA
 from dreambooth.shared.runfolder import list_runs, saved_step, summarize
@@ -262,6 +263,18 @@ def test_the_second_run_of_a_config_repeats_the_first_bit_for_bit(plain, tmp_pat
     assert dreambooth("train", config(tmp_path, seed=1, overwrite=True)) == 0
     assert not same_tensors(tmp_path / "out" / "sks.safetensors", plain)
     assert [found.name for found in list_runs(tmp_path / "runs")] == ["sks-2", "sks"]
+
+
+def test_a_run_keeps_what_was_asked_for_beside_what_it_goes_by(tmp_path) -> None:
+    settings = config(tmp_path, learning_rate=None, max_train_steps=None, steps_per_image=1, overwrite=True)
+    assert dreambooth("train", settings) == 0
+    found = run_in(tmp_path)
+    asked, resolved = load_settings(found.asked), load_settings(found.config)
+    assert asked == load_settings(settings)
+    assert (asked.training.learning_rate, asked.training.max_train_steps) == (0, 0)
+    assert resolved.training.learning_rate > 0 and resolved.training.max_train_steps > 0
+    assert dreambooth("train", found.asked, "output_name=again") == 0
+    assert same_tensors(tmp_path / "out" / "again.safetensors", tmp_path / "out" / "sks.safetensors")
 
 
 def test_tensorboard_gets_the_losses_in_one_folder_of_the_run(tmp_path) -> None:
