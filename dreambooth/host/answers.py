@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import json
 import logging
 import math
-from collections.abc import Callable, Coroutine, Mapping
+import threading
+from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
 from typing import Any
 
 from fastapi import HTTPException
@@ -79,6 +82,27 @@ class Guarded(APIRoute):
                 return problem(error)
 
         return guarded
+
+
+@contextlib.asynccontextmanager
+async def caller(request: Request) -> AsyncIterator[threading.Event]:
+    """Of a call whose body was read: set as soon as whoever called does not wait for the answer any more.
+
+    Waited for, not asked for now and then: behind a middleware of Starlette's `is_disconnected` never becomes true.
+    """
+    gone = threading.Event()
+
+    async def watch() -> None:
+        while (await request.receive())["type"] != "http.disconnect":
+            pass
+        gone.set()
+
+    watching = asyncio.ensure_future(watch())
+    try:
+        yield gone
+    finally:
+        watching.cancel()
+        await asyncio.gather(watching, return_exceptions=True)
 
 
 def problem(error: Exception) -> Response:

@@ -1,7 +1,7 @@
 """Asks the trainer for what only it can do: the plan of a form, what a model file is, the small base in its place.
 
 Each question is a short process of the trainer's. Of a page's plans only the newest matters: an older one that is still
-being made is ended. Another page's is none of its business.
+being made is ended. Another page's is none of its business. Nor is one made on for a page that was closed.
 """
 
 from __future__ import annotations
@@ -36,9 +36,11 @@ _NEWER = "a newer form is being planned"
 
 @dataclass
 class _Question:
-    """A plan that is being made for a page. `is_old` once the page has asked anew."""
+    """A plan that is being made for a page. `is_old` once the page has asked anew, `is_gone` says whether nobody waits for
+    it any more: the tab was closed."""
 
     is_old: bool = False
+    is_gone: Callable[[], bool] = lambda: False
     process: subprocess.Popen[bytes] | None = None
 
 
@@ -61,14 +63,17 @@ class Planner:
         self._asked: dict[str, _Question] = {}  # page → its newest question
         self._inspected: dict[tuple[str, int, int], dict[str, Any]] = {}
 
-    def plan(self, config: str, page: str = "") -> dict[str, Any]:
+    def plan(
+        self, config: str, page: str = "", is_gone: Callable[[], bool] = lambda: False
+    ) -> dict[str, Any]:
         """The plan of a config (YAML). Raises InputError with what is wrong in it, Conflict if `page` has asked for a
-        newer one meanwhile, DreamboothError where there is no trainer to ask. Without a page nothing is ended."""
+        newer one meanwhile or whoever asked `is_gone`, DreamboothError where there is no trainer to ask. Without a page
+        no older one is ended."""
         trainer = self._trainer()
         told = {RETURNED_VARIABLE: str(self._returned())}
         trainer = dataclasses.replace(trainer, environ={**trainer.environ, **told})
         with (
-            self._question(page or uuid.uuid4().hex) as question,
+            self._question(page or uuid.uuid4().hex, is_gone) as question,
             self._place(question),
             tempfile.TemporaryDirectory(prefix="dreambooth-plan-", ignore_cleanup_errors=True) as folder,
         ):
@@ -77,9 +82,9 @@ class Planner:
             return self._ask(trainer, ["plan", str(path), "--json"], question, form=str(path))
 
     @contextlib.contextmanager
-    def _question(self, page: str) -> Iterator[_Question]:
+    def _question(self, page: str, is_gone: Callable[[], bool]) -> Iterator[_Question]:
         """The page's newest question; what it asked before is ended."""
-        own = _Question()
+        own = _Question(is_gone=is_gone)
         with self._lock:
             older = self._asked.get(page)
             self._asked[page] = own
@@ -138,8 +143,11 @@ class Planner:
             question.process = process
         try:
             printed, told = self._answer_of(process, question)
-        finally:
+        except BaseException:
             _end(process)
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.communicate(timeout=5.0)  # its pipes are closed, and it is nobody's zombie
+            raise
         if question.is_old:
             raise Conflict(_NEWER, remedy="wait for its plan")
         return _answer(printed, told.decode("utf-8", "replace"), process.returncode, form)
@@ -156,6 +164,8 @@ class Planner:
         """Raises why an answer is not waited for any longer. "Reload UI" hangs on every one that is owed."""
         if question.is_old:
             raise Conflict(_NEWER, remedy="wait for its plan")
+        if question.is_gone():
+            raise Conflict("nobody waits for this plan any more", remedy="ask again")
         if self._closing():
             raise DreamboothError("the WebUI makes its page anew", remedy="it asks again by itself")
         if time.monotonic() > deadline:

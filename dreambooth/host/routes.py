@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from fastapi import APIRouter, FastAPI
+from fastapi import APIRouter, FastAPI, Request
+from starlette.concurrency import run_in_threadpool
 
 from .. import __version__
 from ..shared.catalog import schema
 from ..shared.errors import InputError
 from ..shared.presets import as_json as presets
 from . import fields, forms, installation, opening, webui
-from .answers import Guarded, Json
+from .answers import Guarded, Json, caller
 from .extension import PREFIX
 from .forms import Form
 from .photo_routes import add_photo_routes, speaking_of_photos
@@ -96,13 +98,9 @@ def _add_page_routes(router: APIRouter, shared: Services) -> None:
 
 def _add_form_routes(router: APIRouter, shared: Services) -> None:
     @router.post("/plan", summary="What a training would do, and what is wrong with it; nothing is written")
-    def plan(body: PlanBody) -> Any:
-        config = forms.to_yaml(forms.complete(body.form, places()))
-        check_environment()
-        with speaking_of_photos(shared):
-            found = shared.planner.plan(config, body.page)
-        notes = [shared.photos.in_users_words(str(note)) for note in found.get("notes", [])]
-        return {**found, "notes": [*notes, *_warnings(body.form, found)]}
+    async def plan(body: PlanBody, request: Request) -> Any:
+        async with caller(request) as gone:
+            return await run_in_threadpool(_planned, shared, body, gone.is_set)
 
     @router.post(
         "/open", summary="A file or an earlier run as a form", responses={200: {"model": FormAnswer}}
@@ -123,6 +121,15 @@ def _add_form_routes(router: APIRouter, shared: Services) -> None:
     def remember(body: FormBody) -> Any:
         shared.last_form.save(body.form)
         return {}
+
+
+def _planned(shared: Services, body: PlanBody, is_gone: Callable[[], bool]) -> dict[str, Any]:
+    config = forms.to_yaml(forms.complete(body.form, places()))
+    check_environment()
+    with speaking_of_photos(shared):
+        found = shared.planner.plan(config, body.page, is_gone)
+    notes = [shared.photos.in_users_words(str(note)) for note in found.get("notes", [])]
+    return {**found, "notes": [*notes, *_warnings(body.form, found)]}
 
 
 def _page(shared: Services) -> dict[str, Any]:

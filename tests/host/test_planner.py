@@ -131,6 +131,15 @@ def test_a_trainer_that_is_not_there_is_said():
         planner(["/none/python"]).plan("")
 
 
+def test_a_plan_that_nobody_waits_for_any_more_is_ended():
+    asked, gone = planner(FAKE_DELAY="60"), threading.Event()
+    threading.Timer(0.5, gone.set).start()
+    before = time.monotonic()
+    with pytest.raises(Conflict, match="nobody waits"):
+        asked.plan("max_train_steps: 1\n", "page", gone.is_set)
+    assert time.monotonic() - before < 10 and asked._asked == {}
+
+
 def test_a_file_is_inspected_once_while_it_is_the_same(tmp_path):
     path = tmp_path / "a.safetensors"
     path.write_bytes(b"x" * 8)

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import base64
+import http.client
 import importlib
 import json
 import os
 import re
 import signal
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -16,10 +18,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import uvicorn
 from fastapi import FastAPI
 from fastapi.routing import APIRoute
 from fastapi.testclient import TestClient
 from test_uploads import bomb, picture
+from walking import wait_until
 
 ROOT = Path(__file__).resolve().parents[2]
 PREFIX = "/dreambooth-trainer/v1"
@@ -312,6 +316,30 @@ def test_a_call_of_another_shape_is_refused_in_one_shape(site, body):
     answer = site().client.post(PREFIX + "/plan", json=body)
     assert answer.status_code == 400
     assert answer.json()["error"]["text"]
+
+
+def test_a_plan_ends_with_the_page_that_asked_for_it(site):
+    """Through a real server, and a middleware as the WebUI's API has one."""
+    one = site(FAKE_DELAY="60")
+    one.app.middleware("http")(lambda request, go_on: go_on(request))
+    server = uvicorn.Server(uvicorn.Config(one.app, host="127.0.0.1", port=0, log_level="error"))
+    thread = threading.Thread(target=server.run, daemon=True)
+    thread.start()
+    planner = one.services.planner
+    try:
+        wait_until(lambda: server.started, "it listens")
+        port = server.servers[0].sockets[0].getsockname()[1]
+        connection = http.client.HTTPConnection("127.0.0.1", port)
+        body = json.dumps({"form": FORM, "page": "me"})
+        connection.request("POST", f"{PREFIX}/plan", body, {"Content-Type": "application/json"})
+        wait_until(lambda: "me" in planner._asked and planner._asked["me"].process, "it is being planned")
+        process = planner._asked["me"].process
+        assert process.poll() is None
+        connection.close()
+        wait_until(lambda: process.poll() is not None, "the trainer is ended", 20)
+    finally:
+        server.should_exit = True
+        thread.join(20)
 
 
 def test_the_small_base_is_put_where_the_webui_lists_it(site):
