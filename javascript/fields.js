@@ -126,8 +126,9 @@
             }
         }
 
-        function refresh() {
-            if (document.activeElement !== part.control && !db.form.wrong.has(binding.where)) {
+        /** `whole`: another form was opened; else what somebody is just writing stays as it is written. */
+        function refresh(whole) {
+            if ((whole || document.activeElement !== part.control) && !db.form.wrong.has(binding.where)) {
                 part.show(binding.get());
             }
             const changed = JSON.stringify(binding.get()) !== JSON.stringify(entry.default);
@@ -182,7 +183,7 @@
             }
         },
 
-        refresh: () => all.forEach((field) => field.refresh()),
+        refresh: (whole) => all.forEach((field) => field.refresh(whole)),
 
         /** Shows the plan's error beside its field, and takes away an older one. True if there is such a field. */
         showError(error) {

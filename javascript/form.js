@@ -41,6 +41,14 @@
             }
         },
 
+        /** A form without what is the default anyway. */
+        tidied(form) {
+            return Object.fromEntries(Object.entries(form).filter(([name, value]) => {
+                const entry = this.entries.get(name);
+                return value !== null && !(entry && same(value, entry.default));
+            }));
+        },
+
         set(name, value) {
             this.setAll({[name]: value});
         },

@@ -91,13 +91,27 @@
     }
 
     function toolbar() {
+        const again = db.button(db.t("Start afresh"), () => askAfresh(again), {class: "dbt-small", id: "dbt_afresh",
+            title: db.t("Every setting back to its beginning")});
         const file = db.h("input", {type: "file", accept: ".json,.yaml,.yml", class: "dbt-file", id: "dbt_open_file", "aria-label": db.t("Open a file")});
         file.addEventListener("change", () => { openFile(file.files[0]); file.value = ""; });
         return db.h("div", {class: "dbt-toolbar"}, file,
             db.button(db.t("Open …"), () => file.click(), {class: "dbt-small", id: "dbt_open",
                 title: db.t("A saved YAML, a concepts_list.json or a db_config.json of the old extension")}),
             db.button(db.t("Save as YAML"), save, {class: "dbt-small", id: "dbt_save", title: db.t("The whole form as a file; the command line takes it too")}),
-            db.button(db.t("Start afresh"), afresh, {class: "dbt-small", id: "dbt_afresh", title: db.t("Every setting back to its beginning")}));
+            again);
+    }
+
+    const inOrder = (form) => JSON.stringify(Object.entries(form).sort(([one], [other]) => (one < other ? -1 : 1)));
+    /** Whether the form is as a new one begins: such a one is nobody's work. */
+    const isUntouched = () => inOrder(db.form.value) === inOrder(db.form.tidied(newForm()));
+
+    function askAfresh(button) {
+        if (isUntouched()) {
+            afresh();
+        } else {
+            db.confirm(button, db.t("Give up what stands in this form?"), db.t("Start afresh"), afresh);
+        }
     }
 
     async function openFile(file) {
@@ -121,17 +135,27 @@
         if (!form.model) {
             form.model = db.model.default();
         }
+        const before = isUntouched() ? null : db.form.copy();
         db.presets.fresh("");
         db.form.load(form);
         db.show("new");
-        db.fill(opened, notTaken.length ? db.h("div", {class: "dbt-note dbt-warning"},
-            db.h("span", {}, db.t("Taken over, but for what means nothing here:")), " ", db.h("code", {}, notTaken.join(", ")), " ",
-            db.button(db.t("Understood"), () => db.fill(opened), {class: "dbt-link"})) : null);
-        if (!notTaken.length) {
+        const back = before ? db.button(db.t("Back to the form before"), () => putBack(before), {class: "dbt-link", id: "dbt_put_back"}) : null;
+        const understood = db.button(db.t("Understood"), () => db.fill(opened), {class: "dbt-link"});
+        if (notTaken.length) {
+            db.fill(opened, db.h("div", {class: "dbt-note dbt-warning"},
+                db.h("span", {}, db.t("Taken over, but for what means nothing here:")), " ", db.h("code", {}, notTaken.join(", ")), " ", understood, " ", back));
+        } else {
+            db.fill(opened, back ? db.h("div", {class: "dbt-note"}, db.h("span", {}, db.t("Taken over.")), " ", understood, " ", back) : null);
             db.toast(db.t("Taken over."));
         }
         opened.scrollIntoView({block: "nearest"});
     };
+
+    function putBack(form) {
+        db.presets.fresh("");
+        db.form.load(form);
+        db.fill(opened);
+    }
 
     async function save() {
         try {
@@ -149,28 +173,32 @@
         db.fill(opened);
     }
 
-    /** A form to begin with: the loaded checkpoint, the first preset, one concept with its prompts. */
+    /** A new form: the loaded checkpoint, the first preset, one concept with its prompts. */
+    function newForm() {
+        const first = (db.page.presets || [])[0];
+        const concept = first ? {instance_prompt: first.instance_prompt.replace("{word}", (first.words || [])[0] || "").replace("{kind}", first.kinds[0]),
+            class_prompt: first.class_prompt.replace("{kind}", first.kinds[0])} : {};
+        return {model: db.model.default(), ...(first || {}).settings, concepts: [concept]};
+    }
+
+    /** A form to begin with: what is kept of an earlier visit, or a new one. */
     function beginning(form) {
-        const begun = {...form};
-        if (!begun.model) {
-            begun.model = db.model.default();
-        }
+        const begun = {...form, model: form.model || db.model.default()};
         begun.concepts = (begun.concepts || []).filter((concept) => Object.keys(concept).length);
         const isNew = Object.keys(begun).every((name) => ["model", "concepts"].includes(name)) && !begun.concepts.length;
         const first = (db.page.presets || [])[0];
         if (isNew && first) {
-            Object.assign(begun, first.settings);
             db.presets.fresh(first.name);
+            return {...newForm(), model: begun.model};
         }
         if (!begun.concepts.length) {
-            begun.concepts = [first ? {instance_prompt: first.instance_prompt.replace("{word}", (first.words || [])[0] || "").replace("{kind}", first.kinds[0]),
-                class_prompt: first.class_prompt.replace("{kind}", first.kinds[0])} : {}];
+            begun.concepts = newForm().concepts;
         }
         return begun;
     }
 
     function onChange(whole) {
-        db.fields.refresh();
+        db.fields.refresh(whole);
         if (whole) {
             db.concepts.draw();
         } else {

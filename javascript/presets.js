@@ -193,6 +193,7 @@
         choose: (name) => byName(name) && choose(byName(name)),
         fresh(name) {
             chosen = name || "";
+            adapted = null;  // the form that comes is taken as it is
             typed.clear();
         },
 

@@ -158,6 +158,7 @@ def test_what_was_refused_is_still_said_after_a_preset(page):
     page.click("[data-preset=style]")
     assert "a.gif" in page.inner_text("[data-concept='0'] .dbt-error")
     page.click("#dbt_afresh")
+    page.click(".dbt-confirm .dbt-danger")
     assert page.locator("[data-concept='0'] .dbt-error").count() == 0
 
 

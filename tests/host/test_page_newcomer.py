@@ -123,3 +123,31 @@ def test_a_rate_of_an_opened_form_becomes_the_usual_one_with_another_kind_unless
     page.fill("#dbt_f_learning_rate", "5e-6")
     page.select_option("#dbt_f_output_kind", "lora")
     assert rate(page) == "5e-6", "typed, and the plan remarks on it"
+
+
+def test_a_form_is_given_up_only_after_asking_and_a_new_one_is_nothing_to_ask_about(page):
+    FakeWebUI(page).open()
+    page.click("#dbt_afresh")
+    assert page.locator(".dbt-confirm").count() == 0
+    page.fill("#dbt_f_output_name", "mine")
+    page.click("#dbt_afresh")
+    page.click(".dbt-confirm button:text('Keep')")
+    assert page.input_value("#dbt_f_output_name") == "mine"
+    page.click("#dbt_afresh")
+    page.click(".dbt-confirm .dbt-danger")
+    assert page.input_value("#dbt_f_output_name") == ""
+    page.click("#dbt_afresh")
+    assert page.locator(".dbt-confirm").count() == 0
+
+
+def test_the_form_before_an_opened_one_can_be_put_back_and_an_opened_one_keeps_its_rate(page):
+    form = {"output_kind": "lora", "learning_rate": 3e-4, "concepts": [{"instance_prompt": "sks dog"}]}
+    FakeWebUI(page, answers={"POST open": {"form": form, "not_taken": []}}).open()
+    page.fill("#dbt_f_output_name", "mine")
+    file = {"name": "x.yaml", "mimeType": "text/plain", "buffer": b"x"}
+    page.set_input_files("#dbt_open_file", [file])
+    page.wait_for_selector("#dbt_put_back")
+    assert (rate(page), page.input_value("#dbt_f_output_name")) == ("3e-4", "")
+    page.click("#dbt_put_back")
+    assert (rate(page), page.input_value("#dbt_f_output_name")) == ("2e-6", "mine")
+    assert page.locator(".dbt-opened > *").count() == 0

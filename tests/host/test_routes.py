@@ -270,7 +270,7 @@ def test_what_the_trainer_says_of_a_dropped_photo_names_it_as_its_owner_did(site
         answer = one.post(route, {"form": FORM}).json()
         assert answer["error"]["text"] == "An image cannot be used: holiday.png: it is damaged."
     monkeypatch.setattr(
-        one.services.planner, "plan", lambda _, page="": {"notes": [f"image left out: {kept}: it is damaged"]}
+        one.services.planner, "plan", lambda *_: {"notes": [f"image left out: {kept}: it is damaged"]}
     )
     assert one.post("/plan", {"form": FORM}).json()["notes"] == ["image left out: holiday.png: it is damaged"]
 
