@@ -145,7 +145,7 @@ def trained_weights(plan: Plan, model: LoadedModel) -> TrainedWeights:
         _want_gradients(plan, model)
     for name in plan.trained:
         model.components[name].train()
-    _checkpoint(plan, model, training.gradient_checkpointing)
+    checkpoint(plan, model, training.gradient_checkpointing)
     if plan.machine.attention == "xformers":
         model.components["unet"].enable_xformers_memory_efficient_attention()  # type: ignore[operator]
     weights = TrainedWeights(model, tuple(plan.trained), attached=attached)
@@ -154,18 +154,21 @@ def trained_weights(plan: Plan, model: LoadedModel) -> TrainedWeights:
     return weights
 
 
-def _checkpoint(plan: Plan, model: LoadedModel, setting: str) -> None:
+def checkpoint(plan: Plan, model: LoadedModel, setting: str) -> None:
+    """Has as many of the UNet's blocks be computed twice as `gradient_checkpointing` says, and trained text encoders if it
+    says any."""
     count = wanted(setting, units_of(model))
     checkpoint_units(model.components["unet"], count)
-    if count and plan.trains_text:
+    if plan.trains_text:
         for encoder in text.encoders_of(model.components, model.identified.family):
-            encoder.gradient_checkpointing_enable()  # type: ignore[operator]
+            switch = "gradient_checkpointing_enable" if count else "gradient_checkpointing_disable"
+            getattr(encoder, switch)()
 
 
 def step_down(plan: Plan, model: LoadedModel, engine: TrainingEngine, rung: Rung) -> None:
     """Has the steps from here on be made with what the run came to when memory ran out."""
     if "gradient_checkpointing" in rung:
-        _checkpoint(plan, model, rung["gradient_checkpointing"])
+        checkpoint(plan, model, rung["gradient_checkpointing"])
     if "forward_batch_size" in rung:
         engine.forward_batch = rung["forward_batch_size"]
 

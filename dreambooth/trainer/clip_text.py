@@ -72,6 +72,10 @@ class CLIPTextEncoder(nn.Module):
         """In training mode, compute each layer again for its gradients rather than keep what is inside it."""
         self._checkpointing = True
 
+    def gradient_checkpointing_disable(self) -> None:
+        """Keep what is inside the layers."""
+        self._checkpointing = False
+
     def forward(
         self, input_ids: torch.Tensor, *, output_hidden_states: bool = False, return_dict: bool = True
     ) -> Encoded:

@@ -53,6 +53,9 @@ def is_int8(settings: Settings) -> bool:
 
 def quantised(weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Codes in int8 of a weight's form, and its scales in float32, (out, 1) or (out, 1, 1, 1)."""
+    if weight.is_meta:  # where memory is counted, there are sizes and no numbers
+        scales = torch.empty(len(weight), *[1] * (weight.dim() - 1), device="meta")
+        return torch.empty_like(weight, dtype=torch.int8), scales
     wide = weight.detach().float()
     largest = wide.abs().amax(tuple(range(1, wide.dim())), keepdim=True)
     scale = largest / LARGEST

@@ -34,6 +34,7 @@ from dreambooth.trainer.int8 import is_int8, with_base_precision
 from dreambooth.trainer.looks import look_at
 from dreambooth.trainer.machine import Machine
 from dreambooth.trainer.memory.choice import Choice, choose, plain
+from dreambooth.trainer.memory.models import sharing
 from dreambooth.trainer.memory.room import room_on
 from dreambooth.trainer.model_size import model_size
 from dreambooth.trainer.optimizer_rules import (
@@ -249,7 +250,8 @@ def _fitted(plan: Plan, asked: Settings) -> Plan:
             verdicts[name] = eight_bit_verdict(name, plan.machine.device)
         return verdicts[name].works
 
-    choice = choose(plan, asked, room, works)
+    with sharing():
+        choice = choose(plan, asked, room, works)
     return dataclasses.replace(
         plan,
         settings=choice.settings,

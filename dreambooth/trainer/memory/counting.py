@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import weakref
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 from unittest import mock
 
@@ -19,6 +19,8 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from torch.nn import functional
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten
+
+from dreambooth.trainer.memory.forms import quick_form
 
 BLOCK = 512  # bytes; torch's CUDACachingAllocator rounds up to them
 
@@ -37,14 +39,20 @@ FEW = 200
 
 class Count(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Counts the tensors that are made while it is on. `live` and `peak` are bytes; `history` has `live` after each
-    operation."""
+    operation, and how much of it there is for each of `images`.
 
-    def __init__(self) -> None:
+    `images` is how many are computed with, a prime that divides no other size: a tensor whose bytes it divides has a part
+    for each of them, and one with other bytes is the same for any number. 0: nothing is told apart.
+    """
+
+    def __init__(self, images: int = 0) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
+        self._images = images
         self._live = 0
+        self._each = 0
         self.peak = 0
-        self.history: list[int] = []
-        self._sizes: dict[int, int] = {}
+        self.history: list[tuple[int, int]] = []
+        self._sizes: dict[int, tuple[int, int]] = {}
         self._watched: dict[int, StorageWeakRef] = {}
 
     @classmethod
@@ -62,18 +70,27 @@ class Count(TorchDispatchMode):  # type: ignore[no-untyped-call]
         """Counts a tensor that was made before; returns its size in bytes."""
         storage = tensor.untyped_storage()
         key = storage._cdata
-        if key not in self._sizes:
-            self._sizes[key] = -(-storage.nbytes() // BLOCK) * BLOCK
-            if STORAGES_ARE_NOTICED:
-                weakref.finalize(storage, self._drop, key)
-            else:
-                self._watched[key] = StorageWeakRef(storage)  # type: ignore[no-untyped-call]
-            self._live += self._sizes[key]
-            self.peak = max(self.peak, self._live)
-        return self._sizes[key]
+        found = self._sizes.get(key)
+        if found is not None:
+            return found[0]
+        size = storage.nbytes()
+        each = size // self._images if self._images and size % self._images == 0 else 0
+        if not each:  # how full the last block is of what grows with images depends on their number
+            size = -(-size // BLOCK) * BLOCK
+        self._sizes[key] = size, each
+        if STORAGES_ARE_NOTICED:
+            weakref.finalize(storage, self._drop, key)
+        else:
+            self._watched[key] = StorageWeakRef(storage)  # type: ignore[no-untyped-call]
+        self._live += size
+        self._each += each
+        self.peak = max(self.peak, self._live)
+        return size
 
     def _drop(self, key: int) -> None:
-        self._live -= self._sizes.pop(key, 0)
+        size, each = self._sizes.pop(key, (0, 0))
+        self._live -= size
+        self._each -= each
 
     def __torch_dispatch__(
         self,
@@ -82,91 +99,30 @@ class Count(TorchDispatchMode):  # type: ignore[no-untyped-call]
         args: tuple[Any, ...] = (),
         kwargs: Mapping[str, Any] | None = None,
     ) -> Any:
-        made = None if kwargs else _quickly(func, args)
+        made = quick_form(func, args, kwargs or {})
         if made is None:
             made = func(*args, **(kwargs or {}))
-        for leaf in tree_flatten(made)[0]:
-            if isinstance(leaf, torch.Tensor):
-                self.hold(leaf)
+        if isinstance(made, torch.Tensor):
+            self.hold(made)
+        else:
+            for leaf in tree_flatten(made)[0]:
+                if isinstance(leaf, torch.Tensor):
+                    self.hold(leaf)
         if self._watched and len(self.history) % (1 + len(self._watched) // FEW) == 0:
             self._look()
-        self.history.append(self._live)
+        self.history.append((self._live, self._each))
         return made
+
+    def note(self) -> None:
+        """Puts what is there now into the history."""
+        self._look()
+        self.history.append((self._live, self._each))
 
     def _look(self) -> None:
         """Drops what is not there any more, where nobody says so."""
         for key in [key for key, storage in self._watched.items() if storage.expired()]:  # type: ignore[no-untyped-call]
             del self._watched[key]
             self._drop(key)
-
-
-# ---- results whose form is known: torch's own ways to tell it on the meta device take most of the time --------------------
-
-
-def _quickly(func: Any, args: tuple[Any, ...]) -> Any:
-    """What an operation gives, None where torch has to be asked."""
-    known = _FORMS.get(func)
-    return known(*args) if known is not None else None
-
-
-def _group_norm(
-    x: torch.Tensor, weight: Any, bias: Any, n: int, c: int, hw: int, groups: int, eps: float
-) -> Any:
-    rows = x.new_empty((n, groups))
-    return x.new_empty(x.shape), rows, torch.empty_like(rows)
-
-
-def _group_norm_backward(gradient: torch.Tensor, x: torch.Tensor, *rest: Any) -> Any:
-    wanted = rest[-1]
-    channels = x.new_empty((x.shape[1],))
-    return (
-        x.new_empty(x.shape) if wanted[0] else None,
-        channels if wanted[1] else None,
-        torch.empty_like(channels) if wanted[2] else None,
-    )
-
-
-def _layer_norm(x: torch.Tensor, shape: Sequence[int], weight: Any, bias: Any, eps: float) -> Any:
-    rows = x.new_empty((*x.shape[: x.dim() - len(shape)], *[1] * len(shape)))
-    return x.new_empty(x.shape), rows, torch.empty_like(rows)
-
-
-def _layer_norm_backward(gradient: torch.Tensor, x: torch.Tensor, shape: Sequence[int], *rest: Any) -> Any:
-    wanted = rest[-1]
-    return (
-        x.new_empty(x.shape) if wanted[0] else None,
-        x.new_empty(tuple(shape)) if wanted[1] else None,
-        x.new_empty(tuple(shape)) if wanted[2] else None,
-    )
-
-
-def _addmm(bias: torch.Tensor, one: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
-    return one.new_empty((one.shape[0], other.shape[1]))
-
-
-def _like_first(x: torch.Tensor, *rest: Any) -> torch.Tensor | None:
-    """For an operation on each number, of tensors of one form."""
-    alike = all(
-        other.shape == x.shape and other.dtype == x.dtype for other in rest if isinstance(other, torch.Tensor)
-    )
-    return torch.empty_like(x) if alike and x.is_floating_point() else None
-
-
-_aten = torch.ops.aten
-_FORMS: Mapping[Any, Callable[..., Any]] = {
-    _aten.native_group_norm.default: _group_norm,
-    _aten.native_group_norm_backward.default: _group_norm_backward,
-    _aten.native_layer_norm.default: _layer_norm,
-    _aten.native_layer_norm_backward.default: _layer_norm_backward,
-    _aten.addmm.default: _addmm,
-    **dict.fromkeys(
-        (
-            _aten.add.Tensor, _aten.mul.Tensor, _aten.div.Tensor, _aten.silu.default, _aten.silu_backward.default,
-            _aten.gelu.default, _aten.gelu_backward.default, _aten.sigmoid.default, _aten.sigmoid_backward.default,
-        ),
-        _like_first,
-    ),
-}  # fmt: skip
 
 
 class _FusedAttention(torch.autograd.Function):
@@ -211,6 +167,12 @@ class Autocast:
     def __init__(self, narrow: torch.dtype | None) -> None:
         self._narrow = narrow
         self._kept: dict[torch.Tensor, torch.Tensor] | None = {}
+
+    def forget(self, weights: Iterable[torch.Tensor]) -> None:
+        """Drops what was kept of these weights."""
+        for weight in weights:
+            if self._kept:
+                self._kept.pop(weight, None)
 
     def end(self) -> None:
         """The end of autocast's region: what it kept is dropped. What is computed again later is cast by itself."""
@@ -269,10 +231,11 @@ class Autocast:
 
 
 @contextlib.contextmanager
-def counting(narrow: torch.dtype | None = None) -> Iterator[tuple[Count, Autocast]]:
-    """Counts what is computed inside, on the meta device, as a card would compute it under autocast to `narrow`."""
+def counting(narrow: torch.dtype | None = None, images: int = 0) -> Iterator[tuple[Count, Autocast]]:
+    """Counts what is computed inside with so many images, on the meta device, as a card would compute it under autocast to
+    `narrow`."""
     autocast = Autocast(narrow)
     with contextlib.ExitStack() as stack:
         for patch in autocast.patches():
             stack.enter_context(patch)
-        yield stack.enter_context(Count()), autocast
+        yield stack.enter_context(Count(images)), autocast

@@ -1,34 +1,31 @@
 """What the passes of a run take beside the weights: the training step's, a sampling step's, the VAE's.
 
-The very modules and functions that a run uses are run on the meta device, once with two images and once with four, so
-that what is said for any number of images is what they really ask for.
+The very modules and functions that a run uses are run on the meta device, with a number of images that tells what is there
+for each image from what is there anyway: what is said for any number is what they really ask for.
 """
 
 from __future__ import annotations
 
 import functools
-import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import nn
 from torch.nn import functional
 
-from dreambooth.trainer import assembly, text
 from dreambooth.trainer.convert import LoadedModel
 from dreambooth.trainer.embeddings import Embeddings, unet_arguments
-from dreambooth.trainer.engine import Denoiser
-from dreambooth.trainer.int8 import is_int8, quantise
-from dreambooth.trainer.loading import empty_module
-from dreambooth.trainer.memory.counting import Count, counting
-from dreambooth.trainer.memory.curve import Curve, curve_of
+from dreambooth.trainer.memory.counting import STORAGES_ARE_NOTICED, Count, counting
+from dreambooth.trainer.memory.curve import Curve, Moment, curve_of, repeated
+from dreambooth.trainer.memory.models import blocks_twice, in_training, resting, telling
+from dreambooth.trainer.memory.repeats import Row, shortened
 from dreambooth.trainer.tiles import use_tiles
 
 if TYPE_CHECKING:
     from dreambooth.trainer.plan import Plan
 
-IMAGES = (2, 4)  # with one image some operations make no tensor that they make with more
 DOWNSCALE = 8
 LATENTS = 4
 TOKENS = 77
@@ -55,108 +52,76 @@ class StepMemory:
         return self.together.at(images) if passes == 1 else self.apart.at(images) + self.gradients
 
 
-def meta_model(base: LoadedModel, dtypes: Mapping[str, torch.dtype]) -> LoadedModel:
-    """The components named, of these dtypes, without memory."""
-    model = LoadedModel(base.identified, base.source, base.description)
-    for name, dtype in dtypes.items():
-        model.components[name] = _made(name, base.configs[name], dtype)
-    return model
+def training_step(
+    plan: Plan, dtypes: Mapping[str, torch.dtype], size: Size, *, every_block: bool = False
+) -> StepMemory:
+    """The step of a plan whose components are loaded as `dtypes` says, for images of `size`.
 
-
-def _made(component: str, config: Mapping[str, Any], dtype: torch.dtype) -> torch.nn.Module:
-    module = empty_module(component, config)
-    # diffusers' own `to` warns of what is none of our business
-    return torch.nn.Module.to(module, dtype=dtype).eval().requires_grad_(False)
-
-
-def _resting(base: LoadedModel, component: str, dtype: torch.dtype) -> torch.nn.Module:
-    """A component that is not changed by what is counted with it, made once."""
-    config = base.configs[component]
-    key = component, json.dumps(config, sort_keys=True, default=str), dtype
-    if key not in _rested:
-        _rested.clear()  # they weigh little, but a module has many parts
-        _rested[key] = _made(component, config, dtype)
-    return _rested[key]
-
-
-_rested: dict[tuple[str, str, torch.dtype], torch.nn.Module] = {}
-
-
-def training_step(plan: Plan, dtypes: Mapping[str, torch.dtype], size: Size) -> StepMemory:
-    """The step of a plan whose components are loaded as `dtypes` says, for images of `size`."""
-    trained_text = plan.trains_text
-    family = plan.base.identified.family
-    model = meta_model(plan.base, {name: dtypes[name] for name in family.components if name != "vae"})
-    if is_int8(plan.settings):
-        for name, module in model.components.items():
-            quantise(module, dtypes[name], torch.device("meta"))
-    weights = assembly.trained_weights(plan, model)
-    weights.ema = None
-    encoders = text.encoders_of(model.components, family) if trained_text else []
-    denoiser = Denoiser(model.components["unet"], encoders, family, plan.settings.model.clip_skip)
-    parameters = [parameter for *_, parameter in weights.parameters() if parameter.requires_grad]
+    `every_block`: blocks that do what their neighbours do are computed too, which says the same and takes longer.
+    """
+    denoiser = in_training(plan, dtypes)
+    images = telling([denoiser])
+    inputs = _inputs(plan, images, size, told=not plan.trains_text)
     narrow = None if plan.machine.mixed_precision == "no" else plan.machine.compute_dtype
-    live: list[list[int]] = []
-    without: list[list[int]] = []
-    gradients = 0
-    for images in IMAGES:
-        history = _History(denoiser, parameters, narrow)
-        history.step(_inputs(plan, images, size, told=not trained_text))
-        live.append(history.live)
-        without.append(history.without)
-        gradients = history.complete
-    return StepMemory(curve_of(live[0], live[1], IMAGES), curve_of(without[0], without[1], IMAGES), gradients)
+    if every_block or not STORAGES_ARE_NOTICED:  # there no part of a history is exact enough to be repeated
+        live, complete = _history(denoiser, inputs, narrow, images, [])
+    else:
+        with shortened(denoiser, blocks_twice(plan, denoiser)) as rows:
+            live, complete = _history(denoiser, inputs, narrow, images, rows)
+    without = [(fixed - done, each) for (fixed, each), (done, _) in zip(live, complete, strict=True)]
+    return StepMemory(curve_of(live), curve_of(without), complete[-1][0])
 
 
-class _History:
-    """One forward and backward pass: what is there after each operation, with complete gradients and without them."""
+def _history(
+    denoiser: nn.Module,
+    inputs: tuple[Any, ...],
+    narrow: torch.dtype | None,
+    images: int,
+    rows: list[Row],
+) -> tuple[list[Moment], list[Moment]]:
+    """One forward and backward pass: what is there after each operation, and how much of that is complete gradients."""
+    weights = [*denoiser.parameters(), *denoiser.buffers()]
+    marks: list[tuple[int, int]] = []  # after how many operations another gradient was complete, and its size
+    with counting(narrow, images) as (count, autocast):
+        for tensor in weights:
+            count.hold(tensor)
+        there = count.live
+        handles = [
+            tensor.register_post_accumulate_grad_hook(functools.partial(_note, count, marks))  # type: ignore[no-untyped-call]
+            for tensor in denoiser.parameters()
+            if tensor.requires_grad
+        ]
+        for row in rows:
+            row.watch(count)
+        prediction = denoiser(*inputs)
+        loss = functional.mse_loss(prediction.float(), torch.empty_like(prediction).float())
+        for row in rows:
+            row.forgotten(count, autocast)
+        autocast.end()
+        loss.backward()  # type: ignore[no-untyped-call]
+        count.note()
+    for handle in handles:
+        handle.remove()
+    for tensor in weights:
+        tensor.grad = None
+    live = [(size - there - images * each, each) for size, each in count.history]
+    parts = [part for row in rows for part in row.parts()]
+    return repeated(live, parts), repeated(_complete(marks, len(live)), parts)
 
-    def __init__(
-        self, denoiser: torch.nn.Module, parameters: Sequence[torch.Tensor], narrow: torch.dtype | None
-    ) -> None:
-        self._denoiser = denoiser
-        self._parameters = parameters
-        self._narrow = narrow
-        self.live: list[int] = []
-        self.without: list[int] = []
-        self.complete = 0
 
-    def step(self, inputs: tuple[Any, ...]) -> None:
-        with counting(self._narrow) as (count, autocast):
-            for tensor in (*self._denoiser.parameters(), *self._denoiser.buffers()):
-                count.hold(tensor)
-            there = count.live
-            marks: list[tuple[int, int]] = []  # after how many operations how much of gradients was complete
-            hooks = [
-                parameter.register_post_accumulate_grad_hook(  # type: ignore[no-untyped-call]
-                    functools.partial(self._note, count, marks)
-                )
-                for parameter in self._parameters
-            ]
-            prediction = self._denoiser(*inputs)
-            loss = functional.mse_loss(prediction.float(), torch.empty_like(prediction).float())
-            autocast.end()
-            loss.backward()  # type: ignore[no-untyped-call]
-            for hook in hooks:
-                hook.remove()
-        for parameter in self._parameters:
-            parameter.grad = None
-        self._split(count, there, marks)
+def _note(count: Count, marks: list[tuple[int, int]], parameter: torch.Tensor) -> None:
+    assert parameter.grad is not None
+    marks.append((len(count.history), count.hold(parameter.grad)))
 
-    def _note(self, count: Count, marks: list[tuple[int, int]], parameter: torch.Tensor) -> None:
-        assert parameter.grad is not None
-        self.complete += count.hold(parameter.grad)
-        marks.append((len(count.history), self.complete))
 
-    def _split(self, count: Count, there: int, marks: list[tuple[int, int]]) -> None:
-        complete, at = 0, iter([*marks, (len(count.history) + 1, 0)])
-        when, amount = next(at)
-        for number, live in enumerate(count.history):
-            while number >= when:
-                complete = amount
-                when, amount = next(at)
-            self.live.append(live - there)
-            self.without.append(live - there - complete)
+def _complete(marks: list[tuple[int, int]], operations: int) -> list[Moment]:
+    """How much of gradients was complete at each operation."""
+    found: list[Moment] = []
+    complete = 0
+    for when, size in marks:
+        found += [(complete, 0)] * (when - len(found))
+        complete += size
+    return found + [(complete, 0)] * (operations - len(found))
 
 
 def _inputs(plan: Plan, images: int, size: Size, *, told: bool) -> tuple[Any, ...]:
@@ -191,7 +156,7 @@ def sampling_step(
 
     `wanted`: its weights want gradients, so that autocast keeps what it casts.
     """
-    unet = _resting(base, "unet", dtype).requires_grad_(wanted)
+    unet = resting(base, "unet", dtype).requires_grad_(wanted)
     family = base.identified.family
 
     def predict(images: int) -> None:
@@ -203,12 +168,12 @@ def sampling_step(
             sizes = torch.empty(images, 6) if family.sized else None
         unet(seen, timestep, **unet_arguments(embeddings(base, images, dtype), sizes), return_dict=False)
 
-    return _forward_curve([unet], predict, narrow)
+    return _forward_curve(unet, predict, narrow, telling([unet]))
 
 
 def vae_pass(base: LoadedModel, dtype: torch.dtype, size: Size, *, decode: bool, tiled: bool = False) -> int:
     """The peak of encoding a picture, or of decoding one; they go one at a time."""
-    vae: Any = _resting(base, "vae", dtype)
+    vae = resting(base, "vae", dtype)
     use_tiles(vae, tiled)
 
     def work(images: int) -> None:
@@ -221,24 +186,15 @@ def vae_pass(base: LoadedModel, dtype: torch.dtype, size: Size, *, decode: bool,
             else:
                 vae.encode(torch.empty(images, 3, size[1], size[0], dtype=dtype))
 
-    return _forward_curve([vae], work, None, images=(1,)).at(1)
+    return _forward_curve(vae, work, None, 1).at(1)
 
 
 def _forward_curve(
-    modules: Sequence[torch.nn.Module],
-    work: Callable[[int], None],
-    narrow: torch.dtype | None,
-    images: tuple[int, ...] = IMAGES,
+    module: nn.Module, work: Callable[[int], None], narrow: torch.dtype | None, images: int
 ) -> Curve:
-    histories = []
-    for number in images:
-        with torch.no_grad(), counting(narrow) as (count, _):
-            for module in modules:
-                for tensor in (*module.parameters(), *module.buffers()):
-                    count.hold(tensor)
-            there = count.live
-            work(number)
-        histories.append([live - there for live in count.history])
-    if len(histories) == 1:
-        return Curve(((max(histories[0]), 0),))
-    return curve_of(histories[0], histories[1], IMAGES)
+    with torch.no_grad(), counting(narrow, images) as (count, _):
+        for tensor in (*module.parameters(), *module.buffers()):
+            count.hold(tensor)
+        there = count.live
+        work(images)
+    return curve_of((live - there - images * each, each) for live, each in count.history)

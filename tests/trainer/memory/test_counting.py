@@ -79,27 +79,22 @@ def test_attention_keeps_no_scores() -> None:
     assert torch.equal(functional.scaled_dot_product_attention(real, real, real), real), "torch's own is back"
 
 
-def test_forms_that_are_told_quickly_are_those_that_torch_tells() -> None:
-    operations = (
-        lambda x, w: functional.group_norm(x, 4, w, w),
-        lambda x, w: functional.layer_norm(x, x.shape[-1:], None, None),
-        lambda x, w: functional.silu(x) * x,
-        lambda x, w: functional.gelu(x) / 2 + x,
-        lambda x, w: functional.linear(x.flatten(1), x.flatten(1), w[: len(x)].new_empty(len(x))),
-    )
-    for operation in operations:
-        shapes = []
-        for device in ("meta", "cpu"):
-            x = torch.zeros(4, 8, 6, 6, device=device, requires_grad=True)
-            weight = torch.ones(8, device=device, requires_grad=True)
-            if device == "meta":
-                with counting():
-                    made = operation(x, weight)
-                    made.sum().backward()
-            else:
-                made = operation(x, weight)
-                made.sum().backward()
-            shapes.append(
-                (made.shape, made.dtype, x.grad.shape, None if weight.grad is None else weight.grad.shape)
-            )
-        assert shapes[0] == shapes[1]
+def test_what_is_there_for_each_image_is_told_apart() -> None:
+    with counting(images=37) as (count, _):
+        weight, activations = meta(1000), meta(37, 10)
+        assert count.history[-1] == (blocks(1000) + 37 * 40, 40)
+        del activations
+        count.note()
+        assert count.history[-1] == (blocks(1000), 0)
+    assert weight.numel() == 1000
+
+
+def test_what_autocast_kept_of_some_weights_is_dropped_before_its_end() -> None:
+    weights = [meta(256, 256).requires_grad_() for _ in range(2)]
+    with counting(torch.bfloat16) as (count, autocast), torch.no_grad():
+        for weight in weights:
+            count.hold(weight)
+            functional.linear(meta(1, 256), weight)
+        before = count.live
+        autocast.forget(weights[:1])
+        assert before - count.live == blocks(256 * 256, width=2)

@@ -6,7 +6,7 @@ import random
 
 import pytest
 
-from dreambooth.trainer.memory.curve import Curve, curve_of, upper
+from dreambooth.trainer.memory.curve import Curve, repeated, upper
 
 
 @pytest.mark.parametrize("seed", range(20))
@@ -20,17 +20,14 @@ def test_only_moments_that_are_never_the_largest_are_left_out(seed: int) -> None
             assert max(f + images * e for f, e in kept) == max(f + images * e for f, e in moments)
 
 
-def test_two_histories_give_the_peak_for_any_number() -> None:
-    fixed, each = [5, 100, 40, 0], [10, 2, 30, 0]
-    few, many = ([f + n * e for f, e in zip(fixed, each, strict=True)] for n in (2, 4))
-    curve = curve_of(few, many, (2, 4))
-    for images in (1, 2, 3, 4, 16):
-        assert curve.at(images) == max(f + images * e for f, e in zip(fixed, each, strict=True))
-
-
-def test_histories_of_other_operations_are_joined_by_their_largest_moments() -> None:
-    curve = curve_of([10, 30], [10, 20, 50], (2, 4))
-    assert curve == Curve(((10, 10),))
+def test_a_part_that_happens_more_often_adds_each_time_what_it_left() -> None:
+    one_block = [(10, 1), (14, 3), (12, 2), (9, 1)]  # leaves (2, 1) forward, takes it back later
+    others = repeated(one_block, [(1, 3, 2), (3, 4, 2)])
+    assert others == [
+        (10, 1), (14, 3), (12, 2), (16, 4), (14, 3), (18, 5), (16, 4),
+        (13, 3), (10, 2), (7, 1),
+    ]  # fmt: skip
+    assert repeated(one_block, []) == one_block
 
 
 def test_nothing_takes_nothing() -> None:

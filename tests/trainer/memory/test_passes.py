@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,9 @@ from dreambooth.trainer import text
 from dreambooth.trainer.convert import load_model
 from dreambooth.trainer.engine import Denoiser
 from dreambooth.trainer.machine import Machine
+from dreambooth.trainer.memory import passes
 from dreambooth.trainer.memory.counting import Count
+from dreambooth.trainer.memory.models import in_training, sharing, telling
 from dreambooth.trainer.memory.passes import sampling_step, training_step, vae_pass
 from dreambooth.trainer.memory.phases import CLASS_IMAGES, RESULT_SAMPLES, SAMPLES, Memory
 from dreambooth.trainer.plan import Plan, make_plan
@@ -55,10 +58,50 @@ def test_a_counted_step_asks_for_what_a_real_one_does(images: int, side: int, tm
     assert counted == pytest.approx(really_asked_for(images, side), rel=0.03)
 
 
+@pytest.mark.parametrize("images", [5, 13, 61])
+def test_one_count_tells_what_a_count_with_so_many_images_tells(
+    images: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan = on_a_card(planned(tmp_path))
+    told = (
+        training_step(plan, FLOAT, (128, 128)),
+        sampling_step(plan.base, torch.float32, None, (128, 128), wanted=False),
+    )
+    monkeypatch.setattr(passes, "telling", lambda modules: images)
+    exact = (
+        training_step(plan, FLOAT, (128, 128)),
+        sampling_step(plan.base, torch.float32, None, (128, 128), wanted=False),
+    )
+    for fused in (False, True):
+        peaks = [step.peak(images, passes=1, fused=fused) for step, _ in (told, exact)]
+        assert peaks[0] == pytest.approx(peaks[1], rel=0.002)
+    assert told[1].at(images) == pytest.approx(exact[1].at(images), rel=0.002)
+
+
+def test_a_number_of_images_that_divides_a_weight_tells_nothing() -> None:
+    weights = [torch.nn.Linear(37, 3, bias=False), torch.nn.Linear(41 * 43, 1)]
+    assert telling(weights) == 47
+
+
+def test_models_are_made_once_for_a_plan_and_kept_no_longer(tmp_path: Path) -> None:
+    plan = planned(tmp_path)
+    with sharing():
+        kept = in_training(plan, FLOAT)
+        twice = replace(plan.settings, training=replace(plan.settings.training, gradient_checkpointing="yes"))
+        assert in_training(replace(plan, settings=twice), FLOAT) is kept
+        assert kept.unet.is_gradient_checkpointing and kept.text_encoders[0]._checkpointing
+        assert in_training(plan, FLOAT) is kept
+        assert not kept.unet.is_gradient_checkpointing and not kept.text_encoders[0]._checkpointing
+        assert in_training(plan, dict.fromkeys(FLOAT, torch.bfloat16)) is not kept
+        assert not gc.isenabled()
+    assert gc.isenabled() and in_training(plan, FLOAT) is not kept
+
+
 def test_a_steps_memory_follows_images_passes_and_when_gradients_are_used(tmp_path: Path) -> None:
-    step = training_step(planned(tmp_path), FLOAT, (128, 128))
-    weights = sum(tensor.numel() for tensor in load_model(tiny.base()).components["unet"].parameters())
-    assert step.gradients > 4 * weights
+    plan = planned(tmp_path)
+    step = training_step(plan, FLOAT, (128, 128))
+    weights = sum(plan.trained.values())
+    assert 4 * weights <= step.gradients < 4.1 * weights
     assert step.peak(8, passes=1, fused=False) > step.peak(1, passes=1, fused=False) > step.gradients
     assert step.peak(1, passes=1, fused=True) < step.peak(1, passes=1, fused=False)
     assert step.peak(1, passes=2, fused=False) > step.peak(1, passes=1, fused=False)
