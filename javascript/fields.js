@@ -20,6 +20,9 @@
             return {value: entry.default};
         }
         const value = Number(/^-?\d+,\d+$/.test(text) ? text.replace(",", ".") : text);
+        if (Math.abs(value) > (entry.kind === "int" ? 2 ** 53 : Number.MAX_VALUE)) {
+            return {wrong: rangeText(entry) || db.t("This number is too large.")};
+        }
         if (!isFinite(value)) {
             return {wrong: db.t("This is not a number.")};
         }

@@ -95,9 +95,11 @@
         if (db.concepts.busy()) {
             return {text: db.t("The photos are on their way."), beginning: true};
         }
-        const empty = db.form.value.concepts.findIndex((concept) => !concept.instance_data_dir);
+        const all = db.form.value.concepts, empty = all.findIndex((concept) => !concept.instance_data_dir);
         if (empty >= 0) {
-            return {text: db.t("Drop some photos first, or name their folder."), beginning: true};
+            const text = all.length > 1 ? db.t("Concept {n} has no photos yet: drop some, or name their folder.", {n: empty + 1})
+                : db.t("Drop some photos first, or name their folder.");
+            return {text, show: all.length > 1 ? () => db.fields.reveal("concepts[" + empty + "].instance_data_dir") : null, beginning: true};
         }
         if (error) {
             return {text: db.sentences(error.text, error.remedy), where: error.where};
@@ -111,6 +113,10 @@
     function titleOf(where) {
         const place = db.fields.find(where);
         const label = place && place.root.querySelector("label");
+        const concept = /^concepts\[(\d+)\]/.exec(place ? place.where : "");
+        if (label && concept && db.form.value.concepts.length > 1) {
+            return db.t("Concept {n}", {n: Number(concept[1]) + 1}) + ", " + label.textContent;
+        }
         return label ? label.textContent : "";
     }
 
@@ -131,7 +137,7 @@
             found.where && titleOf(found.where) ? db.button(db.t("Show"), () => db.fields.reveal(found.where), {class: "dbt-link"}) : null,
             found.show ? db.button(db.t("Show"), found.show, {class: "dbt-link"}) : null),
             // the next training is prepared while one runs: what is wrong with it is said meanwhile
-            found.show && error ? db.h("div", {class: "dbt-note dbt-error"}, titled(error.where), db.sentences(error.text, error.remedy)) : null);
+            found.show && !found.beginning && error ? db.h("div", {class: "dbt-note dbt-error"}, titled(error.where), db.sentences(error.text, error.remedy)) : null);
     }
 
     const conceptsText = () => JSON.stringify(db.form.value.concepts);

@@ -13,7 +13,6 @@
     }
 
     const PARTS = {unet: "UNet", text_encoder: "text encoder", text_encoder_2: "second text encoder"};
-    const isAdapter = (file) => /[\\/]lora[\\/]/i.test(file.path);
     const isSingleFile = (file) => /\.(safetensors|ckpt)$/i.test(file.path);
 
     function promptBox() {
@@ -169,13 +168,13 @@
                 show(state) {
                     const files = filesOf(state);
                     const done = state.state === "finished";
-                    const now = JSON.stringify([files, done, state.result, done ? state.samples : null]);
+                    const now = JSON.stringify([files, done, state.adapter, state.result, done ? state.samples : null]);
                     if (now === key) {
                         return;
                     }
                     key = now;
                     root.hidden = !files.length;
-                    db.setText(title, done ? db.t("Result") : files.some(isAdapter) ? db.t("LoRA files so far") : db.t("Checkpoints so far"));
+                    db.setText(title, done ? db.t("Result") : state.adapter ? db.t("LoRA files so far") : db.t("Checkpoints so far"));
                     root.classList.toggle("dbt-done", done);
                     const change = changeText((state.result || {}).weight_change);
                     db.fill(body, db.h("ul", {class: "dbt-result-files"}, files.map((file) => fileRow(run, file, notice, file.final ? change : ""))),

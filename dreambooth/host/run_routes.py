@@ -100,6 +100,9 @@ def _add_watch_routes(router: APIRouter, shared: Services) -> None:
     def live(run: str, since: int | None = None) -> Any:
         folder = readable(run)
         found = shared.watcher.live(folder, since=since, url=_picture_url(run))
+        found["log"] = (
+            shared.photos.in_users_words("\n".join(found["log"])).split("\n") if found["log"] else []
+        )
         return Json({**found, "card": _card(shared, folder)}, headers={"Cache-Control": "no-store"})
 
     @router.get(

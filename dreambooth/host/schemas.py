@@ -159,6 +159,7 @@ class LiveAnswer(BaseModel):
     saved: dict[str, Any] | None = Field(None, description="the newest state: `{step, time}`")
     samples: list[dict[str, Any]] = Field([], description="`{step, index, prompt, seed, url}` each")
     exports: list[dict[str, Any]] = Field([], description="`{step, path, name, sha256}` each")
+    adapter: bool = Field(False, description="whether they are adapters, such as LoRA, and no checkpoints")
     warnings: list[str] = []
     error: Problem | None = None
     acks: list[str] = Field([], description="ids of commands that were obeyed")

@@ -33,6 +33,7 @@ LONGEST_NAMES = 4 << 20
 SUFFIXES = frozenset({*FORMATS.values(), ".jpeg"})
 NAMES = ".names.json"
 _OWN = r"[0-9a-f]{24}\.(?:jpg|png|webp|bmp)"
+_ANY_OWN = re.compile(_OWN)
 _OWN_NAME = re.compile(f"^{_OWN}$")
 
 
@@ -60,6 +61,7 @@ class Photos:
         self.root = root
         # what was stored last, by set and by the sender's name without ending: a caption may come in a later call
         self._stored: OrderedDict[tuple[Path, str], Path] = OrderedDict()
+        self._names: OrderedDict[str, str] = OrderedDict()  # those that were looked up in all sets
 
     def set_folder(self, name: str) -> Path:
         """The folder of a set; "" is a new one. Raises InputError for a name that is none of ours."""
@@ -92,6 +94,7 @@ class Photos:
             except InputError as error:
                 refused.append({"name": _shown(one.name), "why": f"{error.what}. {error.remedy}".strip()})
         _keep_names(folder, called)
+        self._names.clear()
         for stem, caption in captions.items():
             why = _keep_caption(caption, self._stored.get((folder, stem)))
             if why:
@@ -104,12 +107,27 @@ class Photos:
             self._stored.popitem(last=False)
 
     def in_users_words(self, text: str) -> str:
-        """A text of the trainer's in which photos of ours are called what their owner called them."""
+        """A text of the trainer's in which photos of ours are called what their owner called them, with their folder before
+        them or without."""
+        if not _ANY_OWN.search(text):
+            return text
         roots = "|".join(re.escape(str(root)) for root in {self.root, self.root.resolve()})
-        return re.sub(rf"(?:{roots})[\\/]([^\\/]+)[\\/]({_OWN})", self._called, text)
+        return re.sub(rf"(?:(?:{roots})[\\/]([^\\/\n]+)[\\/])?\b({_OWN})", self._called, text)
 
     def _called(self, found: re.Match[str]) -> str:
-        return called_in(self.root / found[1]).get(found[2], found[0])
+        if found[1]:
+            return called_in(self.root / found[1]).get(found[2], found[0])
+        if (
+            found[2] not in self._names
+        ):  # a name is made from the content: the same photo in another set is called the same
+            self._names[found[2]] = self._called_anywhere(found[2])
+            while len(self._names) > MOST_FILES:
+                self._names.popitem(last=False)
+        return self._names[found[2]] or found[0]
+
+    def _called_anywhere(self, name: str) -> str:
+        sets = sorted(path.parent for path in self.root.glob(f"*/{name}"))
+        return next((called for folder in reversed(sets) if (called := called_in(folder).get(name))), "")
 
     def is_own(self, folder: Path) -> bool:
         """Whether a folder is a set of ours, whose photos may be removed."""

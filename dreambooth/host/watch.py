@@ -16,8 +16,8 @@ from ..shared.runfolder import LastWord, RunFolder, last_word, read_result
 from .chart import Chart
 from .endings import Ending, tail
 
-BUDGET = 0.006  # seconds that a look may spend on reading; the rest is read at the next
-BLOCK = 32 * 1024
+BUDGET = 0.003  # seconds that a look may spend on reading; the rest is read at the next
+BLOCK = 16 * 1024
 ALL = 60.0
 LARGEST = 48_000  # bytes of an answer to a poll
 LOG_LINES = 20
@@ -206,6 +206,7 @@ class Watcher:
                 "saved": view.saved,
                 "samples": _samples(view, url, most=48, width=160),
                 "exports": list(view.exports.values())[-16:],
+                "adapter": bool(view.plan.get("adapter")),
                 "warnings": [_cut(text, 400) for text in view.warnings[-10:]],
                 "error": look.error and {name: _cut(text, 1000) for name, text in look.error.items()},
                 "acks": list(view.acks),

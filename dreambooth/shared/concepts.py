@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from .errors import InputError, concerning
+from .errors import InputError, concerning, quoted
 from .paths import is_from_windows
 from .text_files import read_text
 from .tolerant_json import BrokenJSON, loads
@@ -165,7 +165,9 @@ def concepts_from(value: object, *, where: str, folder: Path | None = None) -> C
         place = f"{where}, concept {number}"
         if not isinstance(entry, Mapping):
             raise InputError(
-                f"expected an object with names and values, found {entry!r}", where=place, remedy=_AN_EXAMPLE
+                f"expected an object with names and values, found {quoted(entry)}",
+                where=place,
+                remedy=_AN_EXAMPLE,
             )
         not_taken.update(dict.fromkeys(key for key in entry if key in NOT_TAKEN))
         concept = _concept(entry, place, folder, number - 1)
@@ -198,7 +200,7 @@ def _concept(entry: Mapping[str, object], place: str, folder: Path | None, index
         if key not in _FIELDS:
             nearest = difflib.get_close_matches(str(key), [*_FIELDS, *NOT_TAKEN], n=1)
             remedy = f"Did you mean {nearest[0]}?" if nearest else f"A concept has {', '.join(_FIELDS)}."
-            raise InputError(f"unknown name {key!r}", where=place, remedy=remedy)
+            raise InputError(f"unknown name {quoted(key)}", where=place, remedy=remedy)
         if given is not None:
             with concerning(f"concepts[{index}].{key}"):
                 values[key] = _checked(key, given, place)
@@ -210,7 +212,7 @@ def _concept(entry: Mapping[str, object], place: str, folder: Path | None, index
 def _checked(key: str, given: object, place: str) -> object:
     kind = _KINDS.get(key, str)
     wrong = InputError(
-        f"{given!r} is not {_A[kind]}",
+        f"{quoted(given)} is not {_A[kind]}",
         where=f"{place}, {key}",
         remedy=f"Write {_A[kind]}, or leave {key} out.",
     )
@@ -227,7 +229,7 @@ def _checked(key: str, given: object, place: str) -> object:
     lowest = _LOWEST.get(key, 0)
     if not lowest <= number < 1e9 or (kind is int and number != int(number)):
         raise InputError(
-            f"{given!r} is not {_A[kind]} of at least {lowest}",
+            f"{quoted(given)} is not {_A[kind]} of at least {lowest}",
             where=f"{place}, {key}",
             remedy=f"Write {_A[kind]} of at least {lowest}, or leave {key} out.",
         )

@@ -12,7 +12,6 @@ import difflib
 import math
 import os
 import re
-import reprlib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, get_type_hints
@@ -24,7 +23,7 @@ from omegaconf.errors import OmegaConfBaseException
 from .concepts import ConceptsFile, concepts_from, read_concepts
 from .db_config import PATH_KEYS as DB_PATHS
 from .db_config import from_db_config, is_db_config
-from .errors import InputError, concerning
+from .errors import InputError, concerning, quoted
 from .paths import is_from_windows
 from .settings import GROUPS, Settings
 from .settings_file import parse_yaml, read_file
@@ -41,8 +40,6 @@ _TYPE_NAMES = {
 _YES_OR_NO = frozenset(["yes", "no", "true", "false", "on", "off", "y", "n", "1", "0"])
 _TRUTH = {"true": "yes", "on": "yes", "y": "yes", "false": "no", "off": "no", "n": "no"}
 _LARGEST = 2**53  # the largest whole number that JavaScript and every JSON reader keep exactly
-_in_short = reprlib.Repr()
-_in_short.maxstring = _in_short.maxother = _in_short.maxlong = 80
 
 
 def groups() -> dict[str, type]:
@@ -246,13 +243,31 @@ def _assign(node: DictConfig, item: dataclasses.Field[Any], value: Any, where: s
         raise InputError(wrong, where=where, remedy=f"{_expected(item)}, or null for the default")
     if text in _EMPTY:
         return
+    if _kind(item) != "bool" and _is_too_large(text, _kind(item)):
+        raise _too_large(item, where, name)
     try:
         if _kind(item) == "bool" and text.lower() not in _YES_OR_NO:
             raise ValueError(text)
         OmegaConf.update(node, item.name, text if _kind(item) == "bool" else _number(text, _kind(item)))
     except (ValueError, OmegaConfBaseException) as error:
-        wrong = f"`{name}` cannot be {_in_short.repr(value)}"
+        wrong = f"`{name}` cannot be {quoted(value)}"
         raise InputError(wrong, where=where, remedy=_expected(item)) from error
+
+
+def _is_too_large(text: str, kind: str) -> bool:
+    """Whether text is a number beyond all that can be kept; `inf` is none."""
+    with contextlib.suppress(ValueError):
+        number = abs(float(text))
+        return (
+            number > _LARGEST
+            if kind == "int" and number < math.inf
+            else number == math.inf and "n" not in text
+        )
+    return False
+
+
+def _too_large(item: dataclasses.Field[Any], where: str, name: str) -> InputError:
+    return InputError(f"`{name}` is too large", where=where, remedy=_expected(item, largest=_LARGEST))
 
 
 def _number(text: str, kind: str) -> str | int:
@@ -267,10 +282,14 @@ def _number(text: str, kind: str) -> str | int:
     return int(number) if not plain and number.is_integer() else text
 
 
-def _expected(item: dataclasses.Field[Any]) -> str:
+def _expected(item: dataclasses.Field[Any], largest: int | None = None) -> str:
+    """What a setting takes; `largest` is where whole numbers end that have no maximum of their own."""
     if item.metadata.get("choices"):
         return f"choose one of {', '.join(item.metadata['choices'])}{other_text(item.metadata)}"
-    return f"give {_TYPE_NAMES[_kind(item)]}{range_text(item.metadata)}"
+    about = dict(item.metadata)
+    if about.get("maximum") is None and _kind(item) == "int":
+        about["maximum"] = largest
+    return f"give {_TYPE_NAMES[_kind(item)]}{range_text(about)}"
 
 
 def other_text(about: Mapping[str, Any]) -> str:
@@ -301,13 +320,14 @@ def check_value(item: dataclasses.Field[Any], value: Any, where: str, prefix: st
         fits = value in choices or bool(pattern and re.fullmatch(pattern, value))
     elif isinstance(value, (int, float)) and not isinstance(value, bool):
         low, high = about.get("minimum"), about.get("maximum")
-        largest = _LARGEST if isinstance(value, int) else math.inf
-        fits = abs(value) <= largest and (low is None or value >= low) and (high is None or value <= high)
+        if isinstance(value, int) and abs(value) > _LARGEST:
+            raise _too_large(item, where, name)
+        fits = (low is None or value >= low) and (high is None or value <= high)
         fits = fits and (isinstance(value, int) or math.isfinite(value))
     else:
         return
     if not fits:
-        wrong = f"`{name}` cannot be {_in_short.repr(value)}"
+        wrong = f"`{name}` cannot be {quoted(value)}"
         raise InputError(wrong, where=where, remedy=_expected(item))
 
 

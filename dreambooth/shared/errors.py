@@ -9,8 +9,17 @@ DreamboothError      something went wrong that is not the input's fault (exit co
 from __future__ import annotations
 
 import contextlib
+import reprlib
 from collections.abc import Iterator, Mapping
 from typing import Any
+
+_in_short = reprlib.Repr()
+_in_short.maxstring = _in_short.maxother = _in_short.maxlong = 80
+
+
+def quoted(value: object) -> str:
+    """A value as messages show it: text in quotes, no longer than a line, backslashes single as their owner wrote them."""
+    return _in_short.repr(value).replace("\\\\", "\\")
 
 
 class DreamboothError(Exception):

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from .errors import DreamboothError, InputError
+from .errors import DreamboothError, InputError, quoted
 
 APP_NAME = "dreambooth-trainer"
 _RESERVED = {"con", "prn", "aux", "nul", "conin$", "conout$"} | {
@@ -66,7 +66,7 @@ def check_file_name(name: str, *, setting: str) -> str:
     if problem:
         shown = name if len(name) <= 60 else f"{name[:60]}…"
         raise InputError(
-            f"{shown!r} {problem}", where=setting, remedy="choose another name, such as my-model"
+            f"{quoted(shown)} {problem}", where=setting, remedy="choose another name, such as my-model"
         )
     return name
 

@@ -31,7 +31,7 @@ from PIL import (
     WebPImagePlugin,
 )
 
-from dreambooth.shared.errors import InputError
+from dreambooth.shared.errors import InputError, quoted
 
 Size = tuple[int, int]  # width, height in pixels
 Colour = tuple[int, int, int]
@@ -184,7 +184,7 @@ def parse_colour(text: str, *, where: str = "background") -> Colour:
         red, green, blue = ImageColor.getrgb(text.strip())[:3]
     except ValueError:
         raise InputError(
-            f"{text!r} is not a colour", where=where, remedy="Give a name such as white, or #RRGGBB."
+            f"{quoted(text)} is not a colour", where=where, remedy="Give a name such as white, or #RRGGBB."
         ) from None
     return red, green, blue
 

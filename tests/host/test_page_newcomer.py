@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import pytest
-from fake_page import LIVE, MODELS, FakeWebUI
-from test_page import ON, PHOTO
+from fake_page import LIVE, MODELS, PLAN, FakeWebUI
+from test_page import ON, PHOTO, drop_photos
 
 
 def without_checkpoints(page, **answers) -> FakeWebUI:
@@ -151,3 +151,48 @@ def test_the_form_before_an_opened_one_can_be_put_back_and_an_opened_one_keeps_i
     page.click("#dbt_put_back")
     assert (rate(page), page.input_value("#dbt_f_output_name")) == ("2e-6", "mine")
     assert page.locator(".dbt-opened > *").count() == 0
+
+
+def test_the_page_shows_no_raw_backticks_and_a_button_in_place_of_a_command(page):
+    error = {
+        "text": "the disk is full",
+        "remedy": "make room; then `python3 -m dreambooth resume /r/me` begins",
+    }
+    live = {**LIVE, "state": "failed", "error": error}
+    note = "the model is itself the result of a training (`photo of sks dog`), so `resolution` is 64"
+    answers = {"GET runs/me/live": live, "POST plan": {**PLAN, "notes": [note]}}
+    FakeWebUI(page, active="me", answers=answers).open().active = ""
+    page.wait_for_selector("#dbt_resume")
+    assert "Make room; then “Resume” begins." in page.inner_text(".dbt-run-problem")
+    page.click("#dbt_nav_new")
+    drop_photos(page)
+    shown = page.inner_text(".dbt-plan .dbt-advice")
+    assert "(“photo of sks dog”)" in shown and "“Resolution” is 64" in shown
+
+
+def test_of_several_concepts_the_one_without_photos_is_named(page):
+    concepts = [{"instance_data_dir": "/a", "instance_prompt": "a"}, {"instance_prompt": "b"}]
+    webui = FakeWebUI(page, form={"concepts": concepts}).open()
+    page.wait_for_selector("#dbt_reason:has-text('Concept 2 has no photos yet')")
+    page.click("#dbt_reason button")
+    assert page.evaluate("document.activeElement.id") == "dbt_c1_instance_data_dir"
+    webui.answers["POST plan"] = (
+        400, {"error": {"text": "is empty", "where": "concepts[1].instance_prompt", "remedy": ""}},
+    )  # fmt: skip
+    page.fill("#dbt_c1_instance_data_dir", "/b")
+    page.wait_for_selector("#dbt_reason strong:has-text('Concept 2, Instance prompt')")
+
+
+@pytest.mark.parametrize(("adapter", "title"), [(True, "LoRA files so far"), (False, "Checkpoints so far")])
+def test_what_is_written_on_the_way_is_called_as_the_run_says_wherever_it_lies(page, adapter, title):
+    export = {"step": 5, "path": "/models/lora/me.safetensors", "name": "me.safetensors", "sha256": "a" * 64}
+    live = {**LIVE, "exports": [export], "adapter": adapter}
+    FakeWebUI(page, active="me", answers={"GET runs/me/live": live}).open()
+    page.wait_for_selector(f"#dbt_result h2:has-text('{title}')")
+
+
+def test_a_number_beyond_all_numbers_is_called_too_large(page):
+    FakeWebUI(page).open()
+    for typed in ("1e400", "1" + "0" * 30):
+        page.fill("#dbt_f_max_train_steps", typed)
+        page.wait_for_selector("[data-field=max_train_steps] .dbt-error-text:has-text('too large')")

@@ -381,6 +381,19 @@ def test_a_run_from_its_start_to_its_result_in_use(site):
     assert form["max_train_steps"] == 40 and "learning_rate" not in form, "as it was asked for"
 
 
+def test_a_runs_log_names_dropped_photos_as_their_owner_did(site):
+    one = site()
+    sent = one.client.post(
+        PREFIX + "/photos", files=[("files", ("holiday.png", picture(), "image/png"))]
+    ).json()
+    run = one.start(max_train_steps=2)
+    one.until(run, lambda live: live["state"] == "finished")
+    log = one.webui.data / "dreambooth" / "runs" / run / "log.txt"
+    with log.open("a", encoding="utf-8") as file:
+        file.write(f"image left out: {sent['path']}{os.sep}{sent['files'][0]['name']}: it is damaged\n")
+    assert one.live(run)["log"][-1] == "image left out: holiday.png: it is damaged"
+
+
 def test_a_second_run_is_refused_while_one_is_alive(site):
     one = site(FAKE_PACE="0.05")
     run = one.start()

@@ -155,6 +155,7 @@ def test_photos_are_shown_and_talked_of_by_the_names_their_owner_gave_them(photo
     said = f"An image cannot be used: {stored.files[0]}: it is damaged"
     again = Photos(photos.root)  # the WebUI was started anew
     assert again.in_users_words(said) == "An image cannot be used: tiny.png: it is damaged"
+    assert again.in_users_words(f"caching {stored.files[0].name} …") == "caching tiny.png …"
     strange = said.replace(stored.files[0].name, "0" * 24 + ".png")
     assert again.in_users_words(strange) == strange
 

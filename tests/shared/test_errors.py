@@ -4,7 +4,7 @@ import pickle
 
 import pytest
 
-from dreambooth.shared.errors import DreamboothError, InputError, RunFailed, StoppedByUser
+from dreambooth.shared.errors import DreamboothError, InputError, RunFailed, StoppedByUser, quoted
 
 
 @pytest.mark.parametrize(
@@ -32,3 +32,18 @@ def test_an_error_survives_the_way_from_one_process_to_another() -> None:
     error = pickle.loads(pickle.dumps(InputError("what", where="where", remedy="remedy")))
     assert type(error) is InputError
     assert (error.what, error.where, error.remedy) == ("what", "where", "remedy")
+
+
+@pytest.mark.parametrize(
+    ("value", "shown"),
+    [
+        ("C:\\x", "'C:\\x'"),
+        (r"\\server\photos", r"'\\server\photos'"),
+        (7, "7"),
+        (["C:\\x"], "['C:\\x']"),
+        ("two\nlines", r"'two\nlines'"),
+    ],
+)
+def test_a_value_is_quoted_as_its_owner_wrote_it(value: object, shown: str) -> None:
+    assert quoted(value) == shown
+    assert len(quoted("x" * 10_000)) < 100

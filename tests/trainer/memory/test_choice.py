@@ -146,6 +146,9 @@ def test_a_limit_that_nothing_fits_into_is_refused_with_the_smallest_that_would(
         in refused.value.what
     )
     assert "set vram_limit to 3.4 or more, or use " in refused.value.remedy
+    with pytest.raises(InputError) as refused:
+        choose(plan, asked, card(24, limit=0.1), works, MADE_UP)
+    assert refused.value.remedy == "set vram_limit to 3.4 or more", "nothing else would do"
     assert choose(plan, asked, card(24, limit=3.4), works, MADE_UP).fits, (
         "what is said to be enough is enough"
     )
