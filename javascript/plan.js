@@ -140,6 +140,10 @@
             found.show && !found.beginning && error ? db.h("div", {class: "dbt-note dbt-error"}, titled(error.where), db.sentences(error.text, error.remedy)) : null);
     }
 
+    /** A problem without the place that its field shows already. */
+    const placed = (problem) => (problem && db.fields.find(problem.where)
+        ? {...problem, text: String(problem.text).replace(/^concept \d+, \w+: /, "")} : problem);
+
     const conceptsText = () => JSON.stringify(db.form.value.concepts);
 
     async function ask() {
@@ -183,7 +187,7 @@
 
     function settle(found, problem, text) {
         asked = null;
-        error = problem;
+        error = placed(problem);
         askedFor = text;
         const concepts = (found || (problem || {}).more || {}).concepts;  // of the photos all is said, whatever else is wrong
         if (concepts && text) {
@@ -222,8 +226,8 @@
             db.show("live", run);
             db.runs.soon();
         } catch (problem) {
-            error = problem;
-            db.fields.showError(problem);
+            error = placed(problem);
+            db.fields.showError(error);
             db.failed(problem);
         }
         starting = false;

@@ -116,8 +116,9 @@
             return false;
         }
         db.form.setAll(values);
-        if (RATES.some((name) => changed.includes(name))) {
-            db.toast(db.t("The learning rates are now those that are usual for this kind of result."));
+        const rates = RATES.filter((name) => changed.includes(name)).map((name) => db.t(db.form.entries.get(name).label));
+        if (rates.length) {
+            db.toast(db.t("Now as is usual for this kind of result: {names}.", {names: rates.join(", ")}));
         }
         return true;
     }

@@ -110,7 +110,7 @@ def test_a_rate_that_a_preset_filled_in_goes_with_the_kind_although_other_settin
     page.fill("#dbt_f_max_train_steps", "700")
     page.select_option("#dbt_f_output_kind", "checkpoint")
     assert rate(page) == "2e-6" and page.input_value("#dbt_f_max_train_steps") == "700"
-    assert "usual for this kind" in page.inner_text(".dbt-toast")
+    assert "usual for this kind of result: Learning rate" in page.inner_text(".dbt-toast")
 
 
 def test_a_rate_of_an_opened_form_becomes_the_usual_one_with_another_kind_unless_it_was_typed(page):
@@ -196,3 +196,14 @@ def test_a_number_beyond_all_numbers_is_called_too_large(page):
     for typed in ("1e400", "1" + "0" * 30):
         page.fill("#dbt_f_max_train_steps", typed)
         page.wait_for_selector("[data-field=max_train_steps] .dbt-error-text:has-text('too large')")
+
+
+def test_a_problem_beside_its_field_does_not_name_the_field_again(page):
+    error = {"text": "concept 1, instance_prompt: is empty, and no photo has a caption", "remedy": "Say it"}
+    answer = (400, {"error": {**error, "where": "concepts[0].instance_prompt"}})
+    FakeWebUI(page, answers={"POST plan": answer}).open()
+    page.set_input_files("#dbt_c0_files", [PHOTO])
+    page.wait_for_selector("#dbt_reason .dbt-error")
+    told = "Is empty, and no photo has a caption. Say it."
+    assert page.inner_text("[data-field='concepts[0].instance_prompt'] .dbt-error-text") == told
+    assert page.inner_text("#dbt_reason").startswith(f"Instance prompt: {told}")
