@@ -36,10 +36,13 @@
             db.h("tr", {class: "dbt-memory-sum"}, db.h("td", {}, db.said(phase.name)), db.h("td", {}, gigabytes(phase.bytes, 2), " GB")),
             phase.lines.filter((line) => line.bytes >= GB / 200).map((line) => db.h("tr", {},
                 db.h("td", {}, db.said(line.text)), db.h("td", {}, gigabytes(line.bytes, 2), " GB")))]);
+        const ways = (memory.ways || []).map((way) => db.h("tr", {},
+            db.h("td", {}, db.h("code", {}, way.name + ": " + way.value), way.does ? db.h("span", {class: "dbt-help"}, db.said(way.does)) : null),
+            db.h("td", {}, way.asked ? db.t("as asked") : db.t("chosen"))));
         const before = facts.querySelector(".dbt-memory details");
         return [db.h("dt", {}, db.t("Memory")), db.h("dd", {class: "dbt-memory"}, text,
             memory.fits ? null : db.h("span", {class: "dbt-error-text"}, " ", db.t("may not fit")),
-            db.accordion(db.t("What each phase takes"), {open: Boolean(before && before.open)}, db.h("table", {}, rows)))];
+            db.accordion(db.t("What each phase takes"), {open: Boolean(before && before.open)}, db.h("table", {}, rows, ways)))];
     }
 
     function draw() {

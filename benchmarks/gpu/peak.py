@@ -23,7 +23,7 @@ from rig import Bench
 LEAST: dict[str, Any] = {
     "mixed_precision": "bf16",
     "weights_dtype": "bfloat16",
-    "fused_backward": True,
+    "fused_backward": "yes",
     "gradient_checkpointing": "yes",
     "optimizer": "adamw8bit",
 }

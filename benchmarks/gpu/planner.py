@@ -19,7 +19,7 @@ from typing import Any
 
 import rig
 
-from dreambooth.trainer.memory.choice import PLAIN
+from dreambooth.trainer.memory.ways import PLAIN
 
 BELOW, ABOVE = 0.95, 1.10
 LIMITS = (6, 8, 10, 12, 16, 24)

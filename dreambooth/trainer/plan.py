@@ -28,14 +28,16 @@ from dreambooth.trainer.eightbit import Verdict
 from dreambooth.trainer.eightbit.instead import check_8bit, eight_bit_verdict
 from dreambooth.trainer.expected import Expected, expect, likeness
 from dreambooth.trainer.export_file import yaml_beside
+from dreambooth.trainer.families import TITLES
 from dreambooth.trainer.images import parse_colour
 from dreambooth.trainer.int8 import NOTE as INT8_NOTE
 from dreambooth.trainer.int8 import is_int8, with_base_precision
 from dreambooth.trainer.looks import look_at
 from dreambooth.trainer.machine import Machine
-from dreambooth.trainer.memory.choice import Choice, choose, plain
+from dreambooth.trainer.memory.choice import Choice, choose
 from dreambooth.trainer.memory.models import sharing
 from dreambooth.trainer.memory.room import room_on
+from dreambooth.trainer.memory.ways import plain
 from dreambooth.trainer.model_size import model_size
 from dreambooth.trainer.optimizer_rules import (
     check_fused_backward,
@@ -54,7 +56,6 @@ from dreambooth.trainer.tokenizer import default_tokenizer
 from dreambooth.trainer.trackers import check_trackers
 
 _LEAST_SIDE, _LARGEST_SIDE = 64, 2048
-TITLES = {"unet": "UNet", "text_encoder": "text encoder", "text_encoder_2": "second text encoder"}
 
 
 @dataclass(frozen=True)

@@ -60,14 +60,14 @@ def _prior_text(plan: Plan, found: int, missing: int) -> str:
 
 
 def _memory_lines(plan: Plan) -> list[str]:
-    """Each phase's sum, and of the fullest one what it is made of."""
+    """Each phase's sum, of the fullest one what it is made of, and the settings that made it so."""
     memory = plan.memory
     if memory is None:
         return []
     room, fullest = memory.room, memory.fullest
     share = "allowed" if room.limit and room.limit <= room.free else "free"
     lines = [
-        f"Memory     {'' if memory.fits else 'MAY NOT FIT: '}{_gb(fullest.bytes)} at most, in {fullest.name}; "
+        f"Memory     {'fits' if memory.fits else 'MAY NOT FIT'}: {_gb(fullest.bytes)} at most, in {fullest.name}; "
         f"{_gb(room.allowed)} of {room.of} are {share}, "
         f"{_gb(room.usable)} counted on"
     ]
@@ -75,6 +75,9 @@ def _memory_lines(plan: Plan) -> list[str]:
         lines.append(f"           {_gb(phase.bytes):>9}  {phase.name}")
         if phase is fullest:
             lines += [f"           {'':>9}  {_gb(line.bytes):>9}  {line.text}" for line in phase.lines]
+    for way in memory.ways:
+        whose, does = "as asked" if way.asked else "chosen", f" ({way.does})" if way.does else ""
+        lines.append(f"           {whose:>9}  {way.name}: {way.value}{does}")
     return lines
 
 

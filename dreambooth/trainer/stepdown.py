@@ -23,8 +23,8 @@ from dreambooth.shared.errors import RunFailed
 from dreambooth.shared.events import Emit
 from dreambooth.shared.paths import write_json
 from dreambooth.shared.settings import Settings
+from dreambooth.trainer.memory.remedies import what_a_run_leaves
 from dreambooth.trainer.objectives import Losses
-from dreambooth.trainer.optimizer_table import kind_of
 from dreambooth.trainer.optimizers import Stepper
 from dreambooth.trainer.processes import ALONE, Processes
 from dreambooth.trainer.tiles import TILE
@@ -143,24 +143,6 @@ def tiles_help(settings: Settings, side: int) -> bool:
     return settings.images.vae_tiling != "yes" and side > TILE
 
 
-def what_helps(settings: Settings) -> str:
-    """What would make a run smaller that has come to its last rung, as settings; what is set already is left out."""
-    training = settings.training
-    kind = kind_of(training.optimizer)
-    whole = settings.result.output_kind in ("checkpoint", "diffusers")
-    able = (
-        (training.train_text_encoder, "train_text_encoder: no"),
-        (whole and not kind.eight_bit, "optimizer: adamw8bit"),
-        (whole and kind.fused_backward and training.fused_backward != "yes", "fused_backward: yes"),
-        (whole and training.weights_dtype == "float32", "weights_dtype: bfloat16"),
-        (training.use_ema, "use_ema: no"),
-        (not settings.images.cache_latents, "cache_latents: yes"),
-        (whole, "output_kind: lora"),
-        (True, "a lower resolution"),
-    )
-    return ", ".join(text for holds, text in able if holds)
-
-
 class GoBack(Exception):
     """A step that may have reached some of the weights cannot be made again."""
 
@@ -252,7 +234,7 @@ class SteppingDown:
             when = ", with gradient_checkpointing on and one image at a time"
         return RunFailed(
             where + when,
-            remedy=f"what would help: {what_helps(self._settings)}, or that other programs leave the card",
+            remedy=f"what would help: {what_a_run_leaves(self._settings)}, or that other programs leave the card",
         )
 
     def _together(self, where: str, rung: Rung) -> RunFailed:

@@ -17,7 +17,7 @@ from training_rig import Rig, make_rig
 from watching import at_event, events, is_finite, run_in, same_tensors
 
 from dreambooth.shared.errors import InputError, RunFailed
-from dreambooth.shared.settings import PriorSettings, ResultSettings, Settings, TrainingSettings
+from dreambooth.shared.settings import PriorSettings, Settings, TrainingSettings
 from dreambooth.trainer import class_images, previews
 from dreambooth.trainer.checkpointing import checkpoint_units
 from dreambooth.trainer.engine import Denoiser
@@ -33,7 +33,6 @@ from dreambooth.trainer.stepdown import (
     next_rung,
     read_rungs,
     stepped_down,
-    what_helps,
 )
 
 FULL = torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.\nGPU 0 has 8 GiB")
@@ -133,15 +132,6 @@ def test_rungs_add_up_in_the_runs_folder(tmp_path):
 def test_a_file_that_says_nothing_is_no_rung(tmp_path, content):
     (tmp_path / NAME).write_text(content)
     assert read_rungs(tmp_path) == {}
-
-
-def test_what_helps_leaves_out_what_is_so_already():
-    said = what_helps(given(train_text_encoder=False))
-    assert "train_text_encoder" not in said and "adamw8bit" in said and "fused_backward" in said
-    small = replace(
-        given(optimizer="adamw8bit", train_text_encoder=False), result=ResultSettings(output_kind="lora")
-    )
-    assert what_helps(small) == "a lower resolution"
 
 
 # ---- a step ------------------------------------------------------------------------------------------------------

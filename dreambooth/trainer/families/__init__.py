@@ -8,6 +8,13 @@ from typing import Literal
 
 PredictionType = Literal["epsilon", "v_prediction"]
 PREDICTION_TYPES: tuple[PredictionType, ...] = ("epsilon", "v_prediction")
+# What a model's components are called where people read of them
+TITLES = {
+    "unet": "UNet",
+    "text_encoder": "text encoder",
+    "text_encoder_2": "second text encoder",
+    "vae": "VAE",
+}
 
 
 @dataclass(frozen=True)

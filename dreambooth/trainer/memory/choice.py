@@ -15,27 +15,27 @@ from typing import TYPE_CHECKING, Any
 from dreambooth.shared.errors import InputError
 from dreambooth.shared.settings import Settings
 from dreambooth.trainer.checkpointing import units_of
-from dreambooth.trainer.memory.phases import RESULT_SAMPLES, SAMPLES, Memory, Phase
+from dreambooth.trainer.memory.phases import RESULT_SAMPLES, SAMPLES, TRAINING, Memory, Phase
+from dreambooth.trainer.memory.remedies import what_a_plan_leaves
 from dreambooth.trainer.memory.room import GB, Room
+from dreambooth.trainer.memory.ways import (
+    IN_PARTS,
+    PLAIN,
+    Way,
+    images_of,
+    left_open,
+    value_of,
+    ways_of,
+    with_ways,
+)
 from dreambooth.trainer.optimizer_rules import check_fused_backward, check_weights_dtype
 from dreambooth.trainer.tiles import TILE
 
 if TYPE_CHECKING:
     from dreambooth.trainer.plan import Plan
 
-# What the choices come to where memory is no matter
-PLAIN = {
-    "optimizer": "adamw",
-    "weights_dtype": "float32",
-    "fused_backward": "no",
-    "gradient_checkpointing": "no",
-    "base_precision": "full",
-    "vae_tiling": "no",
-}
-# Where they stand among the settings, if not with the training's
 # Adapters, a frozen text encoder and small pictures save that many times what they leave; below that only room helps
 MOST_TO_BE_SAVED = 4
-GROUPS = {"base_precision": "model", "vae_tiling": "images"}
 # The price of each way, as a share of a plain step's time. Computing everything twice in the forward pass is a third of
 # a step's arithmetic (facts: 3.00 against 2.41 TFLOP for SD1.5), half as many images at once wait longer for Python.
 # The others cost little time: their price is that a step is not quite the plain one. After 300 steps on the small base
@@ -56,13 +56,14 @@ PARTS = 4
 @dataclass(frozen=True)
 class Choice:
     """`settings` with nothing left open, `phases` of the run with them, and whether they fit; `notes` say what was chosen
-    and why."""
+    and why, `ways` what was asked for and what was chosen of all that memory depends on."""
 
     settings: Settings
     phases: tuple[Phase, ...]
     room: Room
     fits: bool
     notes: tuple[str, ...] = ()
+    ways: tuple[Way, ...] = ()
 
     @property
     def fullest(self) -> Phase:
@@ -82,19 +83,8 @@ class Choice:
             "allowed": self.room.allowed,
             "usable": self.room.usable,
             "fits": self.fits,
+            "ways": [way.as_json() for way in self.ways],
         }
-
-
-def plain(settings: Settings) -> Settings:
-    """The settings with what they come to where memory is no matter."""
-    return _with(
-        settings, {name: value for name, value in PLAIN.items() if value_of(settings, name) == "auto"}
-    )
-
-
-def value_of(settings: Settings, name: str) -> Any:
-    """What one of the choices is set to."""
-    return getattr(getattr(settings, GROUPS.get(name, "training")), name)
 
 
 def phases_of(plan: Plan, usable: int) -> list[Phase]:
@@ -136,7 +126,8 @@ def choose(
             _refuse(found, asked)
             notes = (_too_much(found, asked),)
         found = replace(found, phases=phases)
-    return replace(found, notes=(*_notes(found, asked, plan.settings), *notes))
+    notes = (*_chosen(found, plan.settings), *_parts_in_vain(plan, found, asked, scale), *notes)
+    return replace(found, notes=notes, ways=ways_of(replace(plan, settings=found.settings), asked))
 
 
 def _without_samples(
@@ -176,7 +167,7 @@ def _weighed(
     plan: Plan, ways: dict[str, Any], room: Room, scale: Scale, *, nothing_less: Choice | None
 ) -> Choice | None:
     """A candidate with its phases; None if it cannot fit, nor be the smallest, whatever its passes take."""
-    settings = _with(plan.settings, ways)
+    settings = with_ways(plan.settings, ways)
     tried = replace(plan, settings=settings)
     if nothing_less is not None and scale.least(tried) > max(room.usable, nothing_less.fullest.bytes):
         return None
@@ -193,7 +184,7 @@ def _smaller(one: Choice | None, other: Choice | None) -> Choice | None:
 def _may_be_taken(plan: Plan, ways: dict[str, Any], works: Callable[[str], bool]) -> bool:
     """Whether settings go together, and the optimizer does here."""
     optimizer = ways.get("optimizer", "")
-    return _possible(_with(plan.settings, ways), plan) and (optimizer != "adamw8bit" or works(optimizer))
+    return _possible(with_ways(plan.settings, ways), plan) and (optimizer != "adamw8bit" or works(optimizer))
 
 
 # ---- candidates ------------------------------------------------------------------------------------------------------
@@ -208,28 +199,24 @@ def _by_price(plan: Plan, asked: Settings) -> Iterator[dict[str, Any]]:
         )
     ]
     units = units_of(plan.base)
-    yield from sorted(ways, key=lambda one: _price(one, units, _images(plan.settings)))
+    yield from sorted(ways, key=lambda one: _price(one, units, images_of(plan.settings)))
 
 
 def _checkpointings(plan: Plan, asked: Settings) -> list[tuple[str, Any]]:
-    if asked.training.gradient_checkpointing != "auto":
+    if not left_open(asked, "gradient_checkpointing"):
         return [("", None)]
     units = units_of(plan.base)
     counts = sorted({math.ceil(units * part / PARTS) for part in range(PARTS + 1)})
     return [("gradient_checkpointing", {0: "no", units: "yes"}.get(count, str(count))) for count in counts]
 
 
-def _images(settings: Settings) -> int:
-    return settings.training.train_batch_size * (2 if settings.prior.prior_loss_weight > 0 else 1)
-
-
 def _batches(plan: Plan, asked: Settings) -> list[tuple[str, Any]]:
     """All images of a batch at once, half of them, and so on."""
-    images = _images(plan.settings)
-    if asked.training.forward_batch_size:
+    images = images_of(plan.settings)
+    if not left_open(asked, IN_PARTS):
         return [("", None)]
     halves = dict.fromkeys(math.ceil(images / 2**power) for power in range(images.bit_length() + 1))
-    return [("forward_batch_size", 0 if count == images else count) for count in halves]
+    return [(IN_PARTS, 0 if count == images else count) for count in halves]
 
 
 def _on_or_off(plan: Plan, asked: Settings) -> list[list[tuple[str, Any]]]:
@@ -246,14 +233,14 @@ def _on_or_off(plan: Plan, asked: Settings) -> list[list[tuple[str, Any]]]:
     return [
         [(name, value) for value in (PLAIN[name], *values)]
         for name, values, counts in sparing
-        if counts and value_of(asked, name) == "auto"
+        if counts and left_open(asked, name)
     ]
 
 
 def _price(ways: dict[str, Any], units: int, images: int) -> float:
     count = ways.get("gradient_checkpointing", "no")
     checkpointed = {"no": 0, "yes": units}.get(count, 0) if not count.isdecimal() else int(count)
-    at_once = ways.get("forward_batch_size") or images
+    at_once = ways.get(IN_PARTS) or images
     return (
         CHECKPOINTING * checkpointed / max(1, units)
         + HALVING * math.log2(images / at_once)
@@ -263,15 +250,6 @@ def _price(ways: dict[str, Any], units: int, images: int) -> float:
         + NARROW_WEIGHTS * (ways.get("weights_dtype") == "bfloat16")
         + NARROW_BASE * (ways.get("base_precision") == "int8")
         + TILES * (ways.get("vae_tiling") == "yes")
-    )
-
-
-def _with(settings: Settings, ways: dict[str, Any]) -> Settings:
-    groups: dict[str, dict[str, Any]] = {}
-    for name, value in ways.items():
-        groups.setdefault(GROUPS.get(name, "training"), {})[name] = value
-    return replace(
-        settings, **{group: replace(getattr(settings, group), **own) for group, own in groups.items()}
     )
 
 
@@ -287,11 +265,11 @@ def _possible(settings: Settings, plan: Plan) -> bool:
 # ---- what is said ----------------------------------------------------------------------------------------------------
 
 
-def _notes(choice: Choice, asked: Settings, plain: Settings) -> tuple[str, ...]:
+def _chosen(choice: Choice, plain: Settings) -> tuple[str, ...]:
     """What was chosen that is not plain."""
     said = [
         f"{name}: {value_of(choice.settings, name)}"
-        for name in (*PLAIN, "forward_batch_size")
+        for name in (*PLAIN, IN_PARTS)
         if value_of(choice.settings, name) != value_of(plain, name)
     ]
     if not said:
@@ -300,6 +278,25 @@ def _notes(choice: Choice, asked: Settings, plain: Settings) -> tuple[str, ...]:
         f"{', '.join(said)} (auto, so that it fits: {_gb(choice.room.allowed)} GB of {choice.room.of} are "
         f"{'allowed' if _limited(choice.room) else 'free'}); set them yourself to have it otherwise",
     )
+
+
+def _parts_in_vain(plan: Plan, choice: Choice, asked: Settings, scale: Scale) -> tuple[str, ...]:
+    """A batch that was to go through in parts, and takes no less so: all gradients are kept from part to part."""
+    if asked.training.forward_batch_size in range(1, images_of(choice.settings)):
+        at_once = replace(plan, settings=with_ways(choice.settings, {IN_PARTS: 0}))
+        whole = _training(scale.phases(at_once, choice.room.usable))
+        parts = _training(choice.phases)
+        if parts >= whole:
+            return (
+                f"forward_batch_size: {asked.training.forward_batch_size} saves no memory here: training takes "
+                f"{_gb(parts)} GB with it and {_gb(whole)} GB with the whole batch at once, since all gradients are kept "
+                "from part to part; 0 is quicker",
+            )
+    return ()
+
+
+def _training(phases: Sequence[Phase]) -> int:
+    return next(phase.bytes for phase in phases if phase.name == TRAINING)
 
 
 def _limited(room: Room) -> bool:
@@ -311,7 +308,7 @@ def _too_much(choice: Choice, asked: Settings) -> str:
     return (
         f"this may not fit: {fullest.name} needs about {_gb(fullest.bytes)} GB, and of the {_gb(room.allowed)} GB of "
         f"{room.of} that are {'allowed' if _limited(room) else 'free'} {_gb(room.usable)} can be counted on; "
-        f"{remedies(choice.settings, asked)}"
+        f"{what_a_plan_leaves(choice.settings, asked)}"
     )
 
 
@@ -332,7 +329,7 @@ def _refuse(smallest: Choice, asked: Settings) -> None:
     there = (
         f"{room.of} has {_gb(room.total)} GB" if beyond_card else f"vram_limit allows {room.limit / GB:g} GB"
     )
-    help_ = remedies(smallest.settings, asked)
+    help_ = what_a_plan_leaves(smallest.settings, asked)
     enough = f"set vram_limit to {room.limit_for(need.bytes):g} or more"
     if need.bytes <= MOST_TO_BE_SAVED * room.limit:
         enough = f"{enough}, or {help_}"
@@ -341,18 +338,6 @@ def _refuse(smallest: Choice, asked: Settings) -> None:
         where="model" if beyond_card else "vram_limit",
         remedy=help_ if beyond_card else enough,
     )
-
-
-def remedies(settings: Settings, asked: Settings) -> str:
-    """What a user can give up so that it takes less."""
-    fixed = [name for name, value in PLAIN.items() if value_of(asked, name) == value]
-    given = [
-        (bool(fixed), f"{', '.join(fixed)}: auto"),
-        (settings.training.train_text_encoder, "train_text_encoder: no"),
-        (settings.result.output_kind in ("checkpoint", "diffusers"), "output_kind: lora"),
-        (True, "a smaller resolution"),
-    ]
-    return "use " + ", or ".join(text for holds, text in given if holds)
 
 
 def _gb(size: int) -> str:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from dreambooth.trainer.families import TITLES
 from dreambooth.trainer.int8 import int8_weights, is_int8
 from dreambooth.trainer.machine import DTYPES
 from dreambooth.trainer.memory.passes import StepMemory, sampling_step, training_step, vae_pass
@@ -20,7 +21,12 @@ from dreambooth.trainer.sizes import largest_tensor, optimizer_bytes, parameters
 if TYPE_CHECKING:
     from dreambooth.trainer.plan import Plan
 
-CLASS_IMAGES, SAMPLES, RESULT_SAMPLES = "class images", "samples", "the result's samples"
+CLASS_IMAGES, TRAINING, SAMPLES, RESULT_SAMPLES = (
+    "class images",
+    "training",
+    "samples",
+    "the result's samples",
+)
 GUIDED = 2  # forward passes of a sampling step, which go together: with the prompt and without
 # cuBLAS keeps 8 to 32 MiB for each of two threads, cuDNN's convolutions what they ask for
 _WORKSPACE = {"cuda": 256 * 2**20, "mps": 256 * 2**20, "cpu": 0}
@@ -118,7 +124,7 @@ class Memory:
 
     def _weights(self, component: str, dtype: torch.dtype, what: str = "") -> Line:
         count = parameters(self._plan.base, component)
-        return Line(f"{_TITLES[component]}{what}, {_short(dtype)}", count * dtype.itemsize)
+        return Line(f"{TITLES[component]}{what}, {_short(dtype)}", count * dtype.itemsize)
 
     def _loaded(self, component: str) -> Line:
         """A component as it is trained, or rests while others are."""
@@ -128,7 +134,7 @@ class Memory:
         if not is_int8(self._plan.settings):
             return self._weights(component, dtype)
         count, narrow = parameters(self._plan.base, component), int8_weights(self._plan.base, component)
-        return Line(f"{_TITLES[component]}, int8", narrow + (count - narrow) * dtype.itemsize)
+        return Line(f"{TITLES[component]}, int8", narrow + (count - narrow) * dtype.itemsize)
 
     def _trained_dtype(self, component: str) -> torch.dtype:
         if self._whole and component in self._plan.trained:
@@ -246,7 +252,7 @@ class Memory:
         stepping = (0 if fused else step.gradients) + self._stepping()
         some = f"{images} image{'s' if images > 1 else ''} at once"
         what = "forward and backward pass" if fused else "gradients, forward and backward pass"
-        return Phase("training", (*self._resident(), Line(f"{what}, {some}", max(peak, stepping))))
+        return Phase(TRAINING, (*self._resident(), Line(f"{what}, {some}", max(peak, stepping))))
 
     def _stepping(self) -> int:
         """What the optimizer's step makes of the tensor at hand."""
@@ -290,9 +296,6 @@ class Memory:
 
 
 _known: dict[str, Any] = {}
-_TITLES = {
-    "unet": "UNet", "text_encoder": "text encoder", "text_encoder_2": "second text encoder", "vae": "VAE",
-}  # fmt: skip
 
 
 def _short(dtype: torch.dtype) -> str:

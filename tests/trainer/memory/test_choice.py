@@ -16,9 +16,10 @@ from dreambooth.shared.errors import InputError
 from dreambooth.shared.settings import Settings
 from dreambooth.trainer.checkpointing import units_of
 from dreambooth.trainer.machine import Machine
-from dreambooth.trainer.memory.choice import PLAIN, Scale, choose, plain, value_of
+from dreambooth.trainer.memory.choice import Scale, choose
 from dreambooth.trainer.memory.phases import Line, Phase
 from dreambooth.trainer.memory.room import GB, Room
+from dreambooth.trainer.memory.ways import PLAIN, plain, value_of
 from dreambooth.trainer.plan import make_plan
 
 FIXED, OPTIMIZER, GRADIENTS, KEPT = 3, 7, 4, 6  # in GB, of a run that is made up
@@ -189,6 +190,46 @@ def test_the_plan_of_a_run_has_its_memory_in_numbers_and_in_words(tmp_path: Path
     text = plan.text()
     assert "of this computer's memory are free" in text and "counted on" in text
     assert all(line["text"] in text for line in memory["phases"][names.index("training")]["lines"])
+    assert "Memory     fits: " in text
+
+
+def test_what_was_asked_for_stands_in_the_plan_beside_what_was_chosen(tmp_path: Path) -> None:
+    plan = make_plan(
+        load_settings(
+            tiny.config(tmp_path, optimizer="adafactor", gradient_checkpointing="3", forward_batch_size=1)
+        )
+    )
+    units = units_of(plan.base)
+    text = plan.text()
+    for line in (
+        "as asked  optimizer: adafactor (it keeps 0.00 GB)",
+        f"as asked  gradient_checkpointing: 3 (3 of the UNet's {units} blocks are computed twice instead of kept)",
+        "as asked  forward_batch_size: 1 (1 of a step's 2 images go through the model at once)",
+    ):
+        assert line in text
+    assert "chosen" not in text, "what is plain by itself is not worth a line"
+    assert [way["name"] for way in plan.as_event()["memory"]["ways"]] == [
+        "optimizer", "gradient_checkpointing", "forward_batch_size",
+    ]  # fmt: skip
+
+
+def test_what_was_chosen_is_told_from_what_was_asked(tmp_path: Path) -> None:
+    asked, plan = asked_and_plan(tmp_path, optimizer="adamw", prior_loss_weight=0)
+    choice = choose(plan, asked, card(12, total=24), works, MADE_UP)
+    ways = {way.name: way.asked for way in choice.ways}
+    assert ways.pop("optimizer") is True
+    assert ways and not any(ways.values()) and set(ways) | {"optimizer"} >= set(set_apart(choice.settings))
+
+
+def test_a_batch_in_parts_that_takes_no_less_is_said_to(tmp_path: Path) -> None:
+    """All of a step's gradients are kept from part to part, which is more than a small image's activations."""
+    plan = make_plan(load_settings(tiny.config(tmp_path, forward_batch_size=1)))
+    (note,) = [note for note in plan.notes if note.startswith("forward_batch_size: 1 saves no memory here")]
+    assert "0 is quicker" in note
+    larger = make_plan(
+        load_settings(tiny.config(tmp_path, resolution=512, train_batch_size=4, forward_batch_size=1))
+    )
+    assert not [note for note in larger.notes if note.startswith("forward_batch_size")]
 
 
 def test_a_limit_below_what_is_needed_is_refused_before_anything_is_written(tmp_path: Path) -> None:
