@@ -161,7 +161,7 @@ class Encoding:
 
     @cached_property
     def _chunks(self) -> int:
-        """The number of 75-token chunks that all captions of the run get: what the longest needs."""
+        """The number of 75-token chunks that all captions of the run get."""
         limit = self.settings.captions.max_prompt_chunks
         prompts = {item.prompt for item in self.data.items}
         cut = sum(text.tokens_cut(self.tokenizer, prompt, limit) > 0 for prompt in prompts)
@@ -170,7 +170,7 @@ class Encoding:
                 "warning",
                 text=f"captions longer than {limit * text.CONTENT} tokens are cut there: {cut} of {len(prompts)}",
             )
-        return min(limit, max(text.count_chunks(self.tokenizer, prompt) for prompt in prompts))
+        return text.chunks_for(self.tokenizer, prompts, limit)
 
     def _tokenize(self, prompt: str) -> torch.Tensor:
         rules, limit = self.model.identified.family, self.settings.captions.max_prompt_chunks

@@ -52,6 +52,7 @@ from dreambooth.trainer.plan_text import plan_text
 from dreambooth.trainer.rates import with_rates
 from dreambooth.trainer.sizes import optimizer_bytes, parameters, planned_files
 from dreambooth.trainer.survey import Survey, check_prompts, survey
+from dreambooth.trainer.text import chunks_for
 from dreambooth.trainer.tokenizer import default_tokenizer
 from dreambooth.trainer.trackers import check_trackers
 
@@ -63,7 +64,7 @@ class Plan:
     """What a run will do. `settings` are resolved: names, folders and the number of steps are filled in.
 
     `trained` are parameters by component; `notes` say what `auto` became, and what was left out; `concepts` are each
-    concept's facts with what a careful friend would say (advice.py).
+    concept's facts with what a careful friend would say (advice.py); prompts are `chunks` of 75 tokens long.
     """
 
     settings: Settings
@@ -82,6 +83,7 @@ class Plan:
     eight_bit: Verdict | None = None
     adapter: AdapterPlan | None = None
     memory: Choice | None = None
+    chunks: int = 1
 
     @property
     def steps(self) -> int:
@@ -178,31 +180,14 @@ def make_plan(
     components = _trained_components(settings, base)
     adapter = adapter_plan(settings, base, components)
     settings, rates = with_rates(with_resolved(settings, adapter), parameters(base, "unet"))
-    settings = with_base_precision(with_checkpointing(settings, base))
-    settings = _with_folders(settings)
+    settings = _with_folders(with_base_precision(with_checkpointing(settings, base)))
     found = survey_of(settings, base)
     if run is None:  # a run that began when names of files were taken for captions goes on as it began
         check_prompts(found)
     settings = _with_steps(settings, found, processes)
-    machine = machines.examine(settings)
-    check_fused_backward(settings, machine.mixed_precision, processes)
-    check_weights_dtype(settings, machine.mixed_precision)
-    outputs = outputs_of(settings, run=run)
-    if settings.result.output_kind == "checkpoint":  # whether a .yaml that is there is in its way
-        with concerning("output_name"):
-            yaml_beside(outputs.final, base.source, base.description, overwrite=settings.result.overwrite)
-    settings = dataclasses.replace(
-        settings,
-        result=dataclasses.replace(settings.result, output_name=outputs.name, output_dir=str(outputs.folder)),
-    )
+    machine = _machine(settings, processes)
+    settings, outputs = _with_outputs(settings, base, run)
     trained = {name: parameters(base, name, adapter) for name in components}
-    eight_bit = check_8bit(
-        settings.training.optimizer,
-        machine.device,
-        lambda name: optimizer_bytes(base, trained, name, adapter),
-    )
-    if eight_bit:
-        try_arguments(settings.training)
     plan = Plan(
         settings=settings,
         machine=machine,
@@ -215,28 +200,76 @@ def make_plan(
         trained=trained,
         notes=(*rates, *(adapter.notes if adapter else ()), *machine.notes),
         processes=processes,
-        eight_bit=eight_bit,
+        eight_bit=_eight_bit(settings, machine, base, trained, adapter),
         adapter=adapter,
+        chunks=_chunks(settings, found),
     )
-    plan = _fitted(plan, asked)
+    return _told(_fitted(plan, asked), run=run, measure=measure)
+
+
+def _machine(settings: Settings, processes: int) -> Machine:
+    machine = machines.examine(settings)
+    check_fused_backward(settings, machine.mixed_precision, processes)
+    check_weights_dtype(settings, machine.mixed_precision)
+    return machine
+
+
+def _with_outputs(settings: Settings, base: LoadedModel, run: Path | None) -> tuple[Settings, Outputs]:
+    """Where results go, and the settings that say so."""
+    outputs = outputs_of(settings, run=run)
+    if settings.result.output_kind == "checkpoint":  # whether a .yaml that is there is in its way
+        with concerning("output_name"):
+            yaml_beside(outputs.final, base.source, base.description, overwrite=settings.result.overwrite)
+    result = dataclasses.replace(settings.result, output_name=outputs.name, output_dir=str(outputs.folder))
+    return dataclasses.replace(settings, result=result), outputs
+
+
+def _eight_bit(
+    settings: Settings,
+    machine: Machine,
+    base: LoadedModel,
+    trained: Mapping[str, int],
+    adapter: AdapterPlan | None,
+) -> Verdict | None:
+    """What is known of 8 bit here where an optimizer needs it. Raises InputError if it does not work."""
+    found = check_8bit(
+        settings.training.optimizer,
+        machine.device,
+        lambda name: optimizer_bytes(base, trained, name, adapter),
+    )
+    if found:
+        try_arguments(settings.training)
+    return found
+
+
+def _chunks(settings: Settings, found: Survey) -> int:
+    """Chunks of 75 tokens that each prompt of the run gets."""
+    prompts = {entry.instance_prompt(image) for entry in found.concepts for image in entry.instance}
+    prompts |= {image.prompt for folder in found.class_folders() for image in folder.prompts}
+    return chunks_for(default_tokenizer(), prompts, settings.captions.max_prompt_chunks)
+
+
+def _told(plan: Plan, *, run: Path | None, measure: bool) -> Plan:
+    """The plan with what it says of itself: notes, files, facts of the concepts, and how long it takes."""
     settings = plan.settings
+    data = data_plan(plan, plan.survey)
+    files = tuple(planned_files(plan, data, run))
+    expected = expect(plan, measure=measure)
     notes = (
         *plan.notes,
         *([INT8_NOTE] if is_int8(settings) else ()),
         *notes_on(settings),
         *([plan.eight_bit.text] if plan.eight_bit else ()),
-        *notes_on_model(settings, base),
-        *found.warnings,
+        *notes_on_model(settings, plan.base),
+        *plan.survey.warnings,
+        *notes_on_time(expected.seconds),
     )
-    data = data_plan(plan, found)
-    files = tuple(planned_files(plan, data, run))
-    expected = expect(plan, measure=measure)
     return dataclasses.replace(
         plan,
-        notes=(*notes, *notes_on_time(expected.seconds)),
+        notes=notes,
         files=files,
         volumes=tuple(_room(files)),
-        concepts=tuple(_concept_facts(settings, found, data)),
+        concepts=tuple(_concept_facts(settings, plan.survey, data)),
         expected=expected,
     )
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
@@ -63,6 +63,11 @@ def split_prompt(tokenizer: Tokenizer, prompt: str) -> list[list[int]]:
 def count_chunks(tokenizer: Tokenizer, prompt: str) -> int:
     """How many chunks `prompt` needs."""
     return len(split_prompt(tokenizer, prompt))
+
+
+def chunks_for(tokenizer: Tokenizer, prompts: Iterable[str], max_chunks: int) -> int:
+    """The number of chunks that all prompts of a run get: what the longest needs, at most `max_chunks`."""
+    return min(max_chunks, max((count_chunks(tokenizer, prompt) for prompt in prompts), default=1))
 
 
 def tokens_cut(tokenizer: Tokenizer, prompt: str, max_chunks: int) -> int:

@@ -127,34 +127,39 @@ def _complete(marks: list[tuple[int, int]], operations: int) -> list[Moment]:
 def _inputs(plan: Plan, images: int, size: Size, *, told: bool) -> tuple[Any, ...]:
     """What the denoiser is fed; `told`: text encoders' output, else token ids."""
     family, unet = plan.base.identified.family, plan.base.configs["unet"]
-    chunks = 1
     with torch.device("meta"):
         noisy = torch.empty(images, int(unet["in_channels"]), size[1] // DOWNSCALE, size[0] // DOWNSCALE)
         timesteps = torch.empty(images, dtype=torch.int64)
         sizes = torch.empty(images, 6) if family.sized else None
-        condition: Any = torch.empty(images, chunks, TOKENS, dtype=torch.int64)
+        condition: Any = torch.empty(images, plan.chunks, TOKENS, dtype=torch.int64)
         if told:
-            condition = embeddings(plan.base, images, torch.float32)
+            condition = embeddings(plan.base, images, plan.chunks, torch.float32)
     return noisy, timesteps, condition, sizes
 
 
-def embeddings(base: LoadedModel, prompts: int, dtype: torch.dtype) -> Embeddings:
-    """Text encoders' output, without memory."""
+def embeddings(base: LoadedModel, prompts: int, chunks: int, dtype: torch.dtype) -> Embeddings:
+    """Text encoders' output of prompts with so many chunks of 75 tokens, without memory."""
     family = base.identified.family
     width = int(base.configs["unet"]["cross_attention_dim"])
     pooled = [base.configs[part.component] for part in family.text_encoders if part.pooled]
     with torch.device("meta"):
-        context = torch.empty(prompts, TOKENS, width, dtype=dtype)
+        context = torch.empty(prompts, chunks * TOKENS, width, dtype=dtype)
         end = torch.empty(prompts, int(pooled[-1]["projection_dim"]), dtype=dtype) if pooled else None
     return Embeddings(context, end)
 
 
 def sampling_step(
-    base: LoadedModel, dtype: torch.dtype, narrow: torch.dtype | None, size: Size, *, wanted: bool
+    base: LoadedModel,
+    dtype: torch.dtype,
+    narrow: torch.dtype | None,
+    size: Size,
+    *,
+    wanted: bool,
+    chunks: int = 1,
 ) -> Curve:
     """A UNet's forward pass alone, by the images that it takes at once (with guidance two for each picture).
 
-    `wanted`: its weights want gradients, so that autocast keeps what it casts.
+    `wanted`: its weights want gradients, so that autocast keeps what it casts. `chunks` are those of the prompts.
     """
     unet = resting(base, "unet", dtype).requires_grad_(wanted)
     family = base.identified.family
@@ -166,7 +171,12 @@ def sampling_step(
             )  # fmt: skip
             timestep = torch.empty((), dtype=torch.int64)
             sizes = torch.empty(images, 6) if family.sized else None
-        unet(seen, timestep, **unet_arguments(embeddings(base, images, dtype), sizes), return_dict=False)
+        unet(
+            seen,
+            timestep,
+            **unet_arguments(embeddings(base, images, chunks, dtype), sizes),
+            return_dict=False,
+        )
 
     return _forward_curve(unet, predict, narrow, telling([unet]))
 

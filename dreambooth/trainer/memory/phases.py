@@ -211,10 +211,10 @@ class Memory:
         that is more than is usable, with each in its turn."""
         dtype, narrow, wanted = ways
         side = self._plan.settings.images.resolution
-        size = (side, side)
+        size, chunks = (side, side), self._plan.chunks
         step = self._counted(
-            ("sampling", dtype, narrow, size, wanted),
-            lambda: sampling_step(self._plan.base, dtype, narrow, size, wanted=wanted),
+            ("sampling", dtype, narrow, size, wanted, chunks),
+            lambda: sampling_step(self._plan.base, dtype, narrow, size, wanted=wanted, chunks=chunks),
         ).at(GUIDED * images)
         decoding = self._counted(
             ("decode", resting.vae_dtype, size, self._tiled),
@@ -274,6 +274,7 @@ class Memory:
         key = (
             "training", is_int8(self._plan.settings), tuple(dtypes.items()), self._size, self._compute,
             self._training.gradient_checkpointing, tuple(self._plan.trained), self._plan.settings.model.clip_skip,
+            self._plan.chunks,
             adapter and (adapter.kind.name, adapter.dropout, [sorted(layer.shapes.items()) for layer in adapter.layers]),
         )  # fmt: skip
         made: StepMemory = self._counted(key, lambda: training_step(self._plan, dtypes, self._size))

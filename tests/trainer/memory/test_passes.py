@@ -35,14 +35,14 @@ def on_a_card(plan: Plan) -> Plan:
     return replace(plan, machine=Machine(torch.device("cuda"), "a card", "bf16", "sdpa", "bf16"))
 
 
-def really_asked_for(images: int, side: int) -> int:
+def really_asked_for(images: int, side: int, chunks: int = 1) -> int:
     """The peak of a real step of the tiny model on the processor, beside its weights."""
     model = load_model(tiny.base())
     family = model.identified.family
     encoders = text.encoders_of(model.components, family)
     denoiser = Denoiser(model.components["unet"], encoders, family, 1).train().requires_grad_(True)
     inputs = torch.randn(images, 4, side // 8, side // 8), torch.zeros(images, dtype=torch.int64)
-    ids = torch.full((images, 1, 77), 49407)
+    ids = torch.full((images, chunks, 77), 49407)
     with Count() as count:
         for tensor in (*denoiser.parameters(), *denoiser.buffers()):
             count.hold(tensor)
@@ -56,6 +56,27 @@ def really_asked_for(images: int, side: int) -> int:
 def test_a_counted_step_asks_for_what_a_real_one_does(images: int, side: int, tmp_path: Path) -> None:
     counted = training_step(planned(tmp_path), FLOAT, (side, side)).peak(images, passes=1, fused=False)
     assert counted == pytest.approx(really_asked_for(images, side), rel=0.03)
+
+
+def test_long_captions_take_as_many_chunks_as_they_need_and_may_have(tmp_path: Path) -> None:
+    photos = tiny.write_photos(tmp_path / "photos")
+    concept = {
+        "instance_prompt": "[filewords]",
+        "class_prompt": "photo of cat",
+        "instance_data_dir": str(photos),
+    }
+    for photo in photos.iterdir():
+        photo.with_suffix(".txt").write_text("photo of sks cat")
+    assert planned(tmp_path, concepts=[concept]).chunks == 1
+    (photos / "photo 0.txt").write_text("a cat, " * 60)
+    plan = planned(tmp_path, concepts=[concept], max_prompt_chunks=4)
+    assert plan.chunks == 3
+    assert planned(tmp_path, concepts=[concept], max_prompt_chunks=2).chunks == 2
+    counted = training_step(plan, FLOAT, (64, 64)).peak(8, passes=1, fused=False)
+    assert counted == pytest.approx(really_asked_for(8, 64, chunks=3), rel=0.03)
+    assert counted > 1.05 * training_step(replace(plan, chunks=1), FLOAT, (64, 64)).peak(
+        8, passes=1, fused=False
+    )
 
 
 @pytest.mark.parametrize("images", [5, 13, 61])
@@ -144,6 +165,8 @@ def test_pictures_take_more_the_larger_and_the_more_they_are(tmp_path: Path) -> 
     cast = sampling_step(base, torch.float32, torch.bfloat16, (128, 128), wanted=True)
     weights = sum(tensor.numel() for tensor in load_model(tiny.base()).components["unet"].parameters())
     assert cast.at(1) > half.at(1) + weights, "autocast keeps the weights that it casts"
+    longer = sampling_step(base, torch.float32, None, (128, 128), wanted=False, chunks=3)
+    assert longer.at(4) > step.at(4)
     decode, encode = (vae_pass(base, torch.float32, (128, 128), decode=decode) for decode in (True, False))
     assert vae_pass(base, torch.float32, (256, 256), decode=True) > 3 * decode > 0 and encode > 0
 
