@@ -272,7 +272,11 @@ def _tell_the_way_on(ending: DreamboothError, folder: RunFolder) -> None:
     """Says at the command line how the run goes on, and from where; a page has a button and numbers of its own."""
     if isinstance(ending, (InputError, StoppedByUser)):
         return
-    way = f"`python3 -m dreambooth resume {folder.path}` {reached(folder).beginning()}"
+    command = f"`python3 -m dreambooth resume {folder.path}`"
+    if "`resume`" in ending.remedy:  # it says what `resume` will do
+        ending.remedy = ending.remedy.replace("`resume`", command)
+        return
+    way = f"{command} {reached(folder).beginning()}"
     ending.remedy = f"{ending.remedy.rstrip('.')}; then {way}" if ending.remedy else way
 
 

@@ -240,7 +240,7 @@ class SteppingDown:
     def _together(self, where: str, rung: Rung) -> RunFailed:
         return RunFailed(
             f"{where}; several processes cannot step down within a step",
-            remedy=f"resume it: it goes on with {described(rung)}",
+            remedy=f"`resume` goes on with {described(rung)}",
         )
 
     def _check_others(self, step: int, error: Exception) -> None:

@@ -156,14 +156,14 @@ def test_the_form_before_an_opened_one_can_be_put_back_and_an_opened_one_keeps_i
 def test_the_page_shows_no_raw_backticks_and_a_button_in_place_of_a_command(page):
     error = {
         "text": "the disk is full",
-        "remedy": "make room; then `python3 -m dreambooth resume /r/me` begins",
+        "remedy": "make room; then `python3 -m dreambooth resume /r/me` begins, or `resume` goes on",
     }
     live = {**LIVE, "state": "failed", "error": error}
     note = "the model is itself the result of a training (`photo of sks dog`), so `resolution` is 64"
     answers = {"GET runs/me/live": live, "POST plan": {**PLAN, "notes": [note]}}
     FakeWebUI(page, active="me", answers=answers).open().active = ""
     page.wait_for_selector("#dbt_resume")
-    assert "Make room; then “Resume” begins." in page.inner_text(".dbt-run-problem")
+    assert "Make room; then “Resume” begins, or “Resume” goes on." in page.inner_text(".dbt-run-problem")
     page.click("#dbt_nav_new")
     drop_photos(page)
     shown = page.inner_text(".dbt-plan .dbt-advice")

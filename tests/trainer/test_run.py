@@ -17,9 +17,9 @@ from tiny import config, dreambooth, tree
 from watching import at_event, events, is_finite, metadata, raw, run_in, same_tensors, sha256
 
 from dreambooth.shared.config import load_settings
-from dreambooth.shared.errors import InputError
+from dreambooth.shared.errors import InputError, RunFailed
 from dreambooth.shared.events import SCHEMA
-from dreambooth.shared.runfolder import list_runs, saved_step, summarize
+from dreambooth.shared.runfolder import create_run, list_runs, saved_step, summarize
 from dreambooth.trainer import control, previews, run, session
 from dreambooth.trainer.batches import StepBatches
 from dreambooth.trainer.checkpoint import latest_step
@@ -541,3 +541,21 @@ def test_changed_photos_are_noticed_on_resume(tmp_path, monkeypatch) -> None:
     shutil.copy(photos / "photo 0.png", photos / "photo 1.png")
     assert dreambooth("resume", run_in(tmp_path).path) == 0
     assert any("have changed" in event["text"] for event in events(run_in(tmp_path), "warning"))
+
+
+@pytest.mark.parametrize(
+    ("remedy", "told"),
+    [
+        ("", "COMMAND begins with the first step"),
+        ("lower learning_rate.", "lower learning_rate; then COMMAND begins with the first step"),
+        ("`resume` goes on with less", "COMMAND goes on with less"),
+    ],
+)
+def test_a_run_that_failed_says_at_the_command_line_how_it_goes_on(remedy, told, tmp_path) -> None:
+    folder = create_run(tmp_path, "sks", "")
+    failed = RunFailed("no", remedy=remedy)
+    run._tell_the_way_on(failed, folder)
+    assert failed.remedy == told.replace("COMMAND", f"`python3 -m dreambooth resume {folder.path}`")
+    wrong = InputError("no", remedy=remedy)
+    run._tell_the_way_on(wrong, folder)
+    assert wrong.remedy == remedy, "what is wrong in the input comes first"

@@ -330,7 +330,7 @@ def test_several_processes_end_and_are_resumed_in_less(tmp_path):
     rigged.engine._processes = Processes(1, 2)
     with pytest.raises(RunFailed, match="process 1: memory ran out in step 1") as failed:
         rigged.engine.step(0)
-    assert "resume it" in failed.value.remedy and "gradient_checkpointing" in failed.value.remedy
+    assert "`resume` goes on" in failed.value.remedy and "gradient_checkpointing" in failed.value.remedy
     assert read_rungs(tmp_path) == {"gradient_checkpointing": "yes"}
 
 
