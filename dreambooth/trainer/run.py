@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-from dreambooth.shared.config import dump_settings, load_settings, read_notes
+from dreambooth.shared.config import dump_settings, load_settings, read_mapping, read_notes
 from dreambooth.shared.errors import DreamboothError, InputError, StoppedByUser
 from dreambooth.shared.events import Emit, EventLog, read_events
 from dreambooth.shared.paths import write_json
@@ -92,7 +92,7 @@ def resume(folder: RunFolder, *, note: Path | None = None) -> int:
 
 def _settings_of(folder: RunFolder, processes: Processes) -> Settings:
     """A run's settings for as many processes as there are now: its steps stay what they were."""
-    settings = load_settings(folder.config)
+    settings = _kept_settings(folder)
     noted = read_notes(folder.config, "run").get("processes", "")
     before = int(noted) if noted.isdecimal() and int(noted) else processes.count
     shared = shared_out(settings, before, processes.count)
@@ -104,6 +104,18 @@ def _settings_of(folder: RunFolder, processes: Processes) -> Settings:
             f"gradient_accumulation_steps {training.gradient_accumulation_steps}"
         )
     return shared
+
+
+def _kept_settings(folder: RunFolder) -> Settings:
+    """The settings that a run began with. Raises InputError if they are gone."""
+    if not read_mapping(folder.config):
+        anew = f"train anew with {folder.asked}" if folder.asked.exists() else "train anew"
+        raise InputError(
+            "this run's settings are gone: the file is empty",
+            where=str(folder.config),
+            remedy=f"put a copy of the file back, since nothing else of the run is lost, or {anew}",
+        )
+    return load_settings(folder.config)
 
 
 def _check_note(note: Path | None) -> None:
@@ -160,7 +172,7 @@ def _follow(processes: Processes) -> int:
 def export(folder: RunFolder, step: int | None) -> int:
     """Writes a checkpoint from a saved state, the newest or that of `step`. The photos need not be there any more."""
     with folder.hold():
-        settings = load_settings(folder.config)
+        settings = _kept_settings(folder)
         _check_saved(folder, step)
         final = outputs_of(settings, run=folder.path).final
         if _is_result(final, folder, saved_steps(folder.states)[-1] if step is None else step):

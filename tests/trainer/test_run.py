@@ -197,6 +197,24 @@ def test_the_list_of_runs_shows_how_each_one_stands(finished, capsys) -> None:
     assert line.split()[:4] == ["sks", "finished", "step", "4/4"]
 
 
+def test_a_run_whose_settings_are_gone_says_so_and_what_would_bring_them_back(
+    tmp_path, monkeypatch, capsys
+) -> None:
+    at_event(monkeypatch, "plan", lambda found: found.order("stop"))
+    assert dreambooth("train", config(tmp_path)) == 130
+    run = run_in(tmp_path)
+    for content in ("", "# nothing\n"):
+        run.config.write_text(content)
+        before = tree(tmp_path / "runs" / "sks" / "state"), events(run)
+        for command in ("resume", "export"):
+            capsys.readouterr()
+            assert dreambooth(command, run.path) == 2
+            said = capsys.readouterr().err
+            assert f"{run.config}: this run's settings are gone: the file is empty" in said
+            assert "put a copy of the file back" in said and f"train anew with {run.asked}" in said
+        assert (tree(tmp_path / "runs" / "sks" / "state"), events(run)) == before
+
+
 def test_export_writes_the_saved_state_which_is_the_result_also_without_the_photos(
     finished, tmp_path, capsys
 ) -> None:

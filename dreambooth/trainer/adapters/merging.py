@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -50,15 +51,21 @@ class Merge:
 def parse_request(text: str) -> Request:
     """FILE or FILE:WEIGHT. Raises InputError for a weight that is none."""
     name, colon, number = text.rpartition(":")
-    if colon and name and not Path(text).exists():
-        try:
-            weight = float(number)
-        except ValueError:
-            return Request(Path(text))  # a drive's letter
-        if not abs(weight) <= MOST_WEIGHT:
-            raise InputError(f"{number} is no weight", where="--lora", remedy="1 is all of it, 0.5 half")
-        return Request(Path(name), weight)
-    return Request(Path(text))
+    if (
+        Path(text).exists() or not colon or not name or number[:1] in ("/", "\\")
+    ):  # a path may have colons, as C:\\x
+        return Request(Path(text))
+    try:
+        weight = float(number)
+    except ValueError:
+        weight = math.nan
+    if not abs(weight) <= MOST_WEIGHT:
+        raise InputError(
+            f"`{number}` is no weight" if number else "no weight stands behind the colon",
+            where=f"--lora {text}",
+            remedy=f"FILE alone is all of it, FILE:0.5 half; at most {MOST_WEIGHT:g}",
+        )
+    return Request(Path(name), weight)
 
 
 def prepare(

@@ -7,7 +7,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from dreambooth.shared.errors import InputError
+from dreambooth.shared.errors import InputError, concerning
 from dreambooth.shared.settings import AdapterSettings, Settings
 from dreambooth.trainer.adapters.kinds import KINDS, MAGNITUDE, Kind, Shape, rank_of, scale_of
 from dreambooth.trainer.adapters.reading import Bound, bind, open_adapter
@@ -86,7 +86,8 @@ def adapter_plan(settings: Settings, base: LoadedModel, components: Collection[s
     family = base.identified.family
     start = None
     if asked.init_from:
-        start = bind(open_adapter(asked.init_from), family, targets, setting="init_from")
+        with concerning("init_from"):
+            start = bind(open_adapter(asked.init_from), family, targets, setting="init_from")
     kind = _kind(settings, start)
     rank, alpha = _rank_and_alpha(asked, start)
     chosen = _chosen(asked, start, targets, components, _unused(settings, base))
@@ -124,23 +125,25 @@ def _kind(settings: Settings, start: Bound | None) -> Kind:
         if len(found) > 1:
             raise _start_error(start, f"it mixes {' and '.join(kind.title for kind in found)}")
         if asked != "auto" and found[0] != wanted:
-            raise _start_error(start, f"it is {found[0].title}, not {wanted.title}")
+            remedy = f"leave adapter at auto, with output_kind: {found[0].result}"
+            raise _start_error(start, f"it is {found[0].title}, not {wanted.title}", remedy)
         wanted = found[0]
     if wanted.result != result:
-        raise InputError(
-            f"{wanted.title} is written with output_kind: {wanted.result}, not {result}",
-            where="adapter" if start is None else "init_from",
-            remedy=f"set output_kind: {wanted.result}",
-        )
+        why = f"{wanted.title} is written with output_kind: {wanted.result}, not {result}"
+        remedy = f"set output_kind: {wanted.result}"
+        if start is not None:
+            raise _start_error(start, why, remedy)
+        raise InputError(why, where="adapter", remedy=remedy)
     return wanted
 
 
-def _start_error(start: Bound, why: str) -> InputError:
+def _start_error(start: Bound, why: str, remedy: str = "") -> InputError:
+    """`remedy` makes the settings those of the file."""
     return InputError(
         f"training cannot go on from this file: {why}",
         where=f"init_from: {start.file.path}",
         setting="init_from",
-        remedy="name another file, or leave init_from empty",
+        remedy=f"{remedy}, or name another file" if remedy else "name another file, or leave init_from empty",
     )
 
 
@@ -152,12 +155,14 @@ def _rank_and_alpha(asked: AdapterSettings, start: Bound | None) -> tuple[int, f
     ranks = start.file.ranks
     rank = ranks[-1] if ranks else asked.rank or DEFAULT_RANK
     if asked.rank and asked.rank not in (ranks or (asked.rank,)):
-        raise _start_error(start, f"its rank is {', '.join(map(str, ranks))}, not {asked.rank}")
+        why = f"its rank is {', '.join(map(str, ranks))}, not {asked.rank}"
+        raise _start_error(start, why, "leave rank at 0, which is the file's")
     layers = start.layers.values()
     alphas = [start.file.alpha(layer) for layer in layers if rank_of(layer.shapes) == rank]
     alpha = float(alphas[0]) if alphas and alphas[0] is not None else float(rank)
     if asked.lora_alpha and asked.lora_alpha != alpha:
-        raise _start_error(start, f"its alpha is {alpha:g}, not {asked.lora_alpha:g}")
+        why = f"its alpha is {alpha:g}, not {asked.lora_alpha:g}"
+        raise _start_error(start, why, "leave lora_alpha at 0, which is the file's")
     return rank, alpha
 
 
@@ -190,13 +195,14 @@ def _chosen(
         return chosen
     for target in start.layers:
         if target.component not in components:
-            raise _start_error(
-                start, f"it has layers of the {target.component.replace('_', ' ')}, which is not trained"
-            )
+            part = "UNet" if target.component == "unet" else "text encoder"
+            remedy = f"set train_{part.lower().replace(' ', '_')}: yes"
+            raise _start_error(start, f"it has layers of the {part}, which is not trained", remedy)
     if asked.target_blocks:
         lost = [target.where for target in start.layers if target not in chosen]
         if lost:
-            raise _start_error(start, f"{len(lost)} of its layers are not in target_blocks: {lost[0]}, …")
+            why = f"{len(lost)} of its layers are not in target_blocks: {lost[0]}, …"
+            raise _start_error(start, why, "leave target_blocks empty, which is the file's layers")
         return chosen
     of_components = {target.component for target in start.layers}
     fresh = [target for target in chosen if target.component not in of_components]

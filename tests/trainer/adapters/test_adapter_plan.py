@@ -93,26 +93,52 @@ def test_a_file_to_go_on_from_decides_kind_rank_and_layers(tmp_path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("values", "said"),
+    ("values", "said", "remedy"),
     [
-        ({"rank": 8}, "its rank is 4, not 8"),
-        ({"lora_alpha": 3}, "its alpha is 4, not 3"),
-        ({"adapter": "dora"}, "it is LoRA, not DoRA"),
-        ({"output_kind": "lycoris"}, "output_kind: lora"),
-        ({"target_blocks": "feed_forward"}, "not in target_blocks"),
+        ({"rank": 8}, "its rank is 4, not 8", "leave rank at 0"),
+        ({"lora_alpha": 3}, "its alpha is 4, not 3", "leave lora_alpha at 0"),
+        ({"adapter": "dora"}, "it is LoRA, not DoRA", "leave adapter at auto, with output_kind: lora"),
+        (
+            {"adapter": "loha", "output_kind": "lycoris"},
+            "it is LoRA, not LoHa",
+            "at auto, with output_kind: lora",
+        ),
+        (
+            {"output_kind": "lycoris"},
+            "LoRA is written with output_kind: lora, not lycoris",
+            "set output_kind: lora",
+        ),
+        ({"target_blocks": "feed_forward"}, "not in target_blocks", "leave target_blocks empty"),
     ],
 )
-def test_what_contradicts_the_file_is_refused(values, said, tmp_path) -> None:
+def test_what_contradicts_the_file_is_refused_with_what_agrees_with_it(
+    values, said, remedy, tmp_path
+) -> None:
     model, path = models.trained(tmp_path, "sd1")
-    with pytest.raises(InputError, match=said):
+    with pytest.raises(InputError, match=said) as refused:
         models.planned(model, **{"rank": 0, "init_from": path, **values})
+    assert refused.value.where == f"init_from: {path}" and refused.value.setting == "init_from"
+    assert remedy in refused.value.remedy and refused.value.remedy.endswith(", or name another file")
 
 
 def test_a_file_with_a_text_encoder_wants_it_trained(tmp_path) -> None:
     model, path = models.trained(tmp_path, "sd1")
     settings = models.settings(model.source.path, rank=0, init_from=path)
-    with pytest.raises(InputError, match="text encoder, which is not trained"):
+    with pytest.raises(InputError, match="text encoder, which is not trained") as refused:
         adapter_plan(settings, model, ["unet"])
+    assert "set train_text_encoder: yes" in refused.value.remedy
+    with pytest.raises(InputError, match="UNet, which is not trained") as refused:
+        adapter_plan(settings, model, ["text_encoder"])
+    assert "set train_unet: yes" in refused.value.remedy
+
+
+@pytest.mark.parametrize("name", ["gone.safetensors", "model"])
+def test_a_file_to_start_from_that_is_none_is_said_of_its_setting(name, tmp_path) -> None:
+    model, _ = models.trained(tmp_path, "sd1")
+    path = model.source.path if name == "model" else tmp_path / name
+    with pytest.raises(InputError) as refused:
+        models.planned(model, rank=0, init_from=path)
+    assert refused.value.setting == "init_from"
 
 
 def test_the_beginning_depends_on_seed_and_layer_alone(model) -> None:

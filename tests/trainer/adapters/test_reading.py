@@ -10,6 +10,7 @@ from pathlib import Path
 import kohya
 import models
 import pytest
+import tiny
 import torch
 from checkpoints import write
 from safetensors.torch import load_file
@@ -194,9 +195,32 @@ def test_a_request_is_a_file_and_a_weight() -> None:
     assert parse_request("a.safetensors:0.5") == Request(Path("a.safetensors"), 0.5)
     assert parse_request("C:\\a.safetensors:-1") == Request(Path("C:\\a.safetensors"), -1.0)
     assert parse_request("C:\\a.safetensors") == Request(Path("C:\\a.safetensors"), 1.0)
-    for text in ("a.safetensors:nan", "a.safetensors:1000"):
-        with pytest.raises(InputError, match="weight"):
+    assert parse_request("C:/a.safetensors") == Request(Path("C:/a.safetensors"), 1.0)
+    for text in (
+        "a.safetensors:nan",
+        "a.safetensors:1000",
+        "x:abc",
+        "a.safetensors:",
+        "C:\\a.safetensors:half",
+    ):
+        with pytest.raises(InputError, match="no weight") as refused:
             parse_request(text)
+        assert refused.value.where == f"--lora {text}" and "FILE:0.5" in refused.value.remedy
+
+
+def test_a_colon_in_a_files_name_is_no_weight(tmp_path) -> None:
+    path = tmp_path / "a:b"
+    try:
+        path.write_bytes(b"")
+    except OSError:
+        pytest.skip("names have no colons here")
+    assert parse_request(str(path)) == Request(path, 1.0)
+
+
+def test_a_weight_that_is_no_number_ends_before_anything_is_read(tmp_path, capsys) -> None:
+    out = tmp_path / "merged.safetensors"
+    assert tiny.dreambooth("convert", tmp_path / "gone.safetensors", out, "--lora", "x:abc") == 2
+    assert "--lora x:abc: `abc` is no weight" in capsys.readouterr().err and not out.exists()
 
 
 def test_inspect_tells_what_an_adapter_is(tmp_path) -> None:
