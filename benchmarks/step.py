@@ -1,12 +1,13 @@
 """What a training step costs beyond what cannot be saved: our step against a bare loop at the same shapes.
 
-    python benchmarks/step.py [small] [large] [sdxl] [--text] [--lora RANK] [--seconds 60] [--threads 2]
+    python benchmarks/step.py [small] [large] [sdxl] [--text] [--lora RANK] [--compiled] [--seconds 60] [--threads 2]
 
 The bare loop is forward, backward, torch's clipping and fused AdamW, with its data ready in memory. Ours is the engine's
 step as a run makes it: samples planned, noise drawn, latents and embeddings from the caches, one instance and one
 class image, prior preservation, clipping, the NaN guard, the step's numbers kept for the log, orders looked for.
 With --text both train a text encoder too, of the same form, on token ids. With --lora both train a LoRA on attention
-and feed-forward, the bare loop one of its own: base(x) + up(down(x)).
+and feed-forward, the bare loop one of its own: base(x) + up(down(x)). With --compiled our blocks are compiled by
+torch (which takes minutes, and a C++ compiler): what that would be worth, no setting.
 Both models live in one process and step in turn, A B A B; the ratio is of the medians, on the clock and in seconds of
 the processor, which others on the machine disturb less.
 """
@@ -288,6 +289,15 @@ def make_photos(folder: Path, side: int) -> Path:
     return folder
 
 
+def compile_blocks(unet: torch.nn.Module) -> None:
+    """Has torch compile each residual and transformer block, once for every shape that it meets."""
+    from dreambooth.trainer.checkpointing import checkpointable_units
+
+    torch._dynamo.config.cache_size_limit = 64
+    for unit in checkpointable_units(unet):
+        unit.module.compile(dynamic=False)
+
+
 class Taken(NamedTuple):
     """Seconds on the clock, and of the processor: on a busy machine only the latter are the step's own."""
 
@@ -318,13 +328,15 @@ def _timed(step: Callable[[], None]) -> Taken:
     return Taken(time.perf_counter() - began, time.process_time() - worked)
 
 
-def report(name: str, size: Size, seconds: float, rank: int, *, trains_text: bool) -> None:
+def report(name: str, size: Size, seconds: float, rank: int, *, trains_text: bool, compiled: bool) -> None:
     unet = make_unet(size)
     encoder = make_text_encoder(size) if trains_text else None
     millions = sum(parameter.numel() for parameter in unet.parameters()) / 1e6
     with tempfile.TemporaryDirectory() as folder:
         ours = our_step(copy.deepcopy(unet), copy.deepcopy(encoder), size, Path(folder), rank)
         bare = bare_loop(unet, encoder, size, rank)
+        if compiled:
+            compile_blocks(ours.engine.denoiser.unet)
         pairs = list(measure(bare, ours, seconds))
     target = LORA_TARGET if rank else TEXT_TARGET if trains_text else size.target
     (one, own), (two, our) = (
@@ -351,12 +363,15 @@ def main() -> None:
         "--lora", type=int, default=0, metavar="RANK", help="train a LoRA instead of the UNet"
     )
     parser.add_argument("--text", action="store_true", help="train a text encoder too")
+    parser.add_argument("--compiled", action="store_true", help="compile our blocks")
     chosen = parser.parse_args()
     if chosen.text and (chosen.lora or "sdxl" in chosen.sizes):
         parser.error("--text goes with small and large, and without --lora")
     torch.set_num_threads(chosen.threads)
     for name in chosen.sizes:
-        report(name, SIZES[name], chosen.seconds, chosen.lora, trains_text=chosen.text)
+        report(
+            name, SIZES[name], chosen.seconds, chosen.lora, trains_text=chosen.text, compiled=chosen.compiled
+        )
 
 
 if __name__ == "__main__":
