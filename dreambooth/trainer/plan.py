@@ -181,9 +181,7 @@ def make_plan(
     adapter = adapter_plan(settings, base, components)
     settings, rates = with_rates(with_resolved(settings, adapter), parameters(base, "unet"))
     settings = _with_folders(with_base_precision(with_checkpointing(settings, base)))
-    found = survey_of(settings, base)
-    if run is None:  # a run that began when names of files were taken for captions goes on as it began
-        check_prompts(found)
+    found = _survey_for(settings, base, is_new=run is None)
     settings = _with_steps(settings, found, processes)
     machine = _machine(settings, processes)
     settings, outputs = _with_outputs(settings, base, run)
@@ -418,6 +416,14 @@ def survey_of(settings: Settings, base: LoadedModel) -> Survey:
         allow_bad_images=settings.images.allow_bad_images,
         class_root=class_root(settings, base),
     )
+
+
+def _survey_for(settings: Settings, base: LoadedModel, *, is_new: bool) -> Survey:
+    """The images of a run that is new, or goes on as it began, when names of files may have been taken for captions."""
+    found = survey_of(settings, base)
+    if is_new:
+        check_prompts(found)
+    return found
 
 
 def _batch(settings: Settings, processes: int) -> int:

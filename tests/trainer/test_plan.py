@@ -270,3 +270,18 @@ def test_a_resolution_of_a_few_pixels_is_refused(tmp_path):
     with pytest.raises(InputError, match="too few") as caught:
         planned(tmp_path, resolution=56)
     assert caught.value.where == "resolution"
+
+
+def test_a_run_that_began_with_file_names_for_captions_goes_on_while_a_new_one_is_refused(tmp_path) -> None:
+    folder = tmp_path / "named"
+    folder.mkdir()
+    for number, photo in enumerate(sorted(tiny.photos().glob("*.*"))[:2]):
+        (folder / f"grey cat {'lying' if number else 'sitting'}{photo.suffix}").write_bytes(
+            photo.read_bytes()
+        )
+    concepts = [{"instance_prompt": "", "instance_data_dir": str(folder)}]
+    settings = load_settings(tiny.config(tmp_path, concepts=concepts, prior_loss_weight=0))
+    with pytest.raises(InputError, match="no photo has a caption"):
+        make_plan(settings)
+    (tmp_path / "runs" / "old").mkdir(parents=True)
+    assert make_plan(settings, run=tmp_path / "runs" / "old").survey.instance_count == 2
