@@ -23,7 +23,7 @@ PLACES = (
         "trainer/survey.py",
         "trainer/buckets.py",
         "trainer/images.py",
-        "trainer/plan.py",
+        "trainer/plan_settings.py",
         "trainer/outputs.py",
     ),
     *(

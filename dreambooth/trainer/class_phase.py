@@ -11,7 +11,7 @@ from dreambooth.shared.events import Emit
 from dreambooth.shared.settings import Settings
 from dreambooth.trainer.class_images import ClassImagePlan, make_class_images, plan_class_images, recipe_of
 from dreambooth.trainer.convert import LoadedModel
-from dreambooth.trainer.plan import survey_of
+from dreambooth.trainer.plan_settings import survey_of
 from dreambooth.trainer.processes import Processes
 from dreambooth.trainer.stepdown import (
     described,

@@ -11,7 +11,7 @@ from dreambooth.shared.settings import Settings
 from dreambooth.trainer.advice import Surroundings, concept_facts
 from dreambooth.trainer.buckets import Size, bucket_sizes, nearest_bucket
 from dreambooth.trainer.looks import look_at
-from dreambooth.trainer.plan import open_base, with_resolution
+from dreambooth.trainer.plan_settings import open_base, with_resolution
 from dreambooth.trainer.survey import ConceptImages, survey
 from dreambooth.trainer.tokenizer import default_tokenizer
 

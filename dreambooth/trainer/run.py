@@ -28,7 +28,8 @@ from dreambooth.trainer.adapters.plan import adapter_plan
 from dreambooth.trainer.checkpoint import load_state, saved_steps
 from dreambooth.trainer.control import Inbox, Signals, ignore_stop_signals
 from dreambooth.trainer.outputs import outputs_of, release_own
-from dreambooth.trainer.plan import Plan, make_plan, open_base, versions
+from dreambooth.trainer.plan import Plan, make_plan, versions
+from dreambooth.trainer.plan_settings import open_base
 from dreambooth.trainer.processes import Processes, join_processes, shared_out
 from dreambooth.trainer.reporter import Reporter
 from dreambooth.trainer.session import Session

@@ -29,7 +29,8 @@ from dreambooth.trainer.keeper import RunKeeper
 from dreambooth.trainer.loop import Outcome, train
 from dreambooth.trainer.machine import DTYPES
 from dreambooth.trainer.memory.room import keep_to
-from dreambooth.trainer.plan import Plan, data_plan, runs_dir_of, survey_of
+from dreambooth.trainer.plan import Plan, data_plan
+from dreambooth.trainer.plan_settings import runs_dir_of, survey_of
 from dreambooth.trainer.previews import Previews, preview_requests
 from dreambooth.trainer.processes import ALONE, Processes, SharedInbox, SharedKeeper
 from dreambooth.trainer.results import Trained

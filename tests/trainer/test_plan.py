@@ -17,6 +17,7 @@ from dreambooth.shared.config import load_settings
 from dreambooth.shared.errors import InputError
 from dreambooth.shared.events import SCHEMA
 from dreambooth.trainer import plan as plans
+from dreambooth.trainer import plan_settings
 from dreambooth.trainer.expected import Expected
 from dreambooth.trainer.plan import make_plan
 
@@ -252,8 +253,14 @@ def test_a_plan_made_elsewhere_for_several_processes_counts_all_of_them(tmp_path
 
 def test_class_folders_of_two_models_are_apart_and_of_one_model_are_the_same(tmp_path) -> None:
     other = tiny.write_checkpoint(tmp_path / "tiny.safetensors", seed=2)
-    roots = {plans.class_root(found.settings, found.base) for found in (planned(tmp_path), planned(tmp_path))}
-    roots |= {plans.class_root(found.settings, found.base) for found in [planned(tmp_path, model=str(other))]}
+    roots = {
+        plan_settings.class_root(found.settings, found.base)
+        for found in (planned(tmp_path), planned(tmp_path))
+    }
+    roots |= {
+        plan_settings.class_root(found.settings, found.base)
+        for found in [planned(tmp_path, model=str(other))]
+    }
     assert len(roots) == 2 and all(root.parent == tmp_path / "runs" / "class_images" for root in roots)
 
 
