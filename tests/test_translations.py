@@ -35,7 +35,13 @@ PLACES = (
     ),
     *("trainer/cache.py", "trainer/store.py", "trainer/results.py", "trainer/run.py", "trainer/sources.py"),
     *("trainer/stepdown.py", "trainer/class_phase.py", "trainer/encoding.py"),
-    *("trainer/loading.py", "trainer/sample.py", "trainer/checkpoint.py", "trainer/export_file.py"),
+    *(
+        "trainer/loading.py",
+        "trainer/sample.py",
+        "trainer/samplers.py",
+        "trainer/checkpoint.py",
+        "trainer/export_file.py",
+    ),
     *("trainer/tokenizer.py", "trainer/adapters", "trainer/weights", "trainer/families", "trainer/eightbit"),
 )
 # put together from parts as the program runs; what becomes of them is translated, and held by test_cli.py

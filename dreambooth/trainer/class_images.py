@@ -20,7 +20,8 @@ from typing import TYPE_CHECKING
 from dreambooth.shared.paths import check_writable, write_whole
 from dreambooth.trainer.draws import words
 from dreambooth.trainer.pictures import content_digits, parameters_text, png_bytes
-from dreambooth.trainer.sample import SAMPLERS, SampleRequest, ShouldStop, check_sampler, check_size, sample
+from dreambooth.trainer.sample import SampleRequest, ShouldStop, check_size, sample
+from dreambooth.trainer.samplers import SAMPLERS, check_sampler
 
 if TYPE_CHECKING:
     import torch

@@ -16,7 +16,8 @@ from dreambooth.trainer.convert import LoadedModel, load_model
 from dreambooth.trainer.machine import choose_device
 from dreambooth.trainer.model_size import SIZE, model_size
 from dreambooth.trainer.pictures import parameters_text, png_bytes
-from dreambooth.trainer.sample import SAMPLERS, SampleRequest, check_sampler, check_size, sample
+from dreambooth.trainer.sample import SampleRequest, check_size, sample
+from dreambooth.trainer.samplers import SAMPLERS, check_sampler
 from dreambooth.trainer.tokenizer import default_tokenizer
 
 if TYPE_CHECKING:

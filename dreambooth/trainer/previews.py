@@ -13,7 +13,8 @@ from dreambooth.shared.paths import write_whole
 from dreambooth.shared.settings import Settings
 from dreambooth.trainer.convert import LoadedModel
 from dreambooth.trainer.pictures import parameters_text, png_bytes
-from dreambooth.trainer.sample import SAMPLERS, SampleRequest, ShouldStop, sample
+from dreambooth.trainer.sample import SampleRequest, ShouldStop, sample
+from dreambooth.trainer.samplers import SAMPLERS
 from dreambooth.trainer.stepdown import first_line, free_memory, is_out_of_memory
 from dreambooth.trainer.survey import Survey
 from dreambooth.trainer.tokenizer import Tokenizer

@@ -11,17 +11,16 @@ from dreambooth.shared.errors import InputError, RunFailed
 from dreambooth.shared.settings import SAMPLERS as SAMPLER_NAMES
 from dreambooth.trainer.embeddings import Embeddings
 from dreambooth.trainer.sample import (
-    SAMPLERS,
     Conditioning,
     SampleRequest,
     check_size,
     decode,
     inpaint_channels,
-    make_scheduler,
     sample,
     sample_latents,
     starting_noise,
 )
+from dreambooth.trainer.samplers import SAMPLERS, make_scheduler
 from dreambooth.trainer.tokenizer import default_tokenizer, write_tokenizer_folder
 
 LONG = " ".join(["dog"] * 90)

@@ -16,10 +16,10 @@ from dreambooth.trainer.engine import Denoiser, Half, MicroBatch, TextEncoderSpa
 from dreambooth.trainer.objectives import Objective, scaled_linear_alphas_cumprod, zero_terminal_snr
 from dreambooth.trainer.sample import (
     SampleRequest,
-    make_scheduler,
     sample,
     starting_noise,
 )
+from dreambooth.trainer.samplers import make_scheduler
 from dreambooth.trainer.schedules import Schedule
 from dreambooth.trainer.text import encode, encoders_of, tokenize, unused_modules
 from dreambooth.trainer.tokenizer import default_tokenizer
