@@ -366,8 +366,8 @@ class TrainingSettings:
     )
     fused_backward: str = setting(
         "auto",
-        "Step each tensor as soon as its gradient is there: gradients take nearly no memory, and are clipped tensor by "
-        "tensor. auto: where no less fits.",
+        "Step each tensor as soon as its gradient is there: gradients take nearly no memory, and each is clipped to its "
+        "share of max_grad_norm. auto: where no less fits.",
         label="Step within the backward pass",
         choices=("auto", "yes", "no"),
     )

@@ -13,7 +13,7 @@ import re
 import shutil
 import uuid
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -41,13 +41,15 @@ class Progress:
 
 @dataclass
 class State:
-    """What is saved: weights by component and name (float32), averages likewise, optimizer and loss scaler."""
+    """What is saved: weights by component and name (float32), averages likewise, optimizer, loss scaler, and what the
+    clipping of gradients remembers."""
 
     progress: Progress
     weights: Mapping[str, Mapping[str, torch.Tensor]]
     averages: Mapping[str, Mapping[str, torch.Tensor]]
     optimizer: Mapping[str, Any]
     scaler: Mapping[str, Any]
+    clipping: Mapping[str, Any] = field(default_factory=dict)
 
 
 def _folder(states: Path, step: int) -> Path:
@@ -90,7 +92,8 @@ def _write(folder: Path, state: State) -> None:
         for component, tensors in parts.items():
             content = Content([_entry(name, tensor) for name, tensor in tensors.items()], {}, {})
             write_new(folder / f"{component}.{kind}.safetensors", content, verify=False, hashed=False)
-    _torch_save({"optimizer": dict(state.optimizer), "scaler": dict(state.scaler)}, folder / "optimizer.pt")
+    rest = {"optimizer": state.optimizer, "scaler": state.scaler, "clipping": state.clipping}
+    _torch_save({name: dict(content) for name, content in rest.items()}, folder / "optimizer.pt")
     about = {
         "format": FORMAT,
         "progress": vars(state.progress),
@@ -223,6 +226,7 @@ def load_state(
             averages=averages,
             optimizer=saved["optimizer"],
             scaler=saved["scaler"],
+            clipping=saved.get("clipping", {}),  # older versions had none to save
         )
     except Exception as error:
         raise _damaged(states, chosen, str(error)) from error

@@ -138,6 +138,7 @@ class RunKeeper:
             averages=self._weights.averages(),
             optimizer=self._engine.stepper.optimizer.state_dict(),
             scaler=self._scaler.state_dict() if self._scaler else {},
+            clipping=self._engine.stepper.clipping(),
         )
         path = save_state(self._states, state, keep=self._keep)
         self._emit("checkpoint", step=step, path=path)
@@ -152,6 +153,7 @@ class RunKeeper:
             _copy(state.weights, self._weights.weights())
             _copy(state.averages, self._weights.averages())
             _load_optimizer(self._engine.stepper.optimizer, state.optimizer)
+            self._engine.stepper.restore_clipping(state.clipping)
             if self._scaler is not None and state.scaler:
                 self._scaler.load_state_dict(dict(state.scaler))
         except (KeyError, ValueError, RuntimeError) as error:

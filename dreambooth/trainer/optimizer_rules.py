@@ -133,8 +133,8 @@ def notes_on(settings: Settings) -> list[str]:
         )
     if training.fused_backward == "yes" and training.max_grad_norm:
         notes.append(
-            f"with fused_backward each tensor's gradient is clipped to max_grad_norm ({training.max_grad_norm:g}) by "
-            "itself, not that of all together"
+            f"with fused_backward each tensor's gradient is clipped by itself, to its usual share of max_grad_norm "
+            f"({training.max_grad_norm:g}): all together are never above it, but it is not the clipping of other runs"
         )
     if kind.exact_resume is None:
         notes.append(

@@ -167,7 +167,7 @@ class Stepper:
         """Before the backward pass of a step: what is random in it is that step's."""
         self._stepping = False
         if self._early is not None:
-            self._early.begin()
+            self._early.begin(step)
         if self._rounding is not None:
             self._rounding.begin(step)
 
@@ -175,6 +175,15 @@ class Stepper:
     def touched(self) -> bool:
         """Whether the step that was begun last may have reached the weights, or what the optimizer remembers."""
         return self._stepping or (self._early is not None and self._early.begun)
+
+    def clipping(self) -> dict[str, Any]:
+        """What clipping remembers from step to step, to be saved beside the optimizer's state; {} where it is nothing."""
+        return {} if self._early is None else self._early.state_dict()
+
+    def restore_clipping(self, saved: Mapping[str, Any]) -> None:
+        """Goes on with what `clipping` gave. Raises ValueError if it is of other tensors."""
+        if self._early is not None:
+            self._early.load_state_dict(saved)
 
     def set_rates(self, factor: Callable[[float], float]) -> None:
         """Sets each group's learning rate to its base rate times `factor(base rate)`."""
@@ -200,9 +209,8 @@ class Stepper:
         """
         self._stepping = True
         if self._early is not None:
-            self._finish_tensors()
-            broken = (~torch.isfinite(loss)).float()
-            self.failed = torch.maximum(self.failed, torch.maximum(self._early.failed, broken))
+            self._early.finish(loss)
+            self.failed = self._early.failed
             return True
         if self.scaler is not None:
             self.scaler.unscale_(self.optimizer)
@@ -237,10 +245,6 @@ class Stepper:
         for group, parameter in self._tensors.parameters:
             if parameter.grad is not None:
                 self._tensors.step(group, parameter, parameter.grad)
-        self._finish_tensors()
-
-    def _finish_tensors(self) -> None:
-        assert self._tensors is not None
         self._tensors.finish()
 
     def _divisor(self, norm: torch.Tensor) -> torch.Tensor | None:

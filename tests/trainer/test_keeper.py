@@ -55,6 +55,10 @@ RUNS = {
         "trained": BOTH, "text_stop": 3, "checkpointing": True,
         "training": TrainingSettings(learning_rate=1e-3, optimizer="came", fused_backward="yes"),
     },
+    "steps within the backward pass, clipped much": {
+        "trained": BOTH, "text_stop": 3,
+        "training": TrainingSettings(learning_rate=1e-3, fused_backward="yes", max_grad_norm=0.01),
+    },
     "bfloat16 weights": {"trained": BOTH, "training": NARROW, "ema_decay": 0.9},
     "bfloat16 weights, 8 bit, within the backward pass": {
         "training": replace(NARROW, optimizer="adamw8bit", fused_backward="yes")

@@ -165,7 +165,7 @@ class Rig:
         return [float(self.engine.step(step).total) for step in range(start, end)]  # type: ignore[union-attr]
 
     def bits(self) -> dict[str, torch.Tensor]:
-        """Copies of everything that a run must go on with: weights, optimizer, averages."""
+        """Copies of everything that a run must go on with: weights, optimizer, averages, what clipping remembers."""
         found = {
             f"{component} {name}": tensor.clone()
             for component, tensors in self.weights.weights().items()
@@ -174,7 +174,10 @@ class Rig:
         for component, tensors in self.weights.averages().items():
             found |= {f"average {component} {name}": tensor.clone() for name, tensor in tensors.items()}
         state = self.engine.stepper.optimizer.state_dict()["state"]
-        return found | {f"optimizer {name}": value.clone() for name, value in flat(state)}
+        found |= {f"optimizer {name}": value.clone() for name, value in flat(state)}
+        return found | {
+            f"clipping {name}": value.clone() for name, value in flat(self.engine.stepper.clipping())
+        }
 
 
 def flat(tree: Any, prefix: str = "") -> list[tuple[str, torch.Tensor]]:
