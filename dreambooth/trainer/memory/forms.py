@@ -15,7 +15,7 @@ import torch
 def quick_form(func: Any, args: tuple[Any, ...], options: Mapping[str, Any]) -> Any:
     """What an operation gives, None where torch has to be asked."""
     known = _FORMS.get(func)
-    if known is None or (options and func not in _WITH_OPTIONS):
+    if known is None or not options.keys() <= _OPTIONS.get(func, _NONE):
         return None
     return known(*args, **options)
 
@@ -75,6 +75,14 @@ def _as_first(x: torch.Tensor, *rest: Any) -> torch.Tensor | None:
     return _same(x)
 
 
+def _added(x: torch.Tensor, other: Any, *, alpha: float = 1) -> torch.Tensor | None:
+    return _as_first(x, other)
+
+
+def _empty_like(x: torch.Tensor, *, dtype: torch.dtype | None = None, pin_memory: bool = False) -> Any:
+    return torch.empty(x.shape, dtype=dtype or x.dtype, device=x.device) if x.is_contiguous() else None
+
+
 def _goes_onto(other: torch.Tensor, x: torch.Tensor) -> bool:
     """Whether a tensor's numbers are repeated, if at all, to be as many as another's."""
     own, whole = other.shape, x.shape
@@ -129,12 +137,22 @@ _FORMS: Mapping[Any, Callable[..., Any]] = {
     _aten.cat.default: _cat,
     _aten.clone.default: _clone,
     _aten.mul.out: _into,
+    _aten.add.Tensor: _added,
+    _aten.empty_like.default: _empty_like,
     **dict.fromkeys(
         (
-            _aten.add.Tensor, _aten.mul.Tensor, _aten.div.Tensor, _aten.silu.default, _aten.silu_backward.default,
+            _aten.mul.Tensor, _aten.div.Tensor, _aten.silu.default, _aten.silu_backward.default,
             _aten.gelu.default, _aten.gelu_backward.default, _aten.sigmoid.default, _aten.sigmoid_backward.default,
+            _aten.sqrt.default, _aten.pow.Tensor_Scalar, _aten.clamp.default,
         ),
         _as_first,
     ),
 }  # fmt: skip
-_WITH_OPTIONS = {_aten.clone.default, _aten.mul.out}
+_NONE: frozenset[str] = frozenset()
+# What may be said beside an operation's arguments; with anything else torch is asked
+_OPTIONS = {
+    _aten.clone.default: {"memory_format"},
+    _aten.mul.out: {"out"},
+    _aten.add.Tensor: {"alpha"},
+    _aten.empty_like.default: {"dtype", "pin_memory"},
+}

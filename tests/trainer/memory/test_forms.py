@@ -72,6 +72,15 @@ CALLS: list[tuple[Any, tuple[Any, ...], dict[str, Any]]] = [
     (_aten.clone.default, (_x(3, 2).t(),), {"memory_format": torch.contiguous_format}),
     (_aten.clone.default, (_x(3, 2).t(),), {}),
     (_aten.clone.default, (_x(1, 2, 3, 3),), {"memory_format": torch.channels_last}),
+    (_aten.add.Tensor, (_x(2, 3), _x(2, 3)), {"alpha": 0.5}),
+    (_aten.empty_like.default, (_x(2, 3),), {"dtype": torch.bfloat16, "pin_memory": False}),
+    (_aten.empty_like.default, (_x(2, 3).t(),), {"pin_memory": False}),
+    (_aten.empty_like.default, (_x(2, 3, 4, 4),), {"memory_format": torch.channels_last}),
+    (_aten.clamp.default, (_x(2, 3), 1e-6), {}),
+    (_aten.clamp.default, (_x(2, 3), None, 1.0), {}),
+    (_aten.sqrt.default, (_x(2, 3),), {}),
+    (_aten.pow.Tensor_Scalar, (_x(2, 3), 2), {}),
+    (_aten.pow.Tensor_Scalar, (_x(2, 3, dtype=torch.int64), 2), {}),
     (_aten.mm.default, (_x(2, 3).t(), _x(2, 5)), {}),
 ]  # fmt: skip
 
