@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -14,6 +14,7 @@ from dreambooth.shared.events import Emit
 from dreambooth.shared.settings import Settings
 from dreambooth.trainer import text
 from dreambooth.trainer.cache import (
+    LatentEncoder,
     Latents,
     Pictures,
     cached_latents,
@@ -82,17 +83,21 @@ class Encoding:
             if not is_out_of_memory(error):
                 raise
             why = first_line(error)
-        self._step_down(why)
+        self._step_down(why, "all are encoded")
         return self._latents()
 
-    def _step_down(self, why: str) -> None:
+    def _step_down(self, why: str, what: str) -> None:
         where, rung = f"memory ran out while images were encoded ({why})", {"vae_tiling": "yes"}
         free_memory()
         if not tiles_help(self.settings, max(max(item.bucket) for item in self.data.items)):
+            kept = self.settings.images.cache_latents
             raise RunFailed(
                 where,
                 remedy="lower the resolution, or let other programs leave the card; what was encoded is kept, and "
-                "`resume` goes on",
+                "`resume` goes on"
+                if kept
+                else "use cache_latents: yes, with which the VAE is done before the training, or a lower resolution, or let "
+                "other programs leave the card",
             )
         keep_rung(self.folder, rung)
         if self.processes.count > 1:
@@ -102,13 +107,13 @@ class Encoding:
             )
         self.settings = stepped_down(self.settings, rung)
         use_tiles(self.model.components["vae"], True)
-        self.emit("warning", text=f"{where}: all are encoded with {described(rung)}", memory=rung)
+        self.emit("warning", text=f"{where}: {what} with {described(rung)}", memory=rung)
 
     def _latents(self) -> Latents:
         background = parse_colour(self.settings.images.background)
         encoder = vae_encoder(self.model.components["vae"], self.model.identified.family.scaling_factor)
         if not self.settings.images.cache_latents:
-            return live_latents(self.data, background, encoder, self.device)
+            return live_latents(self.data, background, self._stepping_down(encoder), self.device)
         pictures = Pictures(self.data, background)
         views = views_used(self.data, self.settings.training.seed, self.steps)
         looks = looks_for(views, masked=bool(self.data.masks))
@@ -117,6 +122,21 @@ class Encoding:
         with self.processes.together():
             encode_missing(own, pictures, encoder, self.store, self._progress("images"))
         return cached_latents(looks, pictures, encoder, self.store, self.device)
+
+    def _stepping_down(self, encoder: LatentEncoder) -> LatentEncoder:
+        """One for pictures that are encoded within the steps: in tiles from the one on at which memory runs out."""
+
+        def encode(pixels: torch.Tensor) -> torch.Tensor:
+            try:
+                return encoder.encode(pixels)
+            except Exception as error:
+                if not is_out_of_memory(error):
+                    raise
+                why = first_line(error)
+            self._step_down(why, "from here on they are encoded")
+            return encode(pixels)
+
+        return replace(encoder, encode=encode)
 
     def tokens(self) -> TextSource:
         """Token ids, for a text encoder that is trained."""
@@ -183,10 +203,23 @@ class Encoding:
 
         @torch.no_grad()
         def encode(prompt: str) -> Embeddings:
-            ids = self._tokenize(prompt)[None].to(self.device)
-            told = text.encode(encoders, rules, ids, clip_skip=clip_skip, unconditional=True)
-            return told.each(lambda tensor: tensor[0].float().cpu())
+            try:
+                ids = self._tokenize(prompt)[None].to(self.device)
+                told = text.encode(encoders, rules, ids, clip_skip=clip_skip, unconditional=True)
+                return told.each(lambda tensor: tensor[0].float().cpu())
+            except Exception as error:
+                if is_out_of_memory(error):  # one caption at a time: there is nothing to step down to
+                    raise _no_caption_fits(error, self._chunks) from error
+                raise
 
         weights = " ".join(module_id(encoder) for encoder in encoders)
         pooled = any(part.pooled for part in rules.text_encoders)
         return TextEncoder(f"{weights} clip_skip {clip_skip} chunks {self._chunks}", encode, pooled)
+
+
+def _no_caption_fits(error: Exception, chunks: int) -> RunFailed:
+    others = "let other programs leave the card; captions that were encoded are kept, and `resume` goes on"
+    return RunFailed(
+        f"memory ran out while captions were encoded ({first_line(error)})",
+        remedy=f"lower max_prompt_chunks, or {others}" if chunks > 1 else others,
+    )

@@ -155,6 +155,26 @@ def test_where_tiles_are_no_help_it_ends_with_what_is(small_card, monkeypatch):
     assert "resolution" in failed.value.remedy and read_rungs(small_card.folder) == {}
 
 
+def test_pictures_that_are_encoded_at_each_step_are_so_in_tiles_from_where_memory_ran_out(small_card):
+    encoding = small_card.encoding(images=ImageSettings(cache_latents=False))
+    latents = drawn(encoding, encoding.latents())
+    (warning,) = small_card.told("warning")
+    assert "encoded (CUDA out of memory. Tried" in warning["text"] and "from here on" in warning["text"]
+    assert warning["memory"] == {"vae_tiling": "yes"} == read_rungs(small_card.folder)
+    assert small_card.vae.calls == 2 * STEPS, "the step at which it ran out is not given up"
+    tiled = small_card.encoding(images=ImageSettings(cache_latents=False, vae_tiling="yes"))
+    in_tiles = [torch.equal(*pair) for pair in zip(drawn(tiled, tiled.latents()), latents, strict=True)]
+    assert in_tiles == [False] + [True] * (STEPS - 1)
+
+
+def test_where_tiles_are_no_help_at_a_step_the_cache_is_named(small_card, monkeypatch):
+    monkeypatch.setattr(stepdown, "TILE", 64)
+    encoding = small_card.encoding(images=ImageSettings(cache_latents=False))
+    with pytest.raises(RunFailed, match="memory ran out while images were encoded") as failed:
+        drawn(encoding, encoding.latents())
+    assert "cache_latents: yes" in failed.value.remedy and "kept" not in failed.value.remedy
+
+
 def test_latents_are_scaled_by_the_familys_factor(kit):
     encoding = kit.encoding()
     sample = samples_of_step(encoding.data, 0, 0).instance[0]
@@ -223,6 +243,27 @@ def test_captions_are_embedded_once_and_kept(kit, clip_skip):
     kit.encoder.register_forward_hook(lambda *_: pytest.fail("embedded again"))
     again = kit.encoding(model=model).embeddings()
     assert torch.equal(*(one.batch(["photo of sks cat"]).context for one in (again, source)))
+
+
+@pytest.mark.parametrize(("prompt", "longer"), [("photo of sks cat", False), (LONG, True)])
+@pytest.mark.parametrize("shuffled", [False, True])
+def test_captions_that_do_not_fit_end_the_run_with_what_helps(kit, prompt, longer, shuffled):
+    def full(*_):
+        raise torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+
+    kit.encoder.register_forward_hook(full)
+    encoding = kit.encoding(prompt=prompt, variation=Variation(shuffle_tags=shuffled))
+    with pytest.raises(
+        RunFailed, match=r"while captions were encoded \(CUDA out of memory\. Tried"
+    ) as failed:
+        encoding.embeddings().batch([prompt])
+    assert ("max_prompt_chunks" in failed.value.remedy) is longer
+
+
+def test_an_encoder_that_fails_otherwise_says_so_itself(kit):
+    kit.encoder.register_forward_hook(lambda *_: (_ for _ in ()).throw(RuntimeError("a bug")))
+    with pytest.raises(RuntimeError, match="a bug"):
+        kit.encoding().embeddings()
 
 
 def test_another_clip_skip_is_another_embedding(kit):

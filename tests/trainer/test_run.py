@@ -22,7 +22,7 @@ from dreambooth.shared.events import SCHEMA
 from dreambooth.shared.runfolder import create_run, list_runs, saved_step, summarize
 from dreambooth.trainer import control, previews, run, session
 from dreambooth.trainer.batches import StepBatches
-from dreambooth.trainer.checkpoint import latest_step
+from dreambooth.trainer.checkpoint import latest_step, load_state
 from dreambooth.trainer.steplog import StepLog
 
 
@@ -273,6 +273,21 @@ def test_other_ways_through_lead_to_a_result_that_draws(settings, tmp_path) -> N
     out = tmp_path / "cat.png"
     assert dreambooth("generate", result, "cat", "--out", out, "--steps", "1", "--size", "64") == 0
     assert sorted(path.name for path in result.parent.iterdir()) == [result.name], "nothing is left beside it"
+
+
+def test_weights_in_bf16_go_on_bit_for_bit_on_a_processor_too(tmp_path, monkeypatch, looks_always) -> None:
+    narrow = {"mixed_precision": "bf16", "weights_dtype": "bfloat16", "checkpointing_steps": 2}
+    assert dreambooth("train", config(tmp_path, output_name="whole", **narrow)) == 0
+    at_event(monkeypatch, "checkpoint", lambda found: found.order("stop"), step=2)
+    assert dreambooth("train", config(tmp_path, **narrow)) == 130
+    run = run_in(tmp_path)
+    kept = load_state(run.states).weights["unet"].values()
+    assert {tensor.dtype for tensor in kept} == {torch.bfloat16}
+    assert dreambooth("export", run.path) == 0
+    assert is_finite(tmp_path / "out" / f"sks-{latest_step(run.states)}.safetensors")
+    assert dreambooth("resume", run.path) == 0
+    whole, again = (tmp_path / "out" / f"{name}.safetensors" for name in ("whole", "sks"))
+    assert same_tensors(whole, again) and not same_tensors(whole, tiny.base())
 
 
 def test_the_second_run_of_a_config_repeats_the_first_bit_for_bit(plain, tmp_path) -> None:
