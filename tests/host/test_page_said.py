@@ -115,3 +115,31 @@ def test_a_setting_is_called_as_the_page_calls_it(page, language, said, shown):
     table = json.loads(known.read_text(encoding="utf-8")) if language else None
     FakeWebUI(page, localization=table).open()
     assert page.evaluate("(text) => window.dreamboothTrainer.sentences(text)", said) == shown
+
+
+def test_the_plans_memory_says_of_each_setting_whether_it_was_asked_or_chosen(page):
+    table = json.loads((ROOT / "localizations" / "zh_CN.json").read_text(encoding="utf-8"))
+    gigabyte = 2**30
+    lines = [{"text": "UNet, trained, bfloat16", "bytes": 2 * gigabyte}]
+    ways = [
+        {
+            "name": "gradient_checkpointing",
+            "value": "12",
+            "asked": True,
+            "does": "12 of the UNet's 37 blocks are computed twice instead of kept",
+        },
+        {"name": "optimizer", "value": "adamw8bit", "asked": False, "does": "it keeps 1.86 GB"},
+    ]
+    memory = {
+        "phases": [{"name": "training", "bytes": 2 * gigabyte, "in_turn": False, "lines": lines}],
+        "peak": 2 * gigabyte, "of": "the card", "free": 8 * gigabyte, "allowed": 8 * gigabyte,
+        "usable": 7 * gigabyte, "fits": True, "ways": ways,
+    }  # fmt: skip
+    FakeWebUI(page, localization=table, answers={"POST plan": {**PLAN, "memory": memory}}).open()
+    page.set_input_files("#dbt_c0_files", [PHOTO])
+    page.wait_for_selector(".dbt-memory details")
+    page.click(".dbt-memory summary")
+    rows = page.locator(".dbt-memory tr").all_inner_texts()
+    assert [row.split("\t")[-1] for row in rows[-2:]] == [table["as asked"], table["chosen"]]
+    assert "gradient_checkpointing: 12" in rows[-2] and "37 个块中有 12 个计算两次" in rows[-2]
+    assert "optimizer: adamw8bit" in rows[-1] and "其状态占 1.86 GB" in rows[-1]
