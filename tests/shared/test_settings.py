@@ -10,7 +10,8 @@ import pytest
 
 from dreambooth.shared import settings as module
 from dreambooth.shared.config import check_value, groups, setting_fields
-from dreambooth.shared.settings import GROUPS, Settings, setting
+from dreambooth.shared.definition import setting
+from dreambooth.shared.settings import GROUPS, Settings
 
 FIELDS = [pytest.param(item, id=name) for name, (_, item) in setting_fields().items() if name != "concepts"]
 
