@@ -42,6 +42,7 @@
         const before = facts.querySelector(".dbt-memory details");
         return [db.h("dt", {}, db.t("Memory")), db.h("dd", {class: "dbt-memory"}, text,
             memory.fits ? null : db.h("span", {class: "dbt-error-text"}, " ", db.t("may not fit")),
+            memory.fits && memory.peak > memory.usable ? db.h("span", {class: "dbt-help"}, db.t("fits but for sample pictures")) : null,
             db.accordion(db.t("What each phase takes"), {open: Boolean(before && before.open)}, db.h("table", {}, rows, ways)))];
     }
 

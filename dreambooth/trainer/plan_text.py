@@ -66,9 +66,11 @@ def _memory_lines(plan: Plan) -> list[str]:
         return []
     room, fullest = memory.room, memory.fullest
     share = "allowed" if room.limit and room.limit <= room.free else "free"
+    fits = "fits" if memory.fits else "MAY NOT FIT"
+    if memory.fits and fullest.bytes > room.usable:
+        fits = "fits but for sample pictures"
     lines = [
-        f"Memory     {'fits' if memory.fits else 'MAY NOT FIT'}: {_gb(fullest.bytes)} at most, in {fullest.name}; "
-        f"{_gb(room.allowed)} of {room.of} are {share}, "
+        f"Memory     {fits}: {_gb(fullest.bytes)} at most, in {fullest.name}; {_gb(room.allowed)} of {room.of} are {share}, "
         f"{_gb(room.usable)} counted on"
     ]
     for phase in memory.phases:

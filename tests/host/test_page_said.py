@@ -143,3 +143,13 @@ def test_the_plans_memory_says_of_each_setting_whether_it_was_asked_or_chosen(pa
     assert [row.split("\t")[-1] for row in rows[-2:]] == [table["as asked"], table["chosen"]]
     assert "gradient_checkpointing: 12" in rows[-2] and "37 个块中有 12 个计算两次" in rows[-2]
     assert "optimizer: adamw8bit" in rows[-1] and "其状态占 1.86 GB" in rows[-1]
+    assert table["fits but for sample pictures"] not in page.inner_text(".dbt-memory")
+
+
+def test_sample_pictures_that_do_not_fit_are_told_from_a_training_that_does_not(page):
+    phase = {"name": "samples", "bytes": 9 * 2**30, "in_turn": True, "lines": []}
+    memory = {"phases": [phase], "peak": 9 * 2**30, "allowed": 8 * 2**30, "usable": 7 * 2**30, "fits": True}
+    FakeWebUI(page, answers={"POST plan": {**PLAN, "memory": memory}}).open()
+    page.set_input_files("#dbt_c0_files", [PHOTO])
+    page.wait_for_selector(".dbt-memory :text('fits but for sample pictures')")
+    assert "may not fit" not in page.inner_text(".dbt-memory")

@@ -128,6 +128,11 @@ def test_sample_pictures_never_keep_a_training_from_its_beginning(tmp_path: Path
     ]  # fmt: skip
     (note,) = choice.notes
     assert note.startswith("sample pictures take about 30.00 GB, which may not fit")
+    text = replace(plan, memory=choice).text()
+    assert (
+        "Memory     fits but for sample pictures: 30.00 GB at most, in samples; 23.00 GB of the card are allowed"
+        in text
+    )
 
 
 def test_an_8_bit_optimizer_is_proved_and_passed_over_where_it_does_not_work(tmp_path: Path) -> None:
