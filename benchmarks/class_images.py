@@ -82,7 +82,7 @@ class Job:
         """The diffusers folder, with this scheduler in it."""
         path = self.folder / str(scheduler["_class_name"])
         if not path.exists():
-            from dreambooth.trainer.convert import convert
+            from dreambooth.trainer.models.convert import convert
 
             convert(self.model, path, dtype="float32")  # their script takes no other
             (path / "scheduler" / "scheduler_config.json").write_text(json.dumps(scheduler))
@@ -102,9 +102,9 @@ def in_process(job: Job) -> dict[str, dict[str, Callable[[], Taken]]]:
     import torch
     from diffusers import StableDiffusionPipeline
 
-    from dreambooth.trainer.convert import load_model
-    from dreambooth.trainer.sample import SampleRequest, sample
-    from dreambooth.trainer.tokenizer import default_tokenizer
+    from dreambooth.trainer.models.convert import load_model
+    from dreambooth.trainer.models.tokenizer import default_tokenizer
+    from dreambooth.trainer.sampling.sample import SampleRequest, sample
 
     torch.set_num_threads(1)
 

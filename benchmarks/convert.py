@@ -40,8 +40,8 @@ PEAK = r"""
 import re, sys
 sys.path.insert(0, {root!r})
 import torch, diffusers.models.unets.unet_2d_condition
-import dreambooth.trainer.write_folder, tokenizers
-from dreambooth.trainer.convert import convert
+import dreambooth.trainer.models.write_folder, tokenizers
+from dreambooth.trainer.models.convert import convert
 torch.set_num_threads({threads})
 resident = lambda what: int(re.search(rf"{{what}}:\s+(\d+)", open("/proc/self/status").read()).group(1))
 before = resident("VmRSS")
@@ -99,7 +99,7 @@ def prepare_synced_floor(base: Path, folder: Path) -> Callable[[], object]:
 def prepare_modules(base: Path, folder: Path) -> Callable[[], object]:
     import torch
 
-    from dreambooth.trainer.convert import load_model
+    from dreambooth.trainer.models.convert import load_model
 
     return lambda: load_model(base, dtype=torch.float16)
 
@@ -107,7 +107,7 @@ def prepare_modules(base: Path, folder: Path) -> Callable[[], object]:
 def prepare_mapped(base: Path, folder: Path) -> Callable[[], object]:
     import torch
 
-    from dreambooth.trainer.convert import load_model
+    from dreambooth.trainer.models.convert import load_model
 
     def load_and_look() -> object:
         model = load_model(base, dtype=torch.float16, mapped=True)
@@ -120,7 +120,7 @@ def prepare_mapped(base: Path, folder: Path) -> Callable[[], object]:
 
 
 def prepare_folder(base: Path, folder: Path) -> Callable[[], object]:
-    from dreambooth.trainer.convert import convert
+    from dreambooth.trainer.models.convert import convert
 
     shutil.rmtree(folder / "out", ignore_errors=True)
     return lambda: convert(base, folder / "out")
@@ -129,7 +129,7 @@ def prepare_folder(base: Path, folder: Path) -> Callable[[], object]:
 def prepare_export(base: Path, folder: Path) -> Callable[[], object]:
     import torch
 
-    from dreambooth.trainer.convert import canonical_state, export_single_file, load_model
+    from dreambooth.trainer.models.convert import canonical_state, export_single_file, load_model
 
     out = folder / "out.safetensors"
     out.unlink(missing_ok=True)
@@ -164,7 +164,7 @@ def unhashed(
 
 
 def prepare_back(base: Path, folder: Path) -> Callable[[], object]:
-    from dreambooth.trainer.convert import convert
+    from dreambooth.trainer.models.convert import convert
 
     (folder / "back.safetensors").unlink(missing_ok=True)
     return lambda: convert(folder / "out", folder / "back.safetensors")
@@ -272,8 +272,8 @@ def import_everything() -> None:
     import diffusers.models.unets.unet_2d_condition  # noqa: F401
     import safetensors.torch  # noqa: F401
 
-    import dreambooth.trainer.convert
-    import dreambooth.trainer.write_folder  # noqa: F401
+    import dreambooth.trainer.models.convert
+    import dreambooth.trainer.models.write_folder  # noqa: F401
 
 
 if __name__ == "__main__":

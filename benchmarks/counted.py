@@ -25,13 +25,14 @@ import torch  # noqa: E402
 from torch.nn import functional  # noqa: E402
 
 from dreambooth.shared.config import load_settings  # noqa: E402
-from dreambooth.trainer import assembly, text  # noqa: E402
-from dreambooth.trainer.embeddings import Embeddings  # noqa: E402
+from dreambooth.trainer import assembly  # noqa: E402
 from dreambooth.trainer.engine import Denoiser  # noqa: E402
-from dreambooth.trainer.int8 import is_int8, quantise  # noqa: E402
-from dreambooth.trainer.loading import load_model  # noqa: E402
 from dreambooth.trainer.memory.passes import training_step  # noqa: E402
-from dreambooth.trainer.plan import Plan, make_plan  # noqa: E402
+from dreambooth.trainer.models import text  # noqa: E402
+from dreambooth.trainer.models.embeddings import Embeddings  # noqa: E402
+from dreambooth.trainer.models.int8 import is_int8, quantise  # noqa: E402
+from dreambooth.trainer.models.loading import load_model  # noqa: E402
+from dreambooth.trainer.planning.plan import Plan, make_plan  # noqa: E402
 
 BELOW, ABOVE = 0.95, 1.10
 WAYS: dict[str, dict[str, Any]] = {

@@ -104,7 +104,7 @@ def report_lora(folder: Path, seeds: int, steps: int) -> None:
 
 def report_step(name: str, seconds: float) -> None:
     """Prints the ratio of a step's times."""
-    from dreambooth.trainer.int8 import quantise
+    from dreambooth.trainer.models.int8 import quantise
 
     size = SIZES[name]
     plain = make_unet(size).requires_grad_(False)

@@ -117,11 +117,11 @@ def train(job: Job, way: str, seed: int) -> list[tuple[int, Path]]:
 def predictions(draws: Draws, adapter: Path | None, *, int8: bool = False) -> torch.Tensor:
     """What the base (in 8 bit if so), with an adapter, predicts in all draws."""
     from dreambooth.trainer.adapters.merging import Request
-    from dreambooth.trainer.convert import load_model
-    from dreambooth.trainer.int8 import quantise
+    from dreambooth.trainer.models.convert import load_model
+    from dreambooth.trainer.models.int8 import quantise
+    from dreambooth.trainer.models.text import encode, encoders_of, tokenize
+    from dreambooth.trainer.models.tokenizer import Tokenizer
     from dreambooth.trainer.objectives import scaled_linear_alphas_cumprod
-    from dreambooth.trainer.text import encode, encoders_of, tokenize
-    from dreambooth.trainer.tokenizer import Tokenizer
 
     adapters = [Request(adapter)] if adapter else []
     model = load_model(BASE, components=("unet", "text_encoder"), adapters=adapters)

@@ -69,8 +69,8 @@ class Job:
 
 def prepare(job: Job) -> None:
     """Makes the class images with the base, and the folder that diffusers reads it from."""
-    from dreambooth.trainer.convert import convert
-    from dreambooth.trainer.images import find_images
+    from dreambooth.trainer.data.images import find_images
+    from dreambooth.trainer.models.convert import convert
 
     job.photos.mkdir(exist_ok=True)
     for photo in find_images(PHOTOS):  # theirs takes every file of a folder for an image
@@ -169,8 +169,8 @@ def make_draws(folder: Path, prompt: str, seed: int) -> Draws:
     import numpy
     from PIL import Image
 
-    from dreambooth.trainer.convert import load_model
-    from dreambooth.trainer.images import find_images
+    from dreambooth.trainer.data.images import find_images
+    from dreambooth.trainer.models.convert import load_model
 
     model = load_model(BASE, components=("vae",))
     pixels = [
@@ -194,10 +194,10 @@ def make_draws(folder: Path, prompt: str, seed: int) -> Draws:
 @torch.no_grad()
 def losses(path: Path, all_draws: list[Draws]) -> list[float]:
     """The mean squared error of the noise that a checkpoint predicts, for each of the draws' sets."""
-    from dreambooth.trainer.convert import load_model
+    from dreambooth.trainer.models.convert import load_model
+    from dreambooth.trainer.models.text import encode, encoders_of, tokenize
+    from dreambooth.trainer.models.tokenizer import Tokenizer
     from dreambooth.trainer.objectives import scaled_linear_alphas_cumprod
-    from dreambooth.trainer.text import encode, encoders_of, tokenize
-    from dreambooth.trainer.tokenizer import Tokenizer
 
     model = load_model(path, components=("unet", "text_encoder"))
     family, unet = model.identified.family, model.components["unet"]

@@ -21,10 +21,10 @@ sys.path.insert(0, str(ROOT))
 import torch  # noqa: E402
 
 from dreambooth.shared.config import load_settings  # noqa: E402
-from dreambooth.trainer.dataset import Sample, all_samples, timestep_of  # noqa: E402
+from dreambooth.trainer.data.dataset import Sample, all_samples, timestep_of  # noqa: E402
 from dreambooth.trainer.noise import seeded_normal  # noqa: E402
 from dreambooth.trainer.objectives import TIMESTEPS  # noqa: E402
-from dreambooth.trainer.plan import data_plan, make_plan  # noqa: E402
+from dreambooth.trainer.planning.plan import data_plan, make_plan  # noqa: E402
 
 
 class Draws:

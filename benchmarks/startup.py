@@ -55,7 +55,7 @@ class Job:
 
 def prepare(folder: Path) -> Job:
     """Writes the model, as a file and as a folder, the photos and the class images."""
-    from dreambooth.trainer.convert import convert
+    from dreambooth.trainer.models.convert import convert
     from tests import tiny
 
     job = Job(folder)

@@ -85,7 +85,7 @@ def make_unet(size: Size) -> torch.nn.Module:
 
 def make_text_encoder(size: Size) -> torch.nn.Module:
     """CLIP's text encoder as wide as the UNet's context, with random weights and the real vocabulary."""
-    from dreambooth.trainer.clip_text import CLIPTextEncoder
+    from dreambooth.trainer.models.clip_text import CLIPTextEncoder
 
     torch.manual_seed(1)
     config = {
@@ -102,9 +102,9 @@ def make_text_encoder(size: Size) -> torch.nn.Module:
 
 def token_ids(caption: str) -> torch.Tensor:
     """(1, 77)"""
-    from dreambooth.trainer import text
     from dreambooth.trainer.families import SD1
-    from dreambooth.trainer.tokenizer import default_tokenizer
+    from dreambooth.trainer.models import text
+    from dreambooth.trainer.models.tokenizer import default_tokenizer
 
     return text.tokenize(default_tokenizer(), SD1, [caption])[0]
 
@@ -208,8 +208,8 @@ def our_step(
     from dreambooth.trainer.engine import Denoiser, TextEncoderSpan, TrainingEngine
     from dreambooth.trainer.families import SD1
     from dreambooth.trainer.objectives import Objective, scaled_linear_alphas_cumprod
-    from dreambooth.trainer.optimizers import ParameterGroup, Stepper, build_optimizer
-    from dreambooth.trainer.schedules import Schedule
+    from dreambooth.trainer.optim.optimizers import ParameterGroup, Stepper, build_optimizer
+    from dreambooth.trainer.optim.schedules import Schedule
     from dreambooth.trainer.steplog import StepLog
 
     settings = TrainingSettings(learning_rate=2e-6)
@@ -239,14 +239,20 @@ def our_step(
 def cached_batches(size: Size, folder: Path, *, trains_text: bool) -> Any:
     """Five photos and as many class images behind the caches that a run fills; only their content is random."""
     from dreambooth.shared.concepts import Concept
-    from dreambooth.trainer.batches import StepBatches
-    from dreambooth.trainer.cache import LatentEncoder, Pictures, cached_latents, encode_missing, looks_for
-    from dreambooth.trainer.captions import Variation
-    from dreambooth.trainer.dataset import Augmentation, plan_data, views_used
-    from dreambooth.trainer.embeddings import Embeddings
-    from dreambooth.trainer.store import TensorStore
-    from dreambooth.trainer.survey import survey
-    from dreambooth.trainer.text_cache import CachedText, TextEncoder, TokenText
+    from dreambooth.trainer.data.batches import StepBatches
+    from dreambooth.trainer.data.cache import (
+        LatentEncoder,
+        Pictures,
+        cached_latents,
+        encode_missing,
+        looks_for,
+    )
+    from dreambooth.trainer.data.captions import Variation
+    from dreambooth.trainer.data.dataset import Augmentation, plan_data, views_used
+    from dreambooth.trainer.data.store import TensorStore
+    from dreambooth.trainer.data.survey import survey
+    from dreambooth.trainer.data.text_cache import CachedText, TextEncoder, TokenText
+    from dreambooth.trainer.models.embeddings import Embeddings
 
     device, side = torch.device("cpu"), (size.pixels, size.pixels)
     concept = Concept(
@@ -291,7 +297,7 @@ def make_photos(folder: Path, side: int) -> Path:
 
 def compile_blocks(unet: torch.nn.Module) -> None:
     """Has torch compile each residual and transformer block, once for every shape that it meets."""
-    from dreambooth.trainer.checkpointing import checkpointable_units
+    from dreambooth.trainer.models.checkpointing import checkpointable_units
 
     torch._dynamo.config.cache_size_limit = 64
     for unit in checkpointable_units(unet):

@@ -153,7 +153,7 @@ def _demo(arguments: argparse.Namespace) -> int:
 
 
 def _base(arguments: argparse.Namespace) -> int:
-    from dreambooth.trainer.place_base import place_base
+    from dreambooth.trainer.models.place_base import place_base
 
     try:
         placed = place_base(arguments.folder.absolute())
@@ -175,13 +175,13 @@ def _plan(arguments: argparse.Namespace) -> int:
 
     settings = None
     try:
-        from dreambooth.trainer.plan import make_plan
+        from dreambooth.trainer.planning.plan import make_plan
 
         settings = load_settings(arguments.config, arguments.overrides)
         plan = make_plan(settings, measure=True)
     except InputError as error:
         if arguments.json and settings is not None:
-            from dreambooth.trainer.remarks import remarks_despite
+            from dreambooth.trainer.planning.remarks import remarks_despite
 
             error.more["concepts"] = remarks_despite(settings)
         return _refused(error, arguments.json, form=str(arguments.config))
@@ -253,7 +253,7 @@ def _runs(arguments: argparse.Namespace) -> int:
 
 def _convert(arguments: argparse.Namespace) -> int:
     from dreambooth.trainer.adapters.merging import parse_request
-    from dreambooth.trainer.convert import convert
+    from dreambooth.trainer.models.convert import convert
 
     report = convert(
         arguments.src,
@@ -270,7 +270,7 @@ def _convert(arguments: argparse.Namespace) -> int:
 
 def _generate(arguments: argparse.Namespace) -> int:
     from dreambooth.trainer.adapters.merging import parse_request
-    from dreambooth.trainer.generate import generate
+    from dreambooth.trainer.sampling.generate import generate
 
     written = generate(
         arguments.model,
@@ -290,7 +290,7 @@ def _generate(arguments: argparse.Namespace) -> int:
 
 
 def _inspect(arguments: argparse.Namespace) -> int:
-    from dreambooth.trainer.inspection import inspect
+    from dreambooth.trainer.models.inspection import inspect
 
     try:
         found = inspect(arguments.file, hashed=not arguments.no_hash)

@@ -193,10 +193,6 @@ def _import_all() -> None:
     from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel  # noqa: F401
     from transformers.models.clip.modeling_clip import CLIPTextModel  # noqa: F401
 
-    import dreambooth.cli
-    import dreambooth.trainer.generate
-    import dreambooth.trainer.run  # noqa: F401
-
 
 def _wait(pid: int, seconds: float) -> int | None:
     deadline = time.monotonic() + seconds

@@ -7,7 +7,7 @@ import importlib.util
 
 import pytest
 
-from dreambooth.trainer.optimizer_table import kind_of
+from dreambooth.trainer.optim.optimizer_table import kind_of
 
 
 def skip_without(optimizer: str) -> None:

@@ -331,7 +331,7 @@ def test_a_tracker_that_is_not_installed_is_told_before_anything_is_written(
 
 
 def test_ctrl_c_while_the_plan_is_made_leaves_nothing(tmp_path, capsys, monkeypatch) -> None:
-    from dreambooth.trainer import plan
+    from dreambooth.trainer.planning import plan
 
     def interrupted(*arguments, **options):
         raise KeyboardInterrupt

@@ -10,7 +10,7 @@ import pytest
 
 from dreambooth import __version__, cli
 from dreambooth.shared.catalog import concept_catalog, reference_table
-from dreambooth.trainer.optimizer_table import reference_table as optimizers
+from dreambooth.trainer.optim.optimizer_table import reference_table as optimizers
 
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -52,7 +52,10 @@ def test_every_field_of_a_concept_stands_in_the_readme():
     assert all(f"`{entry.name}`" in table for entry in concept_catalog())
 
 
-@pytest.mark.parametrize("part", ["", "shared", "host", "trainer"])
+TRAINER = ("", "planning", "memory", "data", "models", "optim", "sampling", "saving")
+
+
+@pytest.mark.parametrize("part", ["", "shared", "host", *(f"trainer/{part}" for part in TRAINER)])
 def test_every_module_stands_in_the_readmes_tree(part: str):
     tree = README[README.index("## Architecture") : README.index("## Licence")]
     folder = ROOT / "dreambooth" / part

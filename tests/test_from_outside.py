@@ -16,7 +16,7 @@ from tiny import config, dreambooth
 from watching import events, run_in
 
 from dreambooth.shared.runfolder import summarize
-from dreambooth.trainer.checkpoint import latest_step
+from dreambooth.trainer.saving.checkpoint import latest_step
 
 FOREVER = {"max_train_steps": 1_000_000, "checkpointing_steps": 0}
 posix = pytest.mark.skipif(os.name != "posix", reason="signals as POSIX has them")

@@ -31,7 +31,7 @@ from dreambooth.trainer.families.topology import (
     unet_config,
     vae_config,
 )
-from dreambooth.trainer.loading import BUILDERS, canonical_state
+from dreambooth.trainer.models.loading import BUILDERS, canonical_state
 
 WIDTH = 32
 UNET = UNetTopology(

@@ -124,7 +124,7 @@ def in_run(settings: Mapping[str, Any], act: Callable[[Any, Any], Any]) -> Any:
     """
     from dreambooth.shared.config import dump_settings, settings_from
     from dreambooth.shared.runfolder import create_run
-    from dreambooth.trainer.plan import make_plan
+    from dreambooth.trainer.planning.plan import make_plan
     from dreambooth.trainer.session import Session
 
     class Done(Exception):

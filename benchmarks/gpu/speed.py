@@ -63,10 +63,10 @@ def ours(bench: Bench, name: str, batch: int, steps: int, **changes: Any) -> rig
 
 def peer_step(bench: Bench, name: str, batch: int, *, cached: bool) -> Callable[[], None]:
     """One step of the loop that stands for a peer."""
-    from dreambooth.trainer import text
-    from dreambooth.trainer.convert import load_model
-    from dreambooth.trainer.embeddings import unet_arguments
-    from dreambooth.trainer.tokenizer import default_tokenizer
+    from dreambooth.trainer.models import text
+    from dreambooth.trainer.models.convert import load_model
+    from dreambooth.trainer.models.embeddings import unet_arguments
+    from dreambooth.trainer.models.tokenizer import default_tokenizer
 
     family, where = name.split("-")[0], rig.device()
     is_lora = name.endswith("lora")

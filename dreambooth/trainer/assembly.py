@@ -10,28 +10,29 @@ from typing import TYPE_CHECKING
 import torch
 
 from dreambooth.shared.config import to_mapping
-from dreambooth.trainer import arithmetic, text
+from dreambooth.trainer import arithmetic
 from dreambooth.trainer.adapters.attached import attach
 from dreambooth.trainer.adapters.results import from_base
-from dreambooth.trainer.checkpointing import checkpoint_units, units_of, wanted
-from dreambooth.trainer.convert import LoadedModel
 from dreambooth.trainer.draws import words
-from dreambooth.trainer.ema import EMA, OptimizersAverage
 from dreambooth.trainer.engine import Denoiser, Half, Teacher, TrainingEngine
-from dreambooth.trainer.keeper import TrainedWeights
 from dreambooth.trainer.loop import Cadence
+from dreambooth.trainer.models import text
+from dreambooth.trainer.models.checkpointing import checkpoint_units, units_of, wanted
+from dreambooth.trainer.models.convert import LoadedModel
 from dreambooth.trainer.objectives import Objective, scaled_linear_alphas_cumprod, zero_terminal_snr
-from dreambooth.trainer.optimizer_table import kind_of
-from dreambooth.trainer.optimizers import GradScaler, ParameterGroup, Stepper, averages, build_optimizer
-from dreambooth.trainer.rounding import StochasticRounding
-from dreambooth.trainer.schedules import Schedule
+from dreambooth.trainer.optim.ema import EMA, OptimizersAverage
+from dreambooth.trainer.optim.optimizer_table import kind_of
+from dreambooth.trainer.optim.optimizers import GradScaler, ParameterGroup, Stepper, averages, build_optimizer
+from dreambooth.trainer.optim.rounding import StochasticRounding
+from dreambooth.trainer.optim.schedules import Schedule
+from dreambooth.trainer.saving.keeper import TrainedWeights
 from dreambooth.trainer.stepdown import Rung
 from dreambooth.trainer.trackers import trackers_of
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
-    from dreambooth.trainer.plan import Plan
+    from dreambooth.trainer.planning.plan import Plan
 
 
 def make_accelerator(plan: Plan, folder: Path) -> Accelerator:

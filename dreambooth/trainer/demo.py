@@ -15,13 +15,13 @@ from dreambooth.shared.paths import check_writable, write_whole
 from dreambooth.shared.runfolder import RunFolder, is_run, read_result
 from dreambooth.shared.settings import Settings
 from dreambooth.trainer import run
-from dreambooth.trainer.convert import load_model
-from dreambooth.trainer.images import find_images
-from dreambooth.trainer.pictures import png_bytes
-from dreambooth.trainer.place_base import ASSETS, place_base
+from dreambooth.trainer.data.images import find_images
+from dreambooth.trainer.models.convert import load_model
+from dreambooth.trainer.models.place_base import ASSETS, place_base
+from dreambooth.trainer.models.tokenizer import Tokenizer
 from dreambooth.trainer.reporter import Reporter
-from dreambooth.trainer.sample import SampleRequest, sample
-from dreambooth.trainer.tokenizer import Tokenizer
+from dreambooth.trainer.sampling.pictures import png_bytes
+from dreambooth.trainer.sampling.sample import SampleRequest, sample
 
 PHOTOS = ASSETS / "demo"
 NAME = "demo"

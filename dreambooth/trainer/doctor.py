@@ -13,9 +13,10 @@ from typing import NamedTuple
 from dreambooth import allocator, environment, pins, torchbuild
 from dreambooth.shared.errors import DreamboothError
 from dreambooth.shared.paths import default_runs_dir
-from dreambooth.trainer import arithmetic, attention, eightbit
-from dreambooth.trainer.optimizer_class import install_command, is_installed
-from dreambooth.trainer.optimizer_table import TABLE
+from dreambooth.trainer import arithmetic, eightbit
+from dreambooth.trainer.models import attention
+from dreambooth.trainer.optim.optimizer_class import install_command, is_installed
+from dreambooth.trainer.optim.optimizer_table import TABLE
 
 GOOD, NOTE, BAD = "ok", "note", "bad"
 _GIB = 1024**3
@@ -265,7 +266,7 @@ def _accelerate() -> list[Finding]:
 
 
 def _vocabulary() -> list[Finding]:
-    from dreambooth.trainer.tokenizer import Tokenizer
+    from dreambooth.trainer.models.tokenizer import Tokenizer
 
     ids = Tokenizer()("photo of a sks dog")
     if ids != [1125, 539, 320, 48136, 1929]:

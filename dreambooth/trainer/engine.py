@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING, Protocol
 import torch
 
 from dreambooth.shared.errors import RunFailed
-from dreambooth.trainer import text
-from dreambooth.trainer.ema import Average
-from dreambooth.trainer.embeddings import Embeddings, combined, unet_arguments
+from dreambooth.trainer.models import text
+from dreambooth.trainer.models.embeddings import Embeddings, combined, unet_arguments
 from dreambooth.trainer.objectives import Losses, Objective
-from dreambooth.trainer.optimizers import Stepper
+from dreambooth.trainer.optim.ema import Average
+from dreambooth.trainer.optim.optimizers import Stepper
+from dreambooth.trainer.optim.schedules import Schedule
 from dreambooth.trainer.parts import Part, alike, parts_of
-from dreambooth.trainer.schedules import Schedule
 
 if TYPE_CHECKING:
     from accelerate import Accelerator

@@ -12,8 +12,9 @@ import torch
 
 from dreambooth.shared.errors import InputError
 from dreambooth.shared.settings import Settings
-from dreambooth.trainer import arithmetic, attention
-from dreambooth.trainer.optimizer_rules import check_device
+from dreambooth.trainer import arithmetic
+from dreambooth.trainer.models import attention
+from dreambooth.trainer.optim.optimizer_rules import check_device
 
 DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32}
 PRECISIONS = {"no": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}

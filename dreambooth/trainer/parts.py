@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from dreambooth.trainer.embeddings import Embeddings
+from dreambooth.trainer.models.embeddings import Embeddings
 
 if TYPE_CHECKING:
     from dreambooth.trainer.engine import Half, MicroBatch

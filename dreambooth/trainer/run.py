@@ -23,15 +23,15 @@ from dreambooth.shared.paths import write_json
 from dreambooth.shared.reached import reached
 from dreambooth.shared.runfolder import RunFolder, create_run, read_result
 from dreambooth.shared.settings import Settings
-from dreambooth.trainer import results
 from dreambooth.trainer.adapters.plan import adapter_plan
-from dreambooth.trainer.checkpoint import load_state, saved_steps
 from dreambooth.trainer.control import Inbox, Signals, ignore_stop_signals
-from dreambooth.trainer.outputs import outputs_of, release_own
-from dreambooth.trainer.plan import Plan, make_plan, versions
-from dreambooth.trainer.plan_settings import open_base
+from dreambooth.trainer.planning.plan import Plan, make_plan, versions
+from dreambooth.trainer.planning.plan_settings import open_base
 from dreambooth.trainer.processes import Processes, join_processes, shared_out
 from dreambooth.trainer.reporter import Reporter
+from dreambooth.trainer.saving import results
+from dreambooth.trainer.saving.checkpoint import load_state, saved_steps
+from dreambooth.trainer.saving.outputs import outputs_of, release_own
 from dreambooth.trainer.session import Session
 from dreambooth.trainer.stepdown import first_line, is_out_of_memory
 

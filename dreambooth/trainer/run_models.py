@@ -10,11 +10,11 @@ from torch import nn
 
 from dreambooth.trainer import arithmetic, assembly
 from dreambooth.trainer.adapters.merging import Request
-from dreambooth.trainer.convert import LoadedModel, load_model
-from dreambooth.trainer.int8 import is_int8, quantise, stored_dtype
 from dreambooth.trainer.memory.phases import CLASS_IMAGES, RESULT_SAMPLES
-from dreambooth.trainer.plan import Plan
-from dreambooth.trainer.tiles import use_tiles
+from dreambooth.trainer.models.convert import LoadedModel, load_model
+from dreambooth.trainer.models.int8 import is_int8, quantise, stored_dtype
+from dreambooth.trainer.models.tiles import use_tiles
+from dreambooth.trainer.planning.plan import Plan
 
 UNET = ("unet",)
 

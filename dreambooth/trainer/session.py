@@ -14,27 +14,31 @@ from dreambooth.shared.errors import RunFailed, StoppedByUser
 from dreambooth.shared.events import Emit
 from dreambooth.shared.paths import write_json
 from dreambooth.shared.runfolder import RunFolder
-from dreambooth.trainer import assembly, results, text
-from dreambooth.trainer import outputs as naming
+from dreambooth.trainer import assembly
 from dreambooth.trainer.adapters.writing import learned_from
-from dreambooth.trainer.batches import StepBatches
-from dreambooth.trainer.checkpoint import latest_step
-from dreambooth.trainer.class_phase import ClassPhase
 from dreambooth.trainer.control import Inbox
-from dreambooth.trainer.convert import LoadedModel
-from dreambooth.trainer.dataset import DataPlan
-from dreambooth.trainer.encoding import Encoding
+from dreambooth.trainer.data.batches import StepBatches
+from dreambooth.trainer.data.dataset import DataPlan
+from dreambooth.trainer.data.encoding import Encoding
+from dreambooth.trainer.data.store import TensorStore
 from dreambooth.trainer.engine import Denoiser, TextEncoderSpan, TrainingEngine
-from dreambooth.trainer.keeper import RunKeeper
 from dreambooth.trainer.loop import Outcome, train
 from dreambooth.trainer.machine import DTYPES
 from dreambooth.trainer.memory.room import keep_to
-from dreambooth.trainer.plan import Plan, data_plan
-from dreambooth.trainer.plan_settings import runs_dir_of, survey_of
-from dreambooth.trainer.previews import Previews, preview_requests
+from dreambooth.trainer.models import text
+from dreambooth.trainer.models.convert import LoadedModel
+from dreambooth.trainer.models.tokenizer import default_tokenizer
+from dreambooth.trainer.planning.plan import Plan, data_plan
+from dreambooth.trainer.planning.plan_settings import runs_dir_of, survey_of
 from dreambooth.trainer.processes import ALONE, Processes, SharedInbox, SharedKeeper
-from dreambooth.trainer.results import Trained
 from dreambooth.trainer.run_models import RunModels
+from dreambooth.trainer.sampling.class_phase import ClassPhase
+from dreambooth.trainer.sampling.previews import Previews, preview_requests
+from dreambooth.trainer.saving import outputs as naming
+from dreambooth.trainer.saving import results
+from dreambooth.trainer.saving.checkpoint import latest_step
+from dreambooth.trainer.saving.keeper import RunKeeper
+from dreambooth.trainer.saving.results import Trained
 from dreambooth.trainer.spill import SpillWatch
 from dreambooth.trainer.stepdown import (
     GoBack,
@@ -45,8 +49,6 @@ from dreambooth.trainer.stepdown import (
     stepped_down,
 )
 from dreambooth.trainer.steplog import MemoryProbe, StepLog
-from dreambooth.trainer.store import TensorStore
-from dreambooth.trainer.tokenizer import default_tokenizer
 from dreambooth.trainer.weights import Written
 
 

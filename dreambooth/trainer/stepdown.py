@@ -24,10 +24,10 @@ from dreambooth.shared.events import Emit
 from dreambooth.shared.paths import write_json
 from dreambooth.shared.settings import Settings
 from dreambooth.trainer.memory.remedies import what_a_run_leaves
+from dreambooth.trainer.models.tiles import TILE
 from dreambooth.trainer.objectives import Losses
-from dreambooth.trainer.optimizers import Stepper
+from dreambooth.trainer.optim.optimizers import Stepper
 from dreambooth.trainer.processes import ALONE, Processes
-from dreambooth.trainer.tiles import TILE
 
 NAME = "stepped_down.json"
 Rung = Mapping[str, Any]  # settings by name, with what a run came to

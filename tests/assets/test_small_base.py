@@ -9,10 +9,10 @@ import torch
 from omegaconf import OmegaConf
 from PIL import Image
 
-from dreambooth.trainer.convert import LoadedModel, load_model
 from dreambooth.trainer.families.names import clip_bindings, unet_bindings, vae_bindings
 from dreambooth.trainer.families.topology import clip_topology, unet_topology, vae_topology
-from dreambooth.trainer.place_base import ASSETS, BASE, BASE_YAML, CLIP_CONFIG
+from dreambooth.trainer.models.convert import LoadedModel, load_model
+from dreambooth.trainer.models.place_base import ASSETS, BASE, BASE_YAML, CLIP_CONFIG
 from dreambooth.trainer.weights import WeightFile, open_weights
 
 CLIP = "cond_stage_model.transformer.text_model."

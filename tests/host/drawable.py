@@ -26,9 +26,9 @@ from tiny import config, dreambooth
 
 from dreambooth.trainer.adapters.kinds import KINDS
 from dreambooth.trainer.families.ldm_yaml import needs_yaml, yaml_path, yaml_text
-from dreambooth.trainer.loading import understand
-from dreambooth.trainer.sources import open_model
-from dreambooth.trainer.tokenizer import write_tokenizer_folder
+from dreambooth.trainer.models.loading import understand
+from dreambooth.trainer.models.sources import open_model
+from dreambooth.trainer.models.tokenizer import write_tokenizer_folder
 
 WIDTH = 64  # of CLIP and of SD2's encoder: one head
 SECOND = 128  # of SDXL's second encoder

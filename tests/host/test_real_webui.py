@@ -31,7 +31,7 @@ def place_base_for_ldm(data: Path, trainer: str) -> None:
     """The small base with its yaml and tokenizer, as the project places it."""
     code = (
         "import sys; from pathlib import Path\n"
-        "from dreambooth.trainer.place_base import place_base; place_base(Path(sys.argv[1]))"
+        "from dreambooth.trainer.models.place_base import place_base; place_base(Path(sys.argv[1]))"
     )
     subprocess.run([trainer, "-c", code, str(data / "models" / "Stable-diffusion")], cwd=ROOT, check=True)
 

@@ -13,7 +13,7 @@ ROOT = Path(__file__).resolve().parents[2]
 FILES = sorted((ROOT / "localizations").glob("*.json"))
 # what the page shows of others' words: the trainer's remarks, and the host's own answers
 SAID = (
-    *("dreambooth/trainer/advice.py", "dreambooth/host/endings.py", "dreambooth/host/busy.py"),
+    *("dreambooth/trainer/planning/advice.py", "dreambooth/host/endings.py", "dreambooth/host/busy.py"),
     *("dreambooth/host/other_formats.py", "dreambooth/host/thumbnails.py"),
     *("dreambooth/host/webui.py", "dreambooth/host/access.py", "dreambooth/installing.py"),
 )

@@ -68,7 +68,7 @@ def test_a_presets_prompts_differ_and_have_a_class_where_there_is_a_prior(preset
 )
 @pytest.mark.parametrize("word", RARE_WORDS)
 def test_a_rare_word_is_one_token(word: str) -> None:
-    from dreambooth.trainer.tokenizer import default_tokenizer
+    from dreambooth.trainer.models.tokenizer import default_tokenizer
 
     assert default_tokenizer().count(word) == 1
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from dreambooth.trainer import place_base
+from dreambooth.trainer.models import place_base
 from tools.base import photos
 
 

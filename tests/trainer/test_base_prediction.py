@@ -14,12 +14,12 @@ from dreambooth.trainer.adapters.attached import attach
 from dreambooth.trainer.adapters.kinds import KINDS
 from dreambooth.trainer.adapters.plan import AdapterPlan, PlannedLayer
 from dreambooth.trainer.adapters.targets import Target, role_of
-from dreambooth.trainer.captions import Variation
-from dreambooth.trainer.dataset import Augmentation, plan_data, samples_of_step
-from dreambooth.trainer.images import Probe
+from dreambooth.trainer.data.captions import Variation
+from dreambooth.trainer.data.dataset import Augmentation, plan_data, samples_of_step
+from dreambooth.trainer.data.images import Probe
+from dreambooth.trainer.data.survey import ConceptImages, Survey
 from dreambooth.trainer.objectives import scaled_linear_alphas_cumprod
 from dreambooth.trainer.parts import Part
-from dreambooth.trainer.survey import ConceptImages, Survey
 
 
 def on_unet(unet: torch.nn.Module, rank: int = 2) -> AdapterPlan:

@@ -25,11 +25,11 @@ from training_rig import (
 
 from dreambooth.shared.errors import RunFailed
 from dreambooth.shared.settings import TrainingSettings
-from dreambooth.trainer import text
-from dreambooth.trainer.embeddings import Embeddings
 from dreambooth.trainer.engine import Denoiser, Half, MicroBatch, TextEncoderSpan, TrainingEngine
+from dreambooth.trainer.models import text
+from dreambooth.trainer.models.embeddings import Embeddings
 from dreambooth.trainer.objectives import Objective, scaled_linear_alphas_cumprod, zero_terminal_snr
-from dreambooth.trainer.schedules import Schedule
+from dreambooth.trainer.optim.schedules import Schedule
 
 ALPHAS = scaled_linear_alphas_cumprod()
 

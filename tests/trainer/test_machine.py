@@ -7,7 +7,8 @@ import torch
 
 from dreambooth.shared.config import settings_from
 from dreambooth.shared.errors import InputError
-from dreambooth.trainer import arithmetic, attention, machine
+from dreambooth.trainer import arithmetic, machine
+from dreambooth.trainer.models import attention
 
 
 def settings(**values: str):

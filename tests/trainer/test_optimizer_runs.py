@@ -13,10 +13,10 @@ from tiny import config, dreambooth
 from watching import run_in
 
 from dreambooth.trainer import eightbit
-from dreambooth.trainer.checkpoint import load_state
-from dreambooth.trainer.convert import load_model
 from dreambooth.trainer.eightbit import Verdict
-from dreambooth.trainer.loading import canonical_state
+from dreambooth.trainer.models.convert import load_model
+from dreambooth.trainer.models.loading import canonical_state
+from dreambooth.trainer.saving.checkpoint import load_state
 
 UNET_ALONE = {"train_text_encoder": False, "prior_loss_weight": 0, "max_train_steps": 4}
 

@@ -18,8 +18,11 @@ from watching import at_event, events, run_in
 
 from dreambooth.shared.errors import DreamboothError, InputError, RunFailed
 from dreambooth.shared.settings import Settings, TrainingSettings
-from dreambooth.trainer import encoding, engine, keeper, previews, run
+from dreambooth.trainer import engine, run
+from dreambooth.trainer.data import encoding
 from dreambooth.trainer.processes import ALONE, check_cards, shared_out
+from dreambooth.trainer.sampling import previews
+from dreambooth.trainer.saving import keeper
 
 PATIENCE = 180  # seconds, on a machine with much other work
 Spoil = Callable[[int], None]  # changes the process of that index before it begins

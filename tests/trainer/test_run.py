@@ -20,9 +20,10 @@ from dreambooth.shared.config import load_settings
 from dreambooth.shared.errors import InputError, RunFailed
 from dreambooth.shared.events import SCHEMA
 from dreambooth.shared.runfolder import create_run, list_runs, saved_step, summarize
-from dreambooth.trainer import control, previews, run, session
-from dreambooth.trainer.batches import StepBatches
-from dreambooth.trainer.checkpoint import latest_step, load_state
+from dreambooth.trainer import control, run, session
+from dreambooth.trainer.data.batches import StepBatches
+from dreambooth.trainer.sampling import previews
+from dreambooth.trainer.saving.checkpoint import latest_step, load_state
 from dreambooth.trainer.steplog import StepLog
 
 

@@ -10,19 +10,19 @@ import tiny_sdxl
 import torch
 from training_rig import accelerator
 
-from dreambooth.trainer.convert import convert, load_model
-from dreambooth.trainer.embeddings import unet_arguments
 from dreambooth.trainer.engine import Denoiser, Half, MicroBatch, TextEncoderSpan, TrainingEngine
+from dreambooth.trainer.models.convert import convert, load_model
+from dreambooth.trainer.models.embeddings import unet_arguments
+from dreambooth.trainer.models.text import encode, encoders_of, tokenize, unused_modules
+from dreambooth.trainer.models.tokenizer import default_tokenizer
 from dreambooth.trainer.objectives import Objective, scaled_linear_alphas_cumprod, zero_terminal_snr
-from dreambooth.trainer.sample import (
+from dreambooth.trainer.optim.schedules import Schedule
+from dreambooth.trainer.sampling.sample import (
     SampleRequest,
     sample,
     starting_noise,
 )
-from dreambooth.trainer.samplers import make_scheduler
-from dreambooth.trainer.schedules import Schedule
-from dreambooth.trainer.text import encode, encoders_of, tokenize, unused_modules
-from dreambooth.trainer.tokenizer import default_tokenizer
+from dreambooth.trainer.sampling.samplers import make_scheduler
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 LONG = " ".join(["dog"] * 90)

@@ -16,10 +16,10 @@ import pytest
 import torch
 from checkpoints import write
 
-from dreambooth.trainer.convert import convert, load_model
-from dreambooth.trainer.embeddings import unet_arguments
-from dreambooth.trainer.text import encode, encoders_of, tokenize
-from dreambooth.trainer.tokenizer import default_tokenizer
+from dreambooth.trainer.models.convert import convert, load_model
+from dreambooth.trainer.models.embeddings import unet_arguments
+from dreambooth.trainer.models.text import encode, encoders_of, tokenize
+from dreambooth.trainer.models.tokenizer import default_tokenizer
 
 pytestmark = [pytest.mark.slow, pytest.mark.webui]
 TESTS = Path(__file__).resolve().parents[1]

@@ -16,8 +16,8 @@ from watching import at_event, events, is_finite, metadata, raw, run_in, same_te
 
 from dreambooth.shared.config import load_settings
 from dreambooth.trainer import control, run
-from dreambooth.trainer.convert import load_model
-from dreambooth.trainer.plan import make_plan
+from dreambooth.trainer.models.convert import load_model
+from dreambooth.trainer.planning.plan import make_plan
 from dreambooth.trainer.weights import open_weights
 
 UNET, FIRST, SECOND = "model.diffusion_model.", "conditioner.embedders.0.", "conditioner.embedders.1."

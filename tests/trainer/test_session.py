@@ -19,8 +19,9 @@ from watching import at_event, events, run_in, same_tensors
 
 from dreambooth.shared.config import load_settings
 from dreambooth.shared.runfolder import summarize
-from dreambooth.trainer import arithmetic, class_phase, control, engine, run, run_models, session
-from dreambooth.trainer.checkpoint import latest_step, load_state
+from dreambooth.trainer import arithmetic, control, engine, run, run_models, session
+from dreambooth.trainer.sampling import class_phase
+from dreambooth.trainer.saving.checkpoint import latest_step, load_state
 
 
 @pytest.fixture(scope="module")
@@ -200,7 +201,7 @@ def test_only_the_unet_that_draws_class_images_is_narrower_on_a_processor_with_b
 
 @pytest.fixture
 def quick_pictures(monkeypatch) -> None:
-    monkeypatch.setattr("dreambooth.trainer.previews.STEPS", 1)
+    monkeypatch.setattr("dreambooth.trainer.sampling.previews.STEPS", 1)
 
 
 def test_the_untrained_model_s_samples_come_before_the_first_step_and_change_no_bit(

@@ -18,10 +18,10 @@ from watching import at_event, events, is_finite, run_in, same_tensors
 
 from dreambooth.shared.errors import InputError, RunFailed
 from dreambooth.shared.settings import PriorSettings, Settings, TrainingSettings
-from dreambooth.trainer import class_images, previews
-from dreambooth.trainer.checkpointing import checkpoint_units
 from dreambooth.trainer.engine import Denoiser
+from dreambooth.trainer.models.checkpointing import checkpoint_units
 from dreambooth.trainer.processes import Processes
+from dreambooth.trainer.sampling import class_images, previews
 from dreambooth.trainer.stepdown import (
     NAME,
     GoBack,

@@ -13,29 +13,29 @@ from optional import skip_without
 
 from dreambooth.shared.concepts import Concept
 from dreambooth.shared.settings import TrainingSettings
-from dreambooth.trainer import text
 from dreambooth.trainer.assembly import complete_torch
-from dreambooth.trainer.batches import StepBatches
-from dreambooth.trainer.cache import Latents
-from dreambooth.trainer.captions import Variation
-from dreambooth.trainer.checkpointing import checkpoint_units
-from dreambooth.trainer.dataset import Augmentation, DataPlan, plan_data
+from dreambooth.trainer.data.batches import StepBatches
+from dreambooth.trainer.data.cache import Latents
+from dreambooth.trainer.data.captions import Variation
+from dreambooth.trainer.data.dataset import Augmentation, DataPlan, plan_data
+from dreambooth.trainer.data.encoding import LaterText
+from dreambooth.trainer.data.images import Probe
+from dreambooth.trainer.data.survey import ConceptImages, Survey
+from dreambooth.trainer.data.text_cache import CachedText, TextEncoder, TokenText
 from dreambooth.trainer.draws import words
-from dreambooth.trainer.ema import EMA, OptimizersAverage
-from dreambooth.trainer.embeddings import Embeddings
-from dreambooth.trainer.encoding import LaterText
 from dreambooth.trainer.engine import Denoiser, TextEncoderSpan, TrainingEngine
 from dreambooth.trainer.families import FAMILIES
-from dreambooth.trainer.images import Probe
-from dreambooth.trainer.keeper import RunKeeper, TrainedWeights
+from dreambooth.trainer.models import text
+from dreambooth.trainer.models.checkpointing import checkpoint_units
+from dreambooth.trainer.models.embeddings import Embeddings
 from dreambooth.trainer.noise import seeded_normal
 from dreambooth.trainer.objectives import Objective, scaled_linear_alphas_cumprod
-from dreambooth.trainer.optimizers import ParameterGroup, Stepper, averages, build_optimizer
-from dreambooth.trainer.outputs import Outputs
-from dreambooth.trainer.rounding import StochasticRounding
-from dreambooth.trainer.schedules import Schedule
-from dreambooth.trainer.survey import ConceptImages, Survey
-from dreambooth.trainer.text_cache import CachedText, TextEncoder, TokenText
+from dreambooth.trainer.optim.ema import EMA, OptimizersAverage
+from dreambooth.trainer.optim.optimizers import ParameterGroup, Stepper, averages, build_optimizer
+from dreambooth.trainer.optim.rounding import StochasticRounding
+from dreambooth.trainer.optim.schedules import Schedule
+from dreambooth.trainer.saving.keeper import RunKeeper, TrainedWeights
+from dreambooth.trainer.saving.outputs import Outputs
 
 CPU = torch.device("cpu")
 WIDTH = 32

@@ -8,7 +8,6 @@ from pathlib import Path
 
 import torch
 
-from dreambooth.trainer.convert import canonical_state
 from dreambooth.trainer.families.names import (
     CLIP_PREFIX,
     Binding,
@@ -17,6 +16,7 @@ from dreambooth.trainer.families.names import (
     vae_bindings,
 )
 from dreambooth.trainer.families.topology import Level, TextTopology, UNetTopology, VAETopology
+from dreambooth.trainer.models.convert import canonical_state
 from dreambooth.trainer.weights import Entry, write_weights
 
 from . import models

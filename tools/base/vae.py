@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 
-from dreambooth.trainer.optimizers import has_fused_adamw
+from dreambooth.trainer.optim.optimizers import has_fused_adamw
 
 from . import models, photos
 from .halves import Halves

@@ -7,7 +7,7 @@ from functools import cache
 
 import torch
 
-from dreambooth.trainer.tokenizer import default_tokenizer
+from dreambooth.trainer.models.tokenizer import default_tokenizer
 
 LENGTH = 77
 START, END = 49406, 49407

@@ -15,7 +15,7 @@ from dreambooth.trainer.adapters.plan import AdapterPlan
 from dreambooth.trainer.adapters.reading import Bound, bind, open_adapter
 from dreambooth.trainer.adapters.targets import Target, targets_of
 from dreambooth.trainer.families.description import Description
-from dreambooth.trainer.loading import LoadedModel, in_file_order
+from dreambooth.trainer.models.loading import LoadedModel, in_file_order
 from dreambooth.trainer.weights import TensorInfo, WeightFile
 from dreambooth.trainer.weights.base import RawBytes
 

@@ -14,7 +14,7 @@ from dreambooth.trainer.adapters.reading import Bound, bind, open_adapter
 from dreambooth.trainer.adapters.results import is_adapter
 from dreambooth.trainer.adapters.targets import Target, choose, parse_choice, targets_of
 from dreambooth.trainer.families import Family, TextPart
-from dreambooth.trainer.loading import LoadedModel
+from dreambooth.trainer.models.loading import LoadedModel
 
 DEFAULT_KINDS = {"lora": "lora", "lycoris": "lokr"}
 DEFAULT_RANK = 16

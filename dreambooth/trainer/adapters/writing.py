@@ -14,10 +14,10 @@ import torch
 from dreambooth.shared.settings import Settings
 from dreambooth.trainer.adapters.names import kohya_name
 from dreambooth.trainer.adapters.plan import AdapterPlan, PlannedLayer
+from dreambooth.trainer.data.survey import Survey
 from dreambooth.trainer.families import Family, Identified
-from dreambooth.trainer.loading import LoadedModel
-from dreambooth.trainer.modelspec import modelspec
-from dreambooth.trainer.survey import Survey
+from dreambooth.trainer.models.loading import LoadedModel
+from dreambooth.trainer.models.modelspec import modelspec
 from dreambooth.trainer.weights import Entry, Written, write_weights
 
 Trained = Mapping[str, Mapping[str, torch.Tensor]]

@@ -10,8 +10,8 @@ import torch
 from dreambooth.shared.errors import InputError
 from dreambooth.trainer import eightbit
 from dreambooth.trainer.eightbit.reasons import OTHERWISE
-from dreambooth.trainer.optimizer_class import install_command, is_installed
-from dreambooth.trainer.optimizer_table import TABLE, TORCHAO, TORCHAO_ADAMW8BIT, kind_of
+from dreambooth.trainer.optim.optimizer_class import install_command, is_installed
+from dreambooth.trainer.optim.optimizer_table import TABLE, TORCHAO, TORCHAO_ADAMW8BIT, kind_of
 
 _WITHOUT_8BIT = ("adafactor", "adamw")
 

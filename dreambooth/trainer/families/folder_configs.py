@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from dreambooth.trainer.clip_text import ACTIVATIONS
 from dreambooth.trainer.families.topology import (
     PROJECTED,
     Heads,
@@ -15,6 +14,7 @@ from dreambooth.trainer.families.topology import (
     UnknownTopology,
     VAETopology,
 )
+from dreambooth.trainer.models.clip_text import ACTIVATIONS
 
 Config = Mapping[str, Any]
 WITH_ATTENTION, WITHOUT = "CrossAttnDownBlock2D", "DownBlock2D"

@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Any
 
 from dreambooth.shared.errors import InputError
 from dreambooth.shared.settings import Settings
-from dreambooth.trainer.checkpointing import units_of
 from dreambooth.trainer.memory.phases import RESULT_SAMPLES, SAMPLES, TRAINING, Memory, Phase
 from dreambooth.trainer.memory.remedies import what_a_plan_leaves
 from dreambooth.trainer.memory.room import GB, Room
@@ -28,11 +27,12 @@ from dreambooth.trainer.memory.ways import (
     ways_of,
     with_ways,
 )
-from dreambooth.trainer.optimizer_rules import check_fused_backward, check_weights_dtype
-from dreambooth.trainer.tiles import TILE
+from dreambooth.trainer.models.checkpointing import units_of
+from dreambooth.trainer.models.tiles import TILE
+from dreambooth.trainer.optim.optimizer_rules import check_fused_backward, check_weights_dtype
 
 if TYPE_CHECKING:
-    from dreambooth.trainer.plan import Plan
+    from dreambooth.trainer.planning.plan import Plan
 
 # Adapters, a frozen text encoder and small pictures save that many times what they leave; below that only room helps
 MOST_TO_BE_SAVED = 4

@@ -10,15 +10,16 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 
-from dreambooth.trainer import assembly, text
-from dreambooth.trainer.checkpointing import checkpointable_units, units_of, wanted
-from dreambooth.trainer.convert import LoadedModel
+from dreambooth.trainer import assembly
 from dreambooth.trainer.engine import Denoiser
-from dreambooth.trainer.int8 import is_int8, quantise
-from dreambooth.trainer.loading import empty_module
+from dreambooth.trainer.models import text
+from dreambooth.trainer.models.checkpointing import checkpointable_units, units_of, wanted
+from dreambooth.trainer.models.convert import LoadedModel
+from dreambooth.trainer.models.int8 import is_int8, quantise
+from dreambooth.trainer.models.loading import empty_module
 
 if TYPE_CHECKING:
-    from dreambooth.trainer.plan import Plan
+    from dreambooth.trainer.planning.plan import Plan
 
 # As many images as a count may be made with: none of them divides what operations (32 groups) or tokens (77) have to do with
 PRIMES = (37, 41, 43, 47, 53, 59, 61, 67, 71, 73, 79, 83, 89, 97, 101, 103, 107, 109, 113)

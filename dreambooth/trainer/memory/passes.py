@@ -15,16 +15,16 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from dreambooth.trainer.convert import LoadedModel
-from dreambooth.trainer.embeddings import Embeddings, unet_arguments
 from dreambooth.trainer.memory.counting import STORAGES_ARE_NOTICED, Count, counting
 from dreambooth.trainer.memory.curve import Curve, Moment, curve_of, repeated
 from dreambooth.trainer.memory.models import blocks_twice, in_training, resting, telling
 from dreambooth.trainer.memory.repeats import Row, shortened
-from dreambooth.trainer.tiles import use_tiles
+from dreambooth.trainer.models.convert import LoadedModel
+from dreambooth.trainer.models.embeddings import Embeddings, unet_arguments
+from dreambooth.trainer.models.tiles import use_tiles
 
 if TYPE_CHECKING:
-    from dreambooth.trainer.plan import Plan
+    from dreambooth.trainer.planning.plan import Plan
 
 DOWNSCALE = 8
 LATENTS = 4

@@ -12,14 +12,14 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from dreambooth.trainer.families import TITLES
-from dreambooth.trainer.int8 import int8_weights, is_int8
 from dreambooth.trainer.machine import DTYPES
 from dreambooth.trainer.memory.passes import StepMemory, sampling_step, training_step, vae_pass
-from dreambooth.trainer.optimizer_table import kind_of
-from dreambooth.trainer.sizes import largest_tensor, optimizer_bytes, parameters
+from dreambooth.trainer.models.int8 import int8_weights, is_int8
+from dreambooth.trainer.optim.optimizer_table import kind_of
+from dreambooth.trainer.planning.sizes import largest_tensor, optimizer_bytes, parameters
 
 if TYPE_CHECKING:
-    from dreambooth.trainer.plan import Plan
+    from dreambooth.trainer.planning.plan import Plan
 
 CLASS_IMAGES, TRAINING, SAMPLES, RESULT_SAMPLES = (
     "class images",

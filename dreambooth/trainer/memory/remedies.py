@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dreambooth.shared.settings import Settings
 from dreambooth.trainer.adapters.results import is_adapter
 from dreambooth.trainer.memory.ways import PLAIN, left_open, value_of
-from dreambooth.trainer.optimizer_table import kind_of
+from dreambooth.trainer.optim.optimizer_table import kind_of
 
 
 def what_a_plan_leaves(settings: Settings, asked: Settings) -> str:

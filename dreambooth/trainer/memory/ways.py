@@ -6,12 +6,12 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from dreambooth.shared.settings import Settings
-from dreambooth.trainer.checkpointing import units_of, wanted
 from dreambooth.trainer.memory.room import GB
-from dreambooth.trainer.sizes import optimizer_bytes
+from dreambooth.trainer.models.checkpointing import units_of, wanted
+from dreambooth.trainer.planning.sizes import optimizer_bytes
 
 if TYPE_CHECKING:
-    from dreambooth.trainer.plan import Plan
+    from dreambooth.trainer.planning.plan import Plan
 
 # What the choices come to where memory is no matter
 PLAIN = {

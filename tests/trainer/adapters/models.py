@@ -13,12 +13,12 @@ from ldm_layout import SMALL_SD1, SMALL_SD2, SMALL_SDXL, Layout, tensors
 
 from dreambooth.shared.config import settings_from
 from dreambooth.shared.settings import Settings
-from dreambooth.trainer import text
 from dreambooth.trainer.adapters.attached import Attached, attach
 from dreambooth.trainer.adapters.plan import AdapterPlan, adapter_plan
 from dreambooth.trainer.adapters.writing import write_adapter
-from dreambooth.trainer.convert import LoadedModel, load_model
-from dreambooth.trainer.embeddings import unet_arguments
+from dreambooth.trainer.models import text
+from dreambooth.trainer.models.convert import LoadedModel, load_model
+from dreambooth.trainer.models.embeddings import unet_arguments
 
 LAYOUTS: dict[str, Layout] = {
     "sd1": replace(SMALL_SD1, multiples=(1, 1, 1, 1)),

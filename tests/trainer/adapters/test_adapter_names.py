@@ -9,8 +9,8 @@ import torch
 from dreambooth.trainer.adapters import kinds
 from dreambooth.trainer.adapters.names import foreign, kohya_name, split
 from dreambooth.trainer.adapters.targets import ROLES, parse_choice, targets_of
-from dreambooth.trainer.convert import load_model
-from dreambooth.trainer.loading import BUILDERS, empty_module
+from dreambooth.trainer.models.convert import load_model
+from dreambooth.trainer.models.loading import BUILDERS, empty_module
 
 # classes whose linear and convolutional layers kohya's LoRA takes, in diffusers' UNet
 KOHYAS_CLASSES = ("Transformer2DModel", "ResnetBlock2D", "Downsample2D", "Upsample2D")

@@ -14,8 +14,8 @@ from dreambooth.trainer.adapters.attached import attach
 from dreambooth.trainer.adapters.kinds import KINDS, factors
 from dreambooth.trainer.adapters.plan import adapter_plan
 from dreambooth.trainer.adapters.writing import adapter_bytes, base_version, write_adapter
-from dreambooth.trainer.convert import load_model
 from dreambooth.trainer.families import FAMILIES, Identified
+from dreambooth.trainer.models.convert import load_model
 
 
 @pytest.fixture(scope="module")

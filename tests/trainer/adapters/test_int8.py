@@ -18,12 +18,11 @@ from watching import events, is_finite, run_in
 from dreambooth.shared.config import load_settings
 from dreambooth.shared.errors import InputError
 from dreambooth.shared.settings import ModelSettings, ResultSettings, Settings
-from dreambooth.trainer import plan
 from dreambooth.trainer.adapters.attached import attach
 from dreambooth.trainer.adapters.kinds import KINDS
 from dreambooth.trainer.adapters.layers import shape_of
-from dreambooth.trainer.convert import load_model
-from dreambooth.trainer.int8 import (
+from dreambooth.trainer.models.convert import load_model
+from dreambooth.trainer.models.int8 import (
     NOTE,
     Int8Conv2d,
     Int8Linear,
@@ -34,6 +33,7 @@ from dreambooth.trainer.int8 import (
     stored_dtype,
     with_base_precision,
 )
+from dreambooth.trainer.planning import plan
 
 CPU = torch.device("cpu")
 PLAIN = {

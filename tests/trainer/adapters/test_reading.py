@@ -20,8 +20,8 @@ from dreambooth.trainer.adapters.merging import Request, parse_request
 from dreambooth.trainer.adapters.reading import bind, made_shape, open_adapter
 from dreambooth.trainer.adapters.summary import summarize
 from dreambooth.trainer.adapters.targets import targets_of
-from dreambooth.trainer.convert import load_model
-from dreambooth.trainer.inspection import inspect
+from dreambooth.trainer.models.convert import load_model
+from dreambooth.trainer.models.inspection import inspect
 
 UP, DOWN = "lora_up.weight", "lora_down.weight"
 

@@ -19,8 +19,8 @@ from watching import at_event, events, is_finite, metadata, run_in, same_tensors
 
 from dreambooth.trainer import control, run
 from dreambooth.trainer.adapters.merging import Request
-from dreambooth.trainer.checkpoint import load_state
-from dreambooth.trainer.convert import load_model
+from dreambooth.trainer.models.convert import load_model
+from dreambooth.trainer.saving.checkpoint import load_state
 
 RANK = {"output_kind": "lora", "rank": 4, "learning_rate": 1e-2}
 WAYS = {

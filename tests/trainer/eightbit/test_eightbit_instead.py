@@ -9,7 +9,7 @@ from dreambooth.shared.errors import InputError
 from dreambooth.trainer import eightbit
 from dreambooth.trainer.eightbit import Verdict, instead
 from dreambooth.trainer.eightbit.instead import alternatives, check_8bit
-from dreambooth.trainer.optimizer_table import kind_of
+from dreambooth.trainer.optim.optimizer_table import kind_of
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 BROKEN = Verdict(

@@ -10,7 +10,7 @@ from ldm_layout import FULL_SD1, FULL_SD2, FULL_SDXL, SMALL_SD1, SMALL_SD2, SMAL
 from dreambooth.trainer.families.description import describe
 from dreambooth.trainer.families.detect import identify
 from dreambooth.trainer.families.names import TEXT_MODEL, Binding, ema_name
-from dreambooth.trainer.loading import empty_module
+from dreambooth.trainer.models.loading import empty_module
 
 LAYOUTS = {
     "SD1": FULL_SD1,

@@ -14,13 +14,13 @@ import torch
 from dreambooth.shared.config import load_settings
 from dreambooth.shared.errors import InputError
 from dreambooth.shared.settings import Settings
-from dreambooth.trainer.checkpointing import units_of
 from dreambooth.trainer.machine import Machine
 from dreambooth.trainer.memory.choice import Scale, choose
 from dreambooth.trainer.memory.phases import Line, Phase
 from dreambooth.trainer.memory.room import GB, Room
 from dreambooth.trainer.memory.ways import PLAIN, plain, value_of
-from dreambooth.trainer.plan import make_plan
+from dreambooth.trainer.models.checkpointing import units_of
+from dreambooth.trainer.planning.plan import make_plan
 
 FIXED, OPTIMIZER, GRADIENTS, KEPT = 3, 7, 4, 6  # in GB, of a run that is made up
 

@@ -13,8 +13,6 @@ import torch
 from torch.nn import functional
 
 from dreambooth.shared.config import load_settings
-from dreambooth.trainer import text
-from dreambooth.trainer.convert import load_model
 from dreambooth.trainer.engine import Denoiser
 from dreambooth.trainer.machine import Machine
 from dreambooth.trainer.memory import passes
@@ -22,7 +20,9 @@ from dreambooth.trainer.memory.counting import Count
 from dreambooth.trainer.memory.models import in_training, sharing, telling
 from dreambooth.trainer.memory.passes import sampling_step, training_step, vae_pass
 from dreambooth.trainer.memory.phases import CLASS_IMAGES, RESULT_SAMPLES, SAMPLES, Memory
-from dreambooth.trainer.plan import Plan, make_plan
+from dreambooth.trainer.models import text
+from dreambooth.trainer.models.convert import load_model
+from dreambooth.trainer.planning.plan import Plan, make_plan
 
 FLOAT = {"unet": torch.float32, "text_encoder": torch.float32}
 

@@ -18,7 +18,7 @@ from dreambooth.trainer.machine import DTYPES, Machine
 from dreambooth.trainer.memory import passes
 from dreambooth.trainer.memory.models import in_training, sharing
 from dreambooth.trainer.memory.repeats import shortened
-from dreambooth.trainer.plan import Plan, make_plan
+from dreambooth.trainer.planning.plan import Plan, make_plan
 
 ROW = 6  # transformer blocks after each other
 

@@ -1,0 +1,1 @@
+"""The user's photos and captions, looked at, cut to buckets, and encoded once."""

@@ -1,0 +1,1 @@
+"""Pictures: of the class before training, on the way, and at the end."""

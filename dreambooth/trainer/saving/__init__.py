@@ -1,0 +1,1 @@
+"""States that resume bit for bit, results under names of their own."""
