@@ -205,6 +205,7 @@ def _resume(arguments: argparse.Namespace) -> int:
 
 
 def _stop(arguments: argparse.Namespace) -> int:
+    from dreambooth.shared.commands import dreambooth_command
     from dreambooth.shared.reached import reached
     from dreambooth.shared.runfolder import find_run, summarize
 
@@ -224,7 +225,8 @@ def _stop(arguments: argparse.Namespace) -> int:
         failure = f" (it failed: {summary.error})" if summary.state == "failed" else ""
         came = reached(run)
         lost = f" {came.loss().capitalize()}." if came.lost else ""
-        print(f"Stopped{failure}.{lost} `python3 -m dreambooth resume {run.path}` {came.beginning()}.")
+        resume = dreambooth_command("resume", run.path)
+        print(f"Stopped{failure}.{lost} `{resume}` {came.beginning()}.")
     return DONE
 
 

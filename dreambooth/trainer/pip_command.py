@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import importlib.util
-import shlex
-import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from dreambooth.environment import STAMP
+from dreambooth.shared.commands import command_line
 
 
 def pip_install(*arguments: str, python: str | None = None) -> str:
     """The command line that has pip install `arguments` into the environment of `python` (that which runs this)."""
-    command = [*_pip(python or sys.executable), *arguments]
-    return subprocess.list2cmdline(command) if sys.platform == "win32" else shlex.join(command)
+    return command_line(*_pip(python or sys.executable), *arguments)
 
 
 def _pip(python: str) -> list[str]:

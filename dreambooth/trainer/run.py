@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import shutil
 import signal
 import time
 import traceback
@@ -16,6 +17,7 @@ from typing import Any
 
 import torch
 
+from dreambooth.shared.commands import dreambooth_command
 from dreambooth.shared.config import dump_settings, load_settings, read_mapping, read_notes
 from dreambooth.shared.errors import DreamboothError, InputError, StoppedByUser
 from dreambooth.shared.events import Emit, EventLog, read_events
@@ -31,7 +33,7 @@ from dreambooth.trainer.processes import Processes, join_processes, shared_out
 from dreambooth.trainer.reporter import Reporter
 from dreambooth.trainer.saving import results
 from dreambooth.trainer.saving.checkpoint import load_state, saved_steps
-from dreambooth.trainer.saving.outputs import outputs_of, release_own
+from dreambooth.trainer.saving.outputs import claim, outputs_of, release_own
 from dreambooth.trainer.session import Session
 from dreambooth.trainer.stepdown import first_line, is_out_of_memory
 
@@ -62,8 +64,16 @@ def train(settings: Settings, *, note: Path | None = None) -> int:
         runs_dir = Path(plan.settings.result.runs_dir)
         resolved, asked = dump_settings(plan.settings, notes), dump_settings(settings)
         folder = create_run(runs_dir, plan.outputs.name, resolved, asked)
-        with folder.hold():
-            _write_note(note, folder)
+        with contextlib.ExitStack() as held:
+            try:
+                held.enter_context(folder.hold())
+                claim(plan.outputs, folder.path)
+                _write_note(note, folder)
+            except BaseException:  # such as another run of that name, which was quicker: nothing was begun
+                release_own(plan.outputs, folder.path)
+                held.close()  # Windows keeps what somebody has open
+                shutil.rmtree(folder.path, ignore_errors=True)
+                raise
             yield folder, plan
 
     return _lead(processes, start) if processes.is_main else _follow(processes)
@@ -285,7 +295,7 @@ def _tell_the_way_on(ending: DreamboothError, folder: RunFolder) -> None:
     """Says at the command line how the run goes on, and from where; a page has a button and numbers of its own."""
     if isinstance(ending, (InputError, StoppedByUser)):
         return
-    command = f"`python3 -m dreambooth resume {folder.path}`"
+    command = f"`{dreambooth_command('resume', folder.path)}`"
     if "`resume`" in ending.remedy:  # it says what `resume` will do
         ending.remedy = ending.remedy.replace("`resume`", command)
         return

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from dreambooth.shared.commands import dreambooth_command
 from dreambooth.shared.config import read_notes
 from dreambooth.shared.errors import RunFailed, StoppedByUser
 from dreambooth.shared.events import Emit
@@ -173,7 +174,7 @@ class Session:
         if outcome is Outcome.STOPPED:
             raise StoppedByUser(
                 "stopped after saving",
-                remedy=f"`python3 -m dreambooth resume {self.folder.path}` goes on with it",
+                remedy=f"`{dreambooth_command('resume', self.folder.path)}` goes on with it",
             )
 
     # ---- before training -------------------------------------------------------------------------------------
@@ -199,7 +200,7 @@ class Session:
         if self._should_stop():
             raise StoppedByUser(
                 "stopped; what was made so far is kept",
-                remedy=f"`python3 -m dreambooth resume {self.folder.path}` goes on with it",
+                remedy=f"`{dreambooth_command('resume', self.folder.path)}` goes on with it",
             )
 
     def _make_class_images(self) -> None:

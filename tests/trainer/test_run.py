@@ -16,6 +16,7 @@ from PIL import Image
 from tiny import config, dreambooth, tree
 from watching import at_event, events, is_finite, metadata, raw, run_in, same_tensors, sha256
 
+from dreambooth.shared.commands import dreambooth_command
 from dreambooth.shared.config import load_settings
 from dreambooth.shared.errors import InputError, RunFailed
 from dreambooth.shared.events import SCHEMA
@@ -24,6 +25,7 @@ from dreambooth.trainer import control, run, session
 from dreambooth.trainer.data.batches import StepBatches
 from dreambooth.trainer.sampling import previews
 from dreambooth.trainer.saving.checkpoint import latest_step, load_state
+from dreambooth.trainer.saving.outputs import Outputs, claim, claimant
 from dreambooth.trainer.steplog import StepLog
 
 
@@ -411,6 +413,23 @@ def test_wrong_input_before_the_first_step_leaves_the_name_free(tmp_path, capsys
     assert [found.name for found in list_runs(tmp_path / "runs")] == ["sks-2", "sks"]
 
 
+def test_of_two_runs_into_one_name_at_once_the_later_one_leaves_nothing(
+    tmp_path, capsys, monkeypatch
+) -> None:
+    made = Outputs(tmp_path / "out", "sks", ".safetensors")
+    quicker = create_run(tmp_path / "runs", "sks", "")
+
+    def a_moment_later(*asked):
+        claim(made, quicker.path)
+        return create_run(*asked)
+
+    monkeypatch.setattr(run, "create_run", a_moment_later)
+    assert dreambooth("train", config(tmp_path), "--note", tmp_path / "note") == 2
+    assert "belongs to the run sks" in capsys.readouterr().err
+    assert [path.name for path in (tmp_path / "runs").iterdir()] == ["sks"]
+    assert claimant(made) == quicker.path and not (tmp_path / "note").exists()
+
+
 def test_wrong_input_later_keeps_the_name_for_resume(tmp_path, monkeypatch) -> None:
     def spoil(found) -> None:
         raise InputError("something is wrong")
@@ -586,10 +605,10 @@ def test_changed_photos_are_noticed_on_resume(tmp_path, monkeypatch) -> None:
     ],
 )
 def test_a_run_that_failed_says_at_the_command_line_how_it_goes_on(remedy, told, tmp_path) -> None:
-    folder = create_run(tmp_path, "sks", "")
+    folder = create_run(tmp_path / "my runs", "sks", "")
     failed = RunFailed("no", remedy=remedy)
     run._tell_the_way_on(failed, folder)
-    assert failed.remedy == told.replace("COMMAND", f"`python3 -m dreambooth resume {folder.path}`")
+    assert failed.remedy == told.replace("COMMAND", f"`{dreambooth_command('resume', folder.path)}`")
     wrong = InputError("no", remedy=remedy)
     run._tell_the_way_on(wrong, folder)
     assert wrong.remedy == remedy, "what is wrong in the input comes first"

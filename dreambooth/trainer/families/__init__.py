@@ -21,14 +21,19 @@ TITLES = {
 class TextPart:
     """One of a family's text encoders: `component` is its module's name, `prefix` where it lies in a single file.
 
-    `kind` names its form. `pad_token` is what fills a prompt up to 77 tokens ("end" token or "0"). What is used of
-    it: the output of the layer that is `layer`th from the last, after the final norm where `norm` says so; with
-    `pooled` also the end token's, which went through all layers, that norm and a projection.
+    `kind` names its form; at the `width` that its family was published with it has so many `layers`. A file may lack the
+    last one where `spare` says so: SD2 does not use it, and diffusers leaves it out for a clip skip of 2.
+    `pad_token` is what fills a prompt up to 77 tokens ("end" token or "0"). What is used of it: the output of the layer
+    that is `layer`th from the last, after the final norm where `norm` says so; with `pooled` also the end token's, which
+    went through all layers, that norm and a projection.
     """
 
     component: str
     kind: Literal["clip", "openclip"]
     prefix: str
+    width: int
+    layers: int
+    spare: bool = False
     pad_token: Literal["end", "0"] = "end"
     layer: int = 1
     norm: bool = True
@@ -107,7 +112,9 @@ SD1 = Family(
     name="sd1",
     title="Stable Diffusion 1.x",
     in_channels=4,
-    text_encoders=(TextPart("text_encoder", "clip", "cond_stage_model.transformer.text_model."),),
+    text_encoders=(
+        TextPart("text_encoder", "clip", "cond_stage_model.transformer.text_model.", 768, 12, spare=True),
+    ),
     heads=_eight,
     architecture="stable-diffusion-v1",
     architecture_v="stable-diffusion-v1",
@@ -125,7 +132,9 @@ SD2 = Family(
     name="sd2",
     title="Stable Diffusion 2.x",
     in_channels=4,
-    text_encoders=(TextPart("text_encoder", "openclip", "cond_stage_model.model.", pad_token="0"),),
+    text_encoders=(
+        TextPart("text_encoder", "openclip", "cond_stage_model.model.", 1024, 24, spare=True, pad_token="0"),
+    ),
     heads=_sixty_four_wide,
     architecture="stable-diffusion-v2-512",
     architecture_v="stable-diffusion-v2-768-v",
@@ -153,12 +162,20 @@ SDXL = Family(
     in_channels=4,
     text_encoders=(
         TextPart(
-            "text_encoder", "clip", "conditioner.embedders.0.transformer.text_model.", layer=2, norm=False
+            "text_encoder",
+            "clip",
+            "conditioner.embedders.0.transformer.text_model.",
+            768,
+            12,
+            layer=2,
+            norm=False,
         ),
         TextPart(
             "text_encoder_2",
             "openclip",
             "conditioner.embedders.1.model.",
+            1280,
+            32,
             pad_token="0",
             layer=2,
             norm=False,

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from dreambooth.shared.errors import InputError
-from dreambooth.trainer.families import Identified, TextPart, names
+from dreambooth.trainer.families import TITLES, Identified, TextPart, names
 from dreambooth.trainer.families.ldm_yaml import Stated
 from dreambooth.trainer.families.names import Binding
 from dreambooth.trainer.families.topology import (
@@ -61,6 +61,7 @@ def describe(weights: WeightFile, identified: Identified, stated: Stated | None 
     try:
         for part in family.text_encoders:
             topology, table[part.component] = _text(part, weights, stated)
+            _check_layers(part, topology)
             configs[part.component] = text_config(topology)
             pooled_width += topology.projection
         unet = unet_topology(tensors, stated.heads or family.heads)
@@ -92,6 +93,12 @@ def _text(part: TextPart, weights: WeightFile, stated: Stated) -> tuple[TextTopo
         weights.tensors, part.prefix, last=stated.last_text_layer, pooled=part.pooled
     )
     return topology, names.openclip_bindings(topology, part.prefix)
+
+
+def _check_layers(part: TextPart, topology: TextTopology) -> None:
+    """Raises UnknownTopology if an encoder of the published width has not all of its layers."""
+    if topology.width == part.width and not part.layers - part.spare <= topology.layers <= part.layers:
+        raise UnknownTopology(f"its {TITLES[part.component]} has {topology.layers} of {part.layers} layers")
 
 
 def describe_vae(weights: WeightFile, identified: Identified) -> Description:

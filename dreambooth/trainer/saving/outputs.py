@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dreambooth.shared.claims import CLAIM_SUFFIX, holder
+from dreambooth.shared.commands import command_line
 from dreambooth.shared.errors import InputError
 from dreambooth.shared.lock import is_held
 from dreambooth.shared.paths import check_file_name, check_writable, existing_parent, write_json
@@ -120,12 +121,12 @@ def _claimed(outputs: Outputs, run: Path) -> InputError:
         return InputError(
             f"{outputs.final.name} is being made at this moment by the run {run.name}",
             where="output_name",
-            remedy=f"choose another name, wait until that run ends, or stop it (`stop {run}`)",
+            remedy=f"choose another name, wait until that run ends, or stop it (`stop {command_line(run)}`)",
         )
     return InputError(
         f"{outputs.final.name} belongs to the run {run.name}, which has not ended",
         where="output_name",
-        remedy=f"choose another name, go on with that run (`resume {run}`), or delete its folder",
+        remedy=f"choose another name, go on with that run (`resume {command_line(run)}`), or delete its folder",
     )
 
 

@@ -2,11 +2,12 @@ from dataclasses import replace
 
 import pytest
 from checkpoints import described
-from ldm_layout import SMALL_SD1, SMALL_SD2, shapes
+from ldm_layout import FULL_SD1, FULL_SD2, FULL_SDXL, SMALL_SD1, SMALL_SD2, shapes
 
 from dreambooth.shared.errors import InputError
 from dreambooth.trainer.families import FAMILIES, Identified
 from dreambooth.trainer.families.description import describe
+from dreambooth.trainer.families.detect import identify
 from dreambooth.trainer.families.ldm_yaml import Stated
 from dreambooth.trainer.families.topology import openclip_topology
 
@@ -73,3 +74,35 @@ def test_the_second_generations_text_encoder_is_used_up_to_the_layer_before_the_
     assert layers(wanted) == 2 and layers(wanted, last=True) == 3
     folders = {name: shape for name, shape in wanted.items() if not name.endswith("text_projection")}
     assert layers(folders) == 3  # a file made from a diffusers folder, which never had the last one
+
+
+@pytest.mark.parametrize(
+    ("layout", "cut", "said"),
+    [
+        (FULL_SDXL, {"second_layers": 16}, "second text encoder has 16 of 32 layers"),
+        (FULL_SDXL, {"text_layers": 6}, "text encoder has 6 of 12 layers"),
+        (FULL_SDXL, {"text_layers": 11}, "text encoder has 11 of 12 layers"),
+        (FULL_SD2, {"text_layers": 12}, "text encoder has 11 of 24 layers"),
+        (FULL_SD1, {"text_layers": 6}, "text encoder has 6 of 12 layers"),
+    ],
+)
+def test_a_text_encoder_of_the_published_width_that_lacks_layers_is_refused(layout, cut, said):
+    file = described(shapes(replace(layout, **cut)))
+    with pytest.raises(InputError, match=said):
+        describe(file, identify(file, "epsilon"))
+
+
+@pytest.mark.parametrize(("layout", "layers"), [(FULL_SDXL, (12, 32)), (FULL_SD2, (23,)), (FULL_SD1, (12,))])
+def test_the_published_text_encoders_are_whole(layout, layers):
+    file = described(shapes(layout))
+    configs = describe(file, identify(file, "epsilon")).configs
+    found = [configs[name]["num_hidden_layers"] for name in configs if name.startswith("text_encoder")]
+    assert tuple(found) == layers
+
+
+def test_an_encoder_without_the_last_layer_is_taken_where_nobody_uses_it():
+    for layout, layers in ((FULL_SD2, 23), (FULL_SD1, 11)):
+        file = described(shapes(replace(layout, text_layers=layers)))
+        assert (
+            describe(file, identify(file, "epsilon")).configs["text_encoder"]["num_hidden_layers"] == layers
+        )
