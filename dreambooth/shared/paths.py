@@ -173,6 +173,20 @@ def _is_there(path: Path) -> bool:
         return False
 
 
+def takes_away(written: Path, kept: Path) -> bool:
+    """Whether writing `written` takes `kept` away: both are one file, by whatever name (links, letters' case), or
+    `written` is a folder around it. What is not there takes nothing away."""
+    try:
+        if not (written.exists() and kept.exists()):
+            return False
+        around = (kept, *kept.resolve().parents)
+        return any(written.samefile(place) for place in around)
+    except (
+        OSError
+    ):  # a name too long, or below a folder that we may not look into: nothing is written there either
+        return False
+
+
 def is_from_windows(text: str) -> bool:
     """Whether a path is one of Windows' drives and this is no Windows: here it would be a name like any other."""
     return os.name != "nt" and _ON_A_DRIVE.match(text) is not None

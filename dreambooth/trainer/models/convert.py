@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 
 from dreambooth.shared.errors import InputError
-from dreambooth.shared.paths import existing_parent
+from dreambooth.shared.paths import check_writable, existing_parent, takes_away
 from dreambooth.trainer.adapters.merging import Request, with_adapters
 from dreambooth.trainer.families import Identified
 from dreambooth.trainer.models.export_file import export_entries, export_single_file, yaml_beside
@@ -75,7 +75,7 @@ def convert(
     DreamboothError when the disk is full; then nothing is left behind.
     """
     src, dst = Path(src), Path(dst)
-    _check_paths(src, dst)
+    _check_paths(src, dst, adapters)
     opened = open_model(src, use_ema_weights=use_ema_weights)
     source, description = understand(opened, prediction_type)
     description.check_complete(source)
@@ -107,15 +107,26 @@ def convert(
     return Conversion(description.identified, files, written.nbytes, written.sha256, notes)
 
 
-def _check_paths(src: Path, dst: Path) -> None:
+def _check_paths(src: Path, dst: Path, adapters: Sequence[Request]) -> None:
     if dst.suffix.lower() in OTHER_SUFFIXES:
         raise InputError(
             f"the suffix {dst.suffix!r} names no format that can be written",
             where=str(dst),
             remedy="end the name in .safetensors or .ckpt, or name a folder",
         )
-    if src.exists() and dst.exists() and src.samefile(dst):
-        raise InputError("this is the source itself", where=str(dst), remedy="choose another name")
+    read = {src: "the source", **{request.path: "the adapter" for request in adapters}}
+    for path, what in read.items():
+        if takes_away(dst, path) or takes_away(path, dst):
+            raise InputError(
+                f"this is {what} itself"
+                if dst.samefile(path)
+                else f"writing this would change {what}, {path}",
+                where=str(dst),
+                remedy="choose another name",
+            )
+    if dst.is_dir() and dst.suffix.lower() in FILE_SUFFIXES:
+        raise InputError("this is a folder", where=str(dst), remedy="choose another name")
+    check_writable(dst.absolute().parent, setting=str(dst))
 
 
 def _check_room(dst: Path, entries: Sequence[Entry]) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 
 from dreambooth.shared.errors import DreamboothError, InputError
-from dreambooth.shared.paths import write_whole
+from dreambooth.shared.paths import takes_away, write_whole
 from dreambooth.trainer.families.description import Description
 from dreambooth.trainer.families.detect import is_false_mark, marks_of
 from dreambooth.trainer.families.ldm_yaml import needs_yaml, with_parameterization, yaml_path, yaml_text
@@ -124,7 +124,7 @@ class Beside:
 def yaml_beside(dst: Path, source: WeightFile, description: Description, *, overwrite: bool) -> Beside:
     """The `.yaml` that `dst` needs: the base's own if it has one, else one of ours for SD2 and for v.
 
-    Raises InputError if a file of another content has its name and may not be replaced.
+    Raises InputError if a file of another content has its name and may not be replaced: the base's own never may.
     """
     identified, theirs = description.identified, yaml_path(source.path)
     content = clip_folder = None
@@ -137,6 +137,12 @@ def yaml_beside(dst: Path, source: WeightFile, description: Description, *, over
     elif needs_yaml(identified):
         content = yaml_text(identified, description.configs).encode()
     beside = Beside(yaml_path(dst), content, clip_folder)
+    if content is not None and takes_away(beside.path, theirs) and not beside.is_there():
+        raise InputError(
+            "this .yaml is the base model's own, and the result needs another one",
+            where=str(beside.path),
+            remedy="choose another name",
+        )
     replaceable = not beside.path.exists() or beside.is_there() or (overwrite and dst.exists())
     if content is not None and not replaceable:
         raise InputError(

@@ -13,12 +13,24 @@ from dreambooth.shared.claims import CLAIM_SUFFIX, holder
 from dreambooth.shared.commands import command_line
 from dreambooth.shared.errors import InputError
 from dreambooth.shared.lock import is_held
-from dreambooth.shared.paths import check_file_name, check_writable, existing_parent, write_json
+from dreambooth.shared.paths import (
+    check_file_name,
+    check_writable,
+    existing_parent,
+    takes_away,
+    write_json,
+)
 from dreambooth.shared.settings import ResultSettings, Settings
 
 # what stands behind the model's name where none is given, for results that are no models
 _WORDS = {"lora": "lora", "lycoris": "lycoris"}
 RUN_ID_KEY, SETTINGS_KEY = "dreambooth.run_id", "dreambooth.settings"
+# What a run reads, as it is called when a result would take its place: of models, each file of theirs is needed
+_MODELS = {
+    "model": "the model that this run begins with",
+    "vae": "the VAE that this run uses",
+    "init_from": "the adapter that this run goes on from",
+}
 # what a killed process leaves of a checkpoint (weights/writing.py gives these names)
 _HALF_WRITTEN = re.compile(r"\.(?P<stem>.+)-[0-9a-f]{8}\.tmp(\.\w+)?")
 
@@ -46,6 +58,7 @@ class Outputs:
 def outputs_of(settings: Settings, *, run: Path | None = None) -> Outputs:
     """Where the results go. Raises InputError for a name that is no file name, is taken, or leaves its folder.
 
+    No result takes the place of what the run reads, whatever `overwrite` says.
     An empty name becomes the model's with "-dreambooth", and a number when that is taken. `run` is the folder of
     a run that is resumed, whose names they are already.
     """
@@ -55,12 +68,14 @@ def outputs_of(settings: Settings, *, run: Path | None = None) -> Outputs:
     if result.output_name:
         name = check_file_name(result.output_name, setting="output_name")
         made = Outputs(folder, name, suffix)
+        _check_inputs(made, settings)
         if run is None:
             _check_free(made, settings)
         else:
             _check_own(made, run)
     else:
         made = _first_free(folder, f"{model.stem}-{_WORDS.get(result.output_kind, 'dreambooth')}", suffix)
+        _check_inputs(made, settings)
     check_writable(folder, setting="output_dir")
     return made
 
@@ -100,6 +115,36 @@ def _check_free(outputs: Outputs, settings: Settings) -> None:
         )  # fmt: skip
 
 
+def _check_inputs(outputs: Outputs, settings: Settings) -> None:
+    for path in (outputs.final, *_taken_steps(outputs, settings)):
+        check_takes_nothing_away(path, settings)
+
+
+def check_takes_nothing_away(path: Path, settings: Settings) -> None:
+    """Raises InputError if writing `path` would take away, or change, what the run reads."""
+    named = {
+        "model": settings.model.model,
+        "vae": settings.model.vae,
+        "init_from": settings.adapters.init_from,
+    }
+    models = [(Path(name), _MODELS[key]) for key, name in named.items() if name]
+    for read, what in models:
+        if takes_away(path, read) or takes_away(read, path):
+            raise _would_take(path, f"{what}: {read}")
+    for concept in settings.concepts.concepts:
+        for folder in filter(None, (concept.instance_data_dir, concept.class_data_dir)):
+            if takes_away(path, Path(folder)):
+                raise _would_take(path, f"images of this run: {folder}")
+
+
+def _would_take(path: Path, what: str) -> InputError:
+    return InputError(
+        f"{path} would take the place of {what}",
+        where="output_name",
+        remedy="choose another name, or another output_dir",
+    )
+
+
 def _check_own(outputs: Outputs, run: Path) -> None:
     claimed = claimant(outputs)
     if claimed is not None and claimed.resolve() != run.resolve():
@@ -111,9 +156,11 @@ def _taken_steps(outputs: Outputs, settings: Settings) -> list[Path]:
     every, steps = settings.result.export_steps, settings.training.max_train_steps
     if not every or not outputs.folder.is_dir():
         return []
-    name = re.compile(re.escape(outputs.name) + r"-(\d+)" + re.escape(outputs.suffix))
-    found = [(match, path) for path in outputs.folder.iterdir() if (match := name.fullmatch(path.name))]
-    return [path for match, path in found if int(match[1]) % every == 0 and int(match[1]) < steps]
+    # letters' case is left to the file system, which may see none
+    name = re.compile(re.escape(outputs.name) + r"-(\d+)" + re.escape(outputs.suffix), re.IGNORECASE)
+    found = [int(match[1]) for path in outputs.folder.iterdir() if (match := name.fullmatch(path.name))]
+    written = {outputs.at_step(step) for step in found if step % every == 0 and step < steps}
+    return sorted(path for path in written if path.exists())
 
 
 def _claimed(outputs: Outputs, run: Path) -> InputError:

@@ -25,7 +25,7 @@ from dreambooth.trainer.models.loading import in_file_order
 from dreambooth.trainer.models.place_base import clip_folder_of
 from dreambooth.trainer.models.sources import open_model
 from dreambooth.trainer.saving.checkpoint import State
-from dreambooth.trainer.saving.outputs import RUN_ID_KEY, SETTINGS_KEY
+from dreambooth.trainer.saving.outputs import RUN_ID_KEY, SETTINGS_KEY, check_takes_nothing_away
 from dreambooth.trainer.weights import Written
 from dreambooth.trainer.weights.base import file_sha256, folder_sha256
 
@@ -169,6 +169,7 @@ def write_checkpoint(
     A diffusers folder is made from a single file that is written into `scratch` first, and has the
     sha256 that `folder_sha256` gives it.
     """
+    check_takes_nothing_away(path, settings)
     path.parent.mkdir(parents=True, exist_ok=True)
     overwrite = may_replace(path, metadata[RUN_ID_KEY], overwrite=settings.result.overwrite)
     dtype = DTYPES[settings.result.output_dtype]

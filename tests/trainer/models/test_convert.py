@@ -8,6 +8,7 @@ from checkpoints import same, write
 from ldm_layout import TINY_SD1, TINY_SD2, TINY_SDXL, tensors
 
 from dreambooth.shared.errors import DreamboothError, InputError
+from dreambooth.trainer.adapters.merging import Request
 from dreambooth.trainer.families.names import ema_name
 from dreambooth.trainer.models.convert import convert
 from dreambooth.trainer.weights import open_weights
@@ -215,6 +216,38 @@ def test_a_destination_that_cannot_be_is_refused(tmp_path, name, expected):
     path = write(tmp_path / "a.safetensors", tensors(TINY_SD1))
     with pytest.raises(InputError, match=expected):
         convert(path, tmp_path / name, overwrite=True)
+
+
+def test_neither_source_nor_adapter_is_ever_replaced_by_the_result(tmp_path):
+    path = write(tmp_path / "a.safetensors", tensors(TINY_SD1))
+    lora = write(tmp_path / "lora.safetensors", {"lora_unet_a.lora_down.weight": torch.ones(2, 2)})
+    convert(path, tmp_path / "folder")
+    (tmp_path / "link.safetensors").symlink_to(lora)
+    inside = tmp_path / "folder" / "unet" / "diffusion_pytorch_model.safetensors"
+    before = {place: place.read_bytes() for place in (path, lora, inside)}
+    for src, dst, said in (
+        (path, path, "this is the source itself"),
+        (path, lora, "this is the adapter itself"),
+        (path, tmp_path / "link.safetensors", "this is the adapter itself"),
+        (tmp_path / "folder", tmp_path / "folder", "this is the source itself"),
+        (tmp_path / "folder", inside, "would change the source"),
+        (inside, tmp_path / "folder", "would change the source"),
+    ):
+        with pytest.raises(InputError, match=said) as refused:
+            convert(src, dst, overwrite=True, adapters=[Request(lora)])
+        assert refused.value.where == str(dst) and refused.value.remedy
+    assert before == {place: place.read_bytes() for place in before}
+
+
+def test_a_file_where_a_folder_should_be_is_said_and_not_met(tmp_path):
+    path = write(tmp_path / "a.safetensors", tensors(TINY_SD1))
+    for dst in (path / "b.safetensors", path / "b" / "c"):
+        with pytest.raises(InputError, match="is a file, not a folder") as refused:
+            convert(path, dst)
+        assert refused.value.where == str(dst)
+    (tmp_path / "b.ckpt").mkdir()
+    with pytest.raises(InputError, match="this is a folder"):
+        convert(path, tmp_path / "b.ckpt", overwrite=True)
 
 
 def test_a_disk_without_room_is_said_before_anything_is_written(tmp_path, monkeypatch):

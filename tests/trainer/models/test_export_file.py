@@ -1,5 +1,6 @@
 import json
 import os
+import shutil
 from dataclasses import replace
 
 import pytest
@@ -237,6 +238,19 @@ def test_a_yaml_of_somebody_else_is_not_replaced(tmp_path):
     assert caught.value.where == str(tmp_path / "out.yaml")
     assert not (tmp_path / "out.safetensors").exists()
     assert (tmp_path / "out.yaml").read_text() == "theirs: true\n"
+
+
+def test_the_bases_own_yaml_is_not_replaced_even_when_asked(tmp_path):
+    base = write(tmp_path / "m.ckpt", tensors(TINY_SD2))
+    beside = base.with_suffix(".yaml")
+    made = export(tmp_path / "made.safetensors", load_model(base, prediction_type="epsilon"), {})
+    shutil.copyfile(made.beside[0], beside)
+    text = beside.read_bytes()
+    model = load_model(base, prediction_type="v_prediction")
+    (tmp_path / "m.safetensors").touch()
+    with pytest.raises(InputError, match="base model's own") as refused:
+        export(tmp_path / "m.safetensors", model, {}, overwrite=True)
+    assert refused.value.where == str(beside) and beside.read_bytes() == text
 
 
 def test_a_failed_export_leaves_no_yaml_behind(tmp_path, monkeypatch):

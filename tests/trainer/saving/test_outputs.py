@@ -108,6 +108,59 @@ def test_only_the_steps_that_would_be_written_are_in_the_way(made, tmp_path) -> 
     assert outputs_of(given) == made
 
 
+@pytest.mark.parametrize("read", ["model", "vae", "init_from"])
+@pytest.mark.parametrize("way", ["its path", "a link", "a step", "a resumed run"])
+def test_no_result_takes_the_place_of_what_the_run_reads(read, way, made, run, tmp_path) -> None:
+    step = {"export_steps": "5", "max_train_steps": "11"} if way == "a step" else {}
+    written = made.at_step(10) if step else made.final
+    made.folder.mkdir()
+    own = tmp_path / "own.safetensors"
+    (own if way == "a link" else written).write_bytes(b"weights")
+    if way == "a link":
+        written.symlink_to(own)
+    kind = {"output_kind": "lora", "init_from": str(own if way == "a link" else written)}
+    values = kind if read == "init_from" else {read: str(own if way == "a link" else written)}
+    with pytest.raises(InputError, match=f"{written.name} would take the place of") as refused:
+        outputs_of(
+            settings(tmp_path, output_name="sks", overwrite="yes", **step, **values),
+            run=run if way == "a resumed run" else None,
+        )
+    assert refused.value.where == "output_name" and str(refused.value).count("\n") == 1
+    other = settings(tmp_path, output_name="other", overwrite="yes", **step, **values)
+    assert outputs_of(other).name == "other"
+
+
+def test_no_result_lies_in_a_model_s_folder_or_is_a_folder_around_photos(made, tmp_path) -> None:
+    (made.folder / "unet").mkdir(parents=True)
+    part = made.folder / "unet" / "diffusion_pytorch_model.safetensors"
+    part.touch()
+    given = {"model": str(made.folder), "output_dir": str(part.parent), "output_name": part.stem}
+    with pytest.raises(InputError, match="the model that this run begins with"):
+        outputs_of(settings(tmp_path, overwrite="yes", **given))
+    folder = {"output_kind": "diffusers", "output_name": "unet", "overwrite": "yes"}
+    photos = [{"instance_prompt": "sks", "instance_data_dir": str(part.parent)}]
+    plain = settings(tmp_path, **folder)
+    with_photos = dataclasses.replace(
+        plain, concepts=settings_from({"concepts": photos}, where="test").concepts
+    )
+    with pytest.raises(InputError, match="images of this run"):
+        outputs_of(with_photos)
+
+
+def test_letters_case_is_left_to_the_file_system(made, monkeypatch, tmp_path) -> None:
+    """A file system that sees none takes `sks-10` for `SKS-10`, as macOS's and Windows' do."""
+    made.folder.mkdir()
+    taken = made.folder / "SKS-10.safetensors"
+    taken.write_bytes(b"weights")
+    given = {"model": str(taken), "output_name": "sks", "overwrite": "yes"}
+    steps = {"export_steps": "5", "max_train_steps": "11"}
+    if not made.at_step(10).exists():
+        assert outputs_of(settings(tmp_path, **given, **steps)) == made
+        made.at_step(10).hardlink_to(taken)  # one file under both names
+    with pytest.raises(InputError, match="the model that this run begins with"):
+        outputs_of(settings(tmp_path, **given, **steps))
+
+
 def test_a_claim_holds_against_all_but_its_own_run(made, run, tmp_path) -> None:
     claim(made, run)
     assert claimant(made) == run
