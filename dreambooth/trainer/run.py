@@ -25,6 +25,7 @@ from dreambooth.shared.paths import write_json
 from dreambooth.shared.reached import reached
 from dreambooth.shared.runfolder import RunFolder, create_run, read_result
 from dreambooth.shared.settings import Settings
+from dreambooth.trainer.adapters.kept import keep_adapter, kept_adapter
 from dreambooth.trainer.adapters.plan import adapter_plan
 from dreambooth.trainer.control import Inbox, Signals, ignore_stop_signals
 from dreambooth.trainer.planning.plan import Plan, make_plan, versions
@@ -68,6 +69,7 @@ def train(settings: Settings, *, note: Path | None = None) -> int:
             try:
                 held.enter_context(folder.hold())
                 claim(plan.outputs, folder.path)
+                keep_adapter(folder.path, plan.adapter)
                 _write_note(note, folder)
             except BaseException:  # such as another run of that name, which was quicker: nothing was begun
                 release_own(plan.outputs, folder.path)
@@ -191,7 +193,8 @@ def export(folder: RunFolder, step: int | None) -> int:
             return DONE
         state = load_state(folder.states, step, weights_alone=True)
         base, outputs = open_base(settings), outputs_of(settings, run=folder.path)
-        adapter = adapter_plan(settings, base, list(state.weights))
+        kept = kept_adapter(folder.path, settings, base)
+        adapter = kept or adapter_plan(settings, base, list(state.weights))
         written = results.write_checkpoint(
             outputs.at_step(state.progress.step),
             base,

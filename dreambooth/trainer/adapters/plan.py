@@ -87,6 +87,7 @@ def adapter_plan(settings: Settings, base: LoadedModel, components: Collection[s
     start = None
     if asked.init_from:
         with concerning("init_from"):
+            _check_there(asked.init_from)
             start = bind(open_adapter(asked.init_from), family, targets, setting="init_from")
     kind = _kind(settings, start)
     rank, alpha = _rank_and_alpha(asked, start)
@@ -98,6 +99,14 @@ def adapter_plan(settings: Settings, base: LoadedModel, components: Collection[s
             "there; for such a one use output_dtype: float32"
         )
     return AdapterPlan(kind, rank, alpha, asked.lora_dropout, tuple(layers), start, tuple(notes))
+
+
+def _check_there(path: str) -> None:
+    """Raises InputError, with the setting's name, if the file to start from is gone."""
+    if not Path(path).exists():
+        raise InputError(
+            f"there is no such file: {path}", where="init_from", remedy="check the path, or put the file back"
+        )
 
 
 def _check_nothing_asked(asked: AdapterSettings) -> None:

@@ -15,6 +15,7 @@ from dreambooth import __version__
 from dreambooth.shared.errors import concerning
 from dreambooth.shared.settings import Settings
 from dreambooth.trainer import machine as machines
+from dreambooth.trainer.adapters.kept import kept_adapter
 from dreambooth.trainer.adapters.plan import AdapterPlan, adapter_plan, with_resolved
 from dreambooth.trainer.adapters.results import from_base
 from dreambooth.trainer.data.buckets import Size, bucket_sizes
@@ -184,7 +185,7 @@ def make_plan(
     check_vae(settings)
     check_optimizer(settings)
     components = trained_components(settings, base)
-    adapter = adapter_plan(settings, base, components)
+    adapter = kept_adapter(run, settings, base) or adapter_plan(settings, base, components)
     settings, rates = with_rates(with_resolved(settings, adapter), parameters(base, "unet"))
     settings = with_folders(with_base_precision(with_checkpointing(settings, base)))
     found = survey_for(settings, base, is_new=run is None)

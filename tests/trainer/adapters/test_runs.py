@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import functools
 import json
+import shutil
+import signal
 from pathlib import Path
 
 import kohya
@@ -130,6 +132,52 @@ def test_training_goes_on_from_a_file(finished, tmp_path, capsys) -> None:
     for name, tensor in before.items():
         torch.testing.assert_close(after[name], tensor, atol=1e-6, rtol=1e-6)
     assert metadata(result(tmp_path))["ss_network_dim"] == "4"
+
+
+def stopped_from_a_file(finished: Path, folder: Path, monkeypatch, event: str, **fields: object) -> Path:
+    """A run that began from a copy of the finished LoRA, and was stopped; gives the copy's path."""
+    start = shutil.copy(result(finished), folder / "start.safetensors")
+    base = shutil.copy(tiny.base(), folder / "base.safetensors")
+    values = {"model": str(base), "init_from": str(start), "rank": None, "prior_loss_weight": 0}
+    with monkeypatch.context() as patched:
+        at_event(patched, event, lambda found: signal.raise_signal(signal.SIGINT), **fields)
+        assert dreambooth("train", adapter(folder, checkpointing_steps=2, **values)) == 130
+    return Path(start)
+
+
+def test_a_run_that_has_a_state_needs_the_file_that_it_began_from_no_more(
+    finished, tmp_path, monkeypatch, capsys
+) -> None:
+    for name in ("kept", "gone"):
+        (tmp_path / name).mkdir()
+        start = stopped_from_a_file(finished, tmp_path / name, monkeypatch, "checkpoint", step=2)
+    start.unlink()
+    base = start.with_name("base.safetensors")
+    base.rename(tmp_path / "own")
+    shutil.copy(tiny_sdxl.base(), base)
+    capsys.readouterr()
+    assert dreambooth("resume", run_in(tmp_path / "gone").path) == 2
+    said = capsys.readouterr().err
+    assert "\nmodel: this is not the model that the run began with" in f"\n{said}" and "init_from" not in said
+    (tmp_path / "own").replace(base)
+    for name in ("kept", "gone"):
+        assert dreambooth("resume", run_in(tmp_path / name).path) == 0
+    assert same_tensors(result(tmp_path / "kept"), result(tmp_path / "gone"))
+    result(tmp_path / "gone").unlink()
+    assert dreambooth("export", run_in(tmp_path / "gone").path) == 0
+    assert (
+        load_file(tmp_path / "gone" / "out" / "sks-4.safetensors").keys()
+        == load_file(result(finished)).keys()
+    )
+
+
+def test_a_run_without_a_state_says_which_setting_named_the_file_that_is_gone(
+    finished, tmp_path, monkeypatch, capsys
+) -> None:
+    start = stopped_from_a_file(finished, tmp_path, monkeypatch, "phase", name="caching")
+    start.unlink()
+    assert dreambooth("resume", run_in(tmp_path).path) == 2
+    assert f"init_from: there is no such file: {start}" in capsys.readouterr().err
 
 
 def test_metadata_says_what_the_webui_shows(finished) -> None:
