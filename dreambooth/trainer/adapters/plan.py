@@ -12,6 +12,7 @@ from dreambooth.shared.settings import AdapterSettings, Settings
 from dreambooth.trainer.adapters.kinds import KINDS, MAGNITUDE, Kind, Shape, rank_of, scale_of
 from dreambooth.trainer.adapters.reading import Bound, bind, open_adapter
 from dreambooth.trainer.adapters.results import is_adapter
+from dreambooth.trainer.adapters.summary import other_prediction
 from dreambooth.trainer.adapters.targets import Target, choose, parse_choice, targets_of
 from dreambooth.trainer.families import Family, TextPart
 from dreambooth.trainer.models.loading import LoadedModel
@@ -93,6 +94,11 @@ def adapter_plan(settings: Settings, base: LoadedModel, components: Collection[s
     rank, alpha = _rank_and_alpha(asked, start)
     chosen = _chosen(asked, start, targets, components, _unused(settings, base))
     layers, notes = _layers(kind, chosen, rank, alpha, asked, start)
+    if start is not None:
+        notes += [
+            f"the adapter goes on from {asked.init_from}",
+            *other_prediction(start.file, base.identified),
+        ]
     if kind.result == "lycoris" and settings.result.output_dtype == "float16":
         notes.append(
             f"a WebUI that computes on a CPU passes over {kind.title} in float16, which its torch cannot multiply "

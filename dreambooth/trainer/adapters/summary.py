@@ -11,6 +11,8 @@ from typing import Any
 
 from dreambooth.trainer.adapters import kinds
 from dreambooth.trainer.adapters.reading import TITLES, AdapterFile
+from dreambooth.trainer.families import Identified
+from dreambooth.trainer.families.detect import told_by_file
 
 # What a layer does, by a part of its name in any of the ways in which files call it
 _ROLES = (
@@ -74,6 +76,17 @@ def summarize(file: AdapterFile) -> AdapterSummary:
         if file.strange
         else "",
     )
+
+
+def other_prediction(file: AdapterFile, identified: Identified) -> list[str]:
+    """A note where a file says that it was made for a model that predicts something else than this one."""
+    told = told_by_file(file.source, None)
+    if told is None or told[0] == identified.prediction_type:
+        return []
+    return [
+        f"{file.path.name} was made for a model that predicts {told[0]} ({told[1]}), and this one predicts "
+        f"{identified.prediction_type}: its pictures may be worse for it"
+    ]
 
 
 def _component(name: str) -> str:

@@ -12,11 +12,14 @@ import torch
 from dreambooth.shared.errors import InputError
 from dreambooth.shared.paths import check_writable, existing_parent, takes_away
 from dreambooth.trainer.adapters.merging import Request, with_adapters
+from dreambooth.trainer.adapters.reading import open_adapter
+from dreambooth.trainer.adapters.summary import other_prediction
 from dreambooth.trainer.families import Identified
 from dreambooth.trainer.models.export_file import export_entries, export_single_file, yaml_beside
 from dreambooth.trainer.models.loading import LoadedModel, canonical_state, load_model, understand
 from dreambooth.trainer.models.modelspec import completed
 from dreambooth.trainer.models.sources import EMA_PREFIX, open_model
+from dreambooth.trainer.saving.outputs import size_text
 from dreambooth.trainer.weights import Entry, WeightFile, write_weights
 from dreambooth.trainer.weights.ckpt_file import CkptFile
 
@@ -84,7 +87,7 @@ def convert(
     entries = export_entries(source, description, {}, dtype, keep_ema=not adapters)
     _check_room(dst, entries)
     notes = (
-        *_notes_on_adapters(source, adapters),
+        *_notes_on_adapters(source, adapters, description.identified),
         *_notes(source, dst, entries),
         *_notes_on_marks(source, dst, entries),
     )
@@ -134,7 +137,7 @@ def _check_room(dst: Path, entries: Sequence[Entry]) -> None:
     free = shutil.disk_usage(existing_parent(dst)).free
     if free < needed:
         raise InputError(
-            f"{needed / 1e9:.2f} GB are to be written and {free / 1e9:.2f} GB are free",
+            f"{size_text(needed)} are to be written and {size_text(free)} are free",
             where=str(dst),
             remedy="make room, or choose another disk",
         )
@@ -151,8 +154,10 @@ def _notes_on_marks(source: WeightFile, dst: Path, entries: Sequence[Entry]) -> 
     return [f"{what}: {', '.join(sorted(names))}" for what, names in said.items() if names]
 
 
-def _notes_on_adapters(source: WeightFile, adapters: Sequence[Request]) -> list[str]:
+def _notes_on_adapters(source: WeightFile, adapters: Sequence[Request], identified: Identified) -> list[str]:
     notes = [f"merged in: {request.path.name}, weight {request.weight:g}" for request in adapters]
+    for request in adapters:
+        notes += other_prediction(open_adapter(request.path), identified)
     if adapters and any(name.startswith(EMA_PREFIX) for name in source.tensors):
         notes.append("the averaged (EMA) weights were left out: the adapter is not in them")
     return notes

@@ -82,6 +82,11 @@ class Inspection:
     adapter: AdapterSummary | None = None
 
     @property
+    def usable(self) -> bool:
+        """Whether it can be used for what it is: to train from and to draw with, an adapter on a model."""
+        return self.identified is not None or (self.adapter is not None and not self.adapter.unusable)
+
+    @property
     def short_hash(self) -> str:
         """The hash as the WebUI shows it beside a checkpoint's name."""
         return self.sha256[:SHORT]
@@ -92,15 +97,16 @@ class Inspection:
         return max(self.precisions, key=lambda name: self.precisions[name], default="")
 
     def as_json(self) -> dict[str, Any]:
-        """All of it in plain JSON values; sizes in bytes. `family`, `prediction_type` and `told_by` are "" if it
-        cannot be used, for which `problem` is the reason. Hashes are left out where there are none."""
+        """All of it in plain JSON values; sizes in bytes. `family`, `prediction_type` and `told_by` are "" for what is
+        no model; `problem` says why it cannot be used. Hashes are left out where there are none."""
         told = self.identified
+        problem = self.adapter.unusable if self.adapter else self.problem
         return {
             "path": str(self.path),
             "format": self.format,
             "size": self.nbytes,
-            "usable": told is not None,
-            "problem": self.problem,
+            "usable": self.usable,
+            "problem": problem,
             "family": told.family.title if told else "",
             "family_name": told.family.name if told else "",
             "prediction_type": told.prediction_type if told else "",

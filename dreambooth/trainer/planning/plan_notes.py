@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 
-from dreambooth.shared.settings import Settings
+from dreambooth.shared.settings import AdapterSettings, Settings
+from dreambooth.trainer.adapters.results import is_adapter
 from dreambooth.trainer.families.detect import told_by_file
 from dreambooth.trainer.models.convert import LoadedModel
 from dreambooth.trainer.models.sources import EMA_PREFIX, open_model
@@ -56,7 +57,16 @@ def _without_effect(settings: Settings) -> list[str]:
         notes.append("keep_tokens has no effect without shuffle_tags")
     if not training.train_text_encoder and training.text_encoder_stop < 1:
         notes.append("text_encoder_stop has no effect: the text encoder is not trained")
+    if not is_adapter(settings) and (given := _of_adapters(settings.adapters)):
+        notes.append(f"no effect, since the whole model is trained and no adapter: {', '.join(given)}")
     return notes
+
+
+def _of_adapters(asked: AdapterSettings) -> list[str]:
+    """Settings that were given and say how an adapter is made. A form that was a LoRA's before has them still."""
+    usual = AdapterSettings()
+    names = ("rank", "lora_alpha", "lora_dropout", "clip_rank")
+    return [name for name in names if getattr(asked, name) != getattr(usual, name)]
 
 
 def _trained_before(metadata: Mapping[str, str]) -> list[str]:

@@ -61,7 +61,7 @@ def generate(
     parameters = parameters_text(
         request,
         sampler_title=SAMPLERS[sampler].title,
-        model="+".join([Path(model_path).stem, *(request.path.stem for request in adapters)]),
+        model="+".join([Path(model_path).stem, *map(_named, adapters)]),
         clip_skip=clip_skip if model.identified.family.clip_skip else 1,
     )
     content = png_bytes(_picture(model, request, clip_skip), parameters)
@@ -88,6 +88,11 @@ def parse_size(size: str | tuple[int, int]) -> tuple[int, int] | None:
         )
     check_size(*size, where="--size")
     return size
+
+
+def _named(request: Request) -> str:
+    """An adapter as `--lora` names it: its weight behind it where that is not all of it."""
+    return request.path.stem if request.weight == 1 else f"{request.path.stem}:{request.weight:g}"
 
 
 def _check_numbers(seed: int, steps: int, guidance_scale: float) -> None:

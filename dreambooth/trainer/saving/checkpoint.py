@@ -12,6 +12,8 @@ import os
 import re
 import shutil
 import uuid
+import zipfile
+import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,7 +21,7 @@ from typing import Any, BinaryIO
 
 import torch
 
-from dreambooth.shared.errors import RunFailed
+from dreambooth.shared.errors import DreamboothError, RunFailed
 from dreambooth.shared.paths import disk_full_is_said, fsync_folder, replace, write_json
 from dreambooth.trainer.weights.base import Entry
 from dreambooth.trainer.weights.safetensors_file import SafetensorsFile
@@ -219,7 +221,7 @@ def load_state(
         )
         saved: dict[str, Any] = {"optimizer": {}, "scaler": {}}
         if not weights_alone:
-            saved = torch.load(folder / "optimizer.pt", map_location=device, weights_only=True)
+            saved = _read_optimizer(folder / "optimizer.pt", device)
         return State(
             progress=Progress(**about["progress"]),
             weights=weights,
@@ -228,8 +230,31 @@ def load_state(
             scaler=saved["scaler"],
             clipping=saved.get("clipping", {}),  # older versions had none to save
         )
+    except DreamboothError as error:  # of a file, which it names
+        raise _damaged(states, chosen, f"{Path(error.where).name}: {error.what}") from error
     except Exception as error:
         raise _damaged(states, chosen, str(error)) from error
+
+
+def _read_optimizer(path: Path, device: str | torch.device) -> dict[str, Any]:
+    """What lies beside the weights. Raises ValueError if the file is not whole, and whatever torch does otherwise."""
+    try:
+        saved: dict[str, Any] = torch.load(path, map_location=device, weights_only=True)
+    except OSError:
+        raise
+    except Exception as error:
+        if _is_whole(path):
+            raise
+        raise ValueError(f"{path.name} is damaged") from error  # torch's own words are about its unpacking
+    return saved
+
+
+def _is_whole(path: Path) -> bool:
+    try:
+        with zipfile.ZipFile(path) as file:
+            return file.testzip() is None
+    except (zipfile.BadZipFile, OSError, EOFError, zlib.error):
+        return False
 
 
 def _read_all(path: Path) -> dict[str, torch.Tensor]:
@@ -242,7 +267,7 @@ def _about(states: Path, step: int) -> dict[str, Any]:
         about: dict[str, Any] = json.loads((_folder(states, step) / "state.json").read_bytes())
         return upgraded(about)
     except (OSError, ValueError, AttributeError) as error:
-        raise _damaged(states, step, str(error)) from error
+        raise _damaged(states, step, f"state.json: {error}") from error
 
 
 def _damaged(states: Path, step: int, why: str) -> RunFailed:

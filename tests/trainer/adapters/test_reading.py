@@ -20,7 +20,7 @@ from dreambooth.trainer.adapters.merging import Request, parse_request
 from dreambooth.trainer.adapters.reading import bind, made_shape, open_adapter
 from dreambooth.trainer.adapters.summary import summarize
 from dreambooth.trainer.adapters.targets import targets_of
-from dreambooth.trainer.models.convert import load_model
+from dreambooth.trainer.models.convert import convert, load_model
 from dreambooth.trainer.models.inspection import inspect
 
 UP, DOWN = "lora_up.weight", "lora_down.weight"
@@ -237,4 +237,26 @@ def test_inspect_tells_what_an_adapter_is(tmp_path) -> None:
         and "convolutions" in found.adapter.layers["UNet"]
     )
     assert "DoRA for Stable Diffusion 2.x" in str(found) and "rank           4; alpha 4" in str(found)
-    assert json.loads(json.dumps(found.as_json()))["adapter"]["ranks"] == [4]
+    told = json.loads(json.dumps(found.as_json()))
+    assert told["adapter"]["ranks"] == [4] and told["usable"] and told["problem"] == ""
+
+
+def test_inspect_tells_programs_that_an_adapter_with_foreign_parts_cannot_be_used(tmp_path) -> None:
+    _, path = models.trained(tmp_path, "sd1")
+    tensors = {**load_file(path), "lora_unet_conv_in.diff": torch.zeros(1)}
+    told = inspect(write(tmp_path / "odd.safetensors", tensors)).as_json()
+    assert not told["usable"] and "lora_unet_conv_in.diff" in told["problem"]
+
+
+@pytest.mark.parametrize(("told", "noted"), [("v_prediction", 1), ("epsilon", 0), ("", 0)])
+def test_an_adapter_for_another_prediction_is_a_note_where_it_is_merged_or_trained_on(
+    told, noted, tmp_path
+) -> None:
+    model, path = models.trained(tmp_path, "sd1")
+    path = write(tmp_path / "told.safetensors", load_file(path), told and {"modelspec.prediction_type": told})
+    found = convert(model.source.path, tmp_path / "out.safetensors", adapters=[Request(path)]).notes
+    started = models.planned(model, rank=0, init_from=path).notes
+    assert started[0] == f"the adapter goes on from {path}"
+    for notes in (found, started):
+        said = [note for note in notes if "told.safetensors was made for a model that predicts" in note]
+        assert len(said) == noted

@@ -9,6 +9,7 @@ from PIL import Image
 from sampling_models import tiny_model
 
 from dreambooth.shared.errors import InputError, RunFailed
+from dreambooth.trainer.adapters.merging import Request
 from dreambooth.trainer.models.tokenizer import default_tokenizer
 from dreambooth.trainer.sampling import generate as subject
 from dreambooth.trainer.sampling.generate import generate, parse_size
@@ -44,6 +45,13 @@ def test_the_picture_is_the_samplers_own_and_says_how_it_was_made(model, tmp_pat
             "Size: 64x64, Model: base, Clip skip: 2"
         )
     assert [path.name for path in out.parent.iterdir()] == ["dög.png"]
+
+
+def test_the_picture_says_how_much_of_each_adapter_is_in_it(model, tmp_path):
+    adapters = [Request(tmp_path / "whole.safetensors"), Request(tmp_path / "half.safetensors", 0.5)]
+    generate("base.safetensors", "a dog", tmp_path / "dog.png", steps=1, adapters=adapters)
+    with Image.open(tmp_path / "dog.png") as image:
+        assert image.text["parameters"].endswith('Model: "base+whole+half:0.5"')
 
 
 def test_an_earlier_picture_is_replaced(model, tmp_path):

@@ -203,6 +203,7 @@ def test_a_damaged_state_is_one_message_that_names_it(states, name, damage):
     with pytest.raises(RunFailed, match="the saved state cannot be read") as failure:
         load_state(states)
     assert failure.value.where == str(states / "step-2")
+    assert name in failure.value.what and "\n" not in failure.value.what
     assert "delete this folder" in failure.value.remedy and "step 1" in failure.value.remedy
     shutil.rmtree(states / "step-2")
     assert is_step(load_state(states), 1)
