@@ -49,23 +49,34 @@ class Merge:
 
 
 def parse_request(text: str) -> Request:
-    """FILE or FILE:WEIGHT. Raises InputError for a weight that is none."""
+    """FILE or FILE:WEIGHT. Raises InputError for no file, and for a weight that is none."""
     name, colon, number = text.rpartition(":")
-    if (
-        Path(text).exists() or not colon or not name or number[:1] in ("/", "\\")
-    ):  # a path may have colons, as C:\\x
+    if not text.strip() or (colon and not name):
+        raise _no_request(text, "no file is named")
+    if Path(text).exists() or not colon or number[:1] in ("/", "\\"):  # a path may have colons, as C:\\x
         return Request(Path(text))
-    try:
-        weight = float(number)
-    except ValueError:
-        weight = math.nan
+    weight = _number(number)
     if not abs(weight) <= MOST_WEIGHT:
-        raise InputError(
-            f"`{number}` is no weight" if number else "no weight stands behind the colon",
-            where=f"--lora {text}",
-            remedy=f"FILE alone is all of it, FILE:0.5 half; at most {MOST_WEIGHT:g}",
-        )
+        raise _no_request(text, f"`{number}` is no weight" if number else "no weight stands behind the colon")
+    before = name.rpartition(":")
+    if before[0] and not math.isnan(_number(before[2])) and not Path(name).exists():
+        raise _no_request(text, "two weights stand there")
     return Request(Path(name), weight)
+
+
+def _number(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        return math.nan
+
+
+def _no_request(text: str, what: str) -> InputError:
+    return InputError(
+        what,
+        where=f"--lora {text}".rstrip(),
+        remedy=f"FILE alone is all of it, FILE:0.5 half; at most {MOST_WEIGHT:g}",
+    )
 
 
 def prepare(

@@ -8,7 +8,7 @@ passes over keys that it does not know without a word.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Mapping
 
 from dreambooth.trainer.adapters import kinds
 from dreambooth.trainer.adapters.targets import Target
@@ -17,6 +17,7 @@ from dreambooth.trainer.families import Family
 UNET = "lora_unet_"
 TEXT_PATH = "text_model."
 PEFT_MAGNITUDE = "lora_magnitude_vector"
+PEFT_START = "base_model.model."
 # How peft and diffusers call a tensor of a LoRA, in old versions and new ones, and kohya's word for it
 _OTHERS = {
     "lora_A.weight": kinds.DOWN,
@@ -46,10 +47,18 @@ FOREIGN = {
     "diff": "whole differences (LyCORIS full)",
     "diff_b": "whole differences (LyCORIS full)",
 }
+# Models of other makes, by what their adapters say in their metadata and by how their layers are called
+_FOREIGN_MODELS = {
+    "Flux": (("flux",), ("lora_unet_double_blocks_", "lora_unet_single_blocks_", "transformer.single_transformer_blocks.")),
+    "Stable Diffusion 3": (("sd3", "stable-diffusion-v3"), ("lora_unet_joint_blocks_",)),
+    "a transformer model (Flux or the like)": (
+        (),
+        ("transformer.", "lora_transformer_", "lora_unet_blocks_", "lora_unet_transformer_blocks_", "diffusion_model."),
+    ),
+}  # fmt: skip
 _ENDINGS = {f".{name}": name for name in _OWN} | {f".{name}": own for name, own in _OTHERS.items()}
 # Old diffusers: `attn1.processor.to_q_lora.down.weight` instead of `attn1.to_q.lora.down.weight`
 _PROCESSOR = re.compile(r"\.processor\.to_(q|k|v|out)_lora\.(down|up)\.weight$")
-_STARTS = ("base_model.model.", "unet.", "text_encoder_2.", "text_encoder.")
 
 
 def kohya_name(family: Family, target: Target) -> str:
@@ -90,6 +99,17 @@ def foreign(key: str) -> str:
     )
 
 
+def foreign_model(metadata: Mapping[str, str], layers: Collection[str]) -> str:
+    """The model of another make that an adapter with this metadata and these layers is for, "" if none is known."""
+    stated = [metadata.get(key, "").lower() for key in ("ss_base_model_version", "modelspec.architecture")]
+    for title, (versions, starts) in _FOREIGN_MODELS.items():
+        if any(said.startswith(versions) for said in stated) or any(
+            name.startswith(starts) for name in layers
+        ):
+            return title
+    return ""
+
+
 def known_as(family: Family, targets: Iterable[Target]) -> dict[str, Target]:
     """Every name that a layer may have in a file, for each of the layers that there are."""
     found: dict[str, Target] = {}
@@ -106,13 +126,13 @@ def _names(family: Family, target: Target) -> Iterator[str]:
             yield UNET + path.replace(".", "_")
             yield f"lycoris_{path.replace('.', '_')}"
         yield f"unet.{target.path}"
-        yield f"base_model.model.{target.path}"
+        yield f"{PEFT_START}{target.path}"
         yield target.path
         return
     for path in (TEXT_PATH + target.path, target.path):
         yield text_prefix(family, target.component) + path.replace(".", "_")
         yield f"{target.component}.{path}"
-        yield f"base_model.model.{path}"
+        yield f"{PEFT_START}{path}"
     if target.component == family.text_encoders[0].component:  # trainers that do not number the first
         for prefix in ("lora_te_", "lora_te1_"):
             yield prefix + (TEXT_PATH + target.path).replace(".", "_")

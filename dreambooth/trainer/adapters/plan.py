@@ -97,6 +97,7 @@ def adapter_plan(settings: Settings, base: LoadedModel, components: Collection[s
     if start is not None:
         notes += [
             f"the adapter goes on from {asked.init_from}",
+            *start.file.notes,
             *other_prediction(start.file, base.identified),
         ]
     if kind.result == "lycoris" and settings.result.output_dtype == "float16":

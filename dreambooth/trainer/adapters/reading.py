@@ -6,24 +6,30 @@ one that learned badly.
 
 from __future__ import annotations
 
-import json
+import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from dreambooth.shared.errors import InputError
 from dreambooth.trainer.adapters import kinds, names
+from dreambooth.trainer.adapters.forms import NUMBERS, fits_magnitude, lacking, made_shape, misfit
 from dreambooth.trainer.adapters.kinds import Kind, Shape
+from dreambooth.trainer.adapters.peft_config import (
+    PEFT_CONFIG,
+    PEFT_FILE,
+    BrokenConfig,
+    Configs,
+    configs_of,
+    stated_alpha,
+)
 from dreambooth.trainer.adapters.targets import Target
 from dreambooth.trainer.families import Family
 from dreambooth.trainer.weights import WeightFile, open_weights
 
-PEFT_FILE, PEFT_CONFIG = "adapter_model.safetensors", "adapter_config.json"
-DIFFUSERS_CONFIG = "lora_adapter_metadata"
 DIFFUSERS_FILE = "pytorch_lora_weights.safetensors"
 SHOWN = 4
 # What a file says of its family in its metadata, and the families' names
@@ -50,12 +56,14 @@ class Layer:
 
 @dataclass(frozen=True)
 class AdapterFile:
-    """An adapter file, opened. `layers` are in the file's order, `strange` the keys that belong to none."""
+    """An adapter file, opened. `layers` are in the file's order, `strange` the keys that belong to none, `notes` what
+    is to be said of it."""
 
     path: Path
     source: WeightFile
     layers: tuple[Layer, ...]
     strange: tuple[str, ...]
+    notes: tuple[str, ...] = ()
 
     @property
     def metadata(self) -> Mapping[str, str]:
@@ -64,11 +72,9 @@ class AdapterFile:
     def tensors(self, layer: Layer) -> dict[str, torch.Tensor]:
         """A layer's tensors in float32, by kohya's names; what is not a weight (alpha) is not among them."""
         found = {
-            name: self.source.read(key).float()
-            for name, key in layer.keys.items()
-            if name not in ("alpha", "scale")
+            name: self.source.read(key).float() for name, key in layer.keys.items() if name not in NUMBERS
         }
-        if names.PEFT_MAGNITUDE in layer.keys.get(kinds.MAGNITUDE, ""):  # for each output, in whatever shape
+        if _is_for_outputs(layer):
             dims = found[kinds.DOWN].dim()
             found[kinds.MAGNITUDE] = found[kinds.MAGNITUDE].reshape(-1, *[1] * (dims - 1))
         return found
@@ -131,29 +137,48 @@ def open_adapter(path: str | Path) -> AdapterFile:
                 remedy="name a LoRA's file",
             )
         path = found[0]
-    source = open_weights(path)
-    layers, strange = _layers(source, _configs(path, source))
+    try:
+        source = open_weights(path)
+    except InputError as error:
+        if "checkpoint" in error.remedy:
+            error.remedy = "name a LoRA's file"
+        raise
+    layers, strange = _layers(source, configs_of(path, source))
     if not layers:
+        if lost := _lost(strange):
+            raise _damaged(str(path), "", lost)
         other = next((title for name in source.tensors if (title := names.foreign(name))), "")
         raise InputError(
             f"this adapter is {other}, which cannot be used here" if other else "this is no LoRA",
             where=str(path),
             remedy="take a LoRA, DoRA, LoHa or LoKr file (kohya's, diffusers' or peft's)",
         )
-    return AdapterFile(path, source, tuple(layers), tuple(strange))
+    return AdapterFile(path, source, tuple(layers), tuple(strange), _notes(path, layers))
 
 
 def adapter_at(path: Path) -> AdapterFile | None:
-    """The adapter that a file or folder is, None if it is something else."""
+    """The adapter that a file or folder is, None if it is something else. Raises InputError for one whose
+    configuration is broken."""
     if path.is_dir() and not any((path / name).is_file() for name in (PEFT_FILE, DIFFUSERS_FILE)):
         return None
     try:
         return open_adapter(path)
+    except BrokenConfig:
+        raise
     except InputError:
         return None
 
 
-def _layers(source: WeightFile, configs: Mapping[str, Any]) -> tuple[list[Layer], list[str]]:
+def _notes(path: Path, layers: Sequence[Layer]) -> tuple[str, ...]:
+    told = any("alpha" in layer.keys or layer.stated_alpha is not None for layer in layers)
+    is_pefts = path.name == PEFT_FILE or any(layer.name.startswith(names.PEFT_START) for layer in layers)
+    if told or not is_pefts:
+        return ()
+    shown = path.parent.name if path.name == PEFT_FILE else path.name
+    return (f"no alpha is told for {shown}, so that all of it is added: peft writes it into {PEFT_CONFIG}",)
+
+
+def _layers(source: WeightFile, configs: Configs) -> tuple[list[Layer], list[str]]:
     keys: dict[str, dict[str, str]] = {}
     strange = []
     for key in source.tensors:
@@ -164,46 +189,12 @@ def _layers(source: WeightFile, configs: Mapping[str, Any]) -> tuple[list[Layer]
             keys.setdefault(parts[0], {})[parts[1]] = key
     layers = []
     for name, own in keys.items():
-        if kinds.kind_of(own) is None:
+        if kinds.kind_of(own) is None or lacking(own):
             strange += own.values()
             continue
         shapes = {tensor: source.tensors[key].shape for tensor, key in own.items()}
-        layers.append(Layer(name, own, shapes, _stated_alpha(name, kinds.rank_of(shapes), configs)))
+        layers.append(Layer(name, own, shapes, stated_alpha(name, kinds.rank_of(shapes), configs)))
     return layers, strange
-
-
-def _configs(path: Path, source: WeightFile) -> Mapping[str, Any]:
-    """peft's configuration by the prefix of the names that it is for: a file beside, or in diffusers' metadata."""
-    beside = path.with_name(PEFT_CONFIG)
-    try:
-        if path.name == PEFT_FILE and beside.is_file():
-            return {"": json.loads(beside.read_text(encoding="utf-8"))}
-        if DIFFUSERS_CONFIG in source.metadata:
-            flat: dict[str, Any] = json.loads(source.metadata[DIFFUSERS_CONFIG])
-            prefixes = {key.partition(".")[0] for key in flat}
-            return {
-                f"{prefix}.": {
-                    key.partition(".")[2]: value
-                    for key, value in flat.items()
-                    if key.startswith(f"{prefix}.")
-                }
-                for prefix in prefixes
-            }
-    except (OSError, ValueError, AttributeError):
-        pass  # without it alpha is the rank, as the libraries themselves have it
-    return {}
-
-
-def _stated_alpha(layer: str, rank: int | None, configs: Mapping[str, Any]) -> float | None:
-    for prefix, config in configs.items():
-        if layer.startswith(prefix) and isinstance(config, dict):
-            patterns = config.get("alpha_pattern") or {}
-            own = next((value for name, value in patterns.items() if layer.endswith(name)), None)
-            alpha = own if own is not None else config.get("lora_alpha")
-            if isinstance(alpha, (int, float)):
-                # rank-stabilised (arXiv 2312.03732): the factor is alpha / √rank
-                return float(alpha) * ((rank or 1) ** 0.5 if config.get("use_rslora") else 1.0)
-    return None
 
 
 def bind(file: AdapterFile, family: Family, targets: Sequence[Target], *, setting: str) -> Bound:
@@ -217,17 +208,60 @@ def bind(file: AdapterFile, family: Family, targets: Sequence[Target], *, settin
         raise _wrong(file, setting, f"it is for {TITLES[file.family]}, and the model is {family.title}")
     known = names.known_as(family, targets)
     unknown = [layer.name for layer in file.layers if layer.name not in known]
+    other = names.foreign_model(file.metadata, unknown)
+    if other:
+        raise _wrong(file, setting, f"it is for {other}, and the model is {family.title}")
     if unknown:
         shown = ", ".join(unknown[:SHOWN]) + (", …" if len(unknown) > SHOWN else "")
-        raise _wrong(
-            file, setting, f"the model ({family.title}) has not {len(unknown)} of its layers: {shown}"
-        )
+        raise _wrong(file, setting, f"the model ({family.title}) lacks {len(unknown)} of its layers: {shown}")
     if file.strange:
         raise _strange(file, setting)
+    for problem in problems(file):
+        raise _damaged(str(file.path), setting, problem)
     bound = {known[layer.name]: layer for layer in file.layers}
     for target, layer in bound.items():
         _check_shapes(file, target, layer, setting)
     return Bound(file, bound)
+
+
+def problems(file: AdapterFile, *, read: bool = True) -> Iterator[str]:
+    """What is damaged in a file: tensors that do not go together, and, if it is `read`, numbers that are none."""
+    for layer in file.layers:
+        found = [f"{layer.keys[name]} ({_sizes(layer.shapes[name])})" for name in misfit(layer.shapes)]
+        if found:
+            together = "do not go together" if len(found) > 1 else "has a shape that cannot be"
+            yield f"{' and '.join(found)} {together}"
+            return
+    for key in (key for layer in file.layers for key in layer.keys.values() if read):
+        if not bool(torch.isfinite(file.source.read(key).float()).all()):
+            yield f"{key} holds NaN or an infinite number"
+
+
+def _lost(strange: Sequence[str]) -> str:
+    """What is lacking in a layer of which a part is there, "" if nothing is known to be."""
+    layers: dict[str, set[str]] = {}
+    for key in strange:
+        layer, tensor = names.split(key) or ("", "")
+        layers.setdefault(layer, set()).add(tensor)
+    return next((f"{layer} has no {lost}" for layer, own in layers.items() if (lost := lacking(own))), "")
+
+
+def _damaged(path: str, setting: str, problem: str) -> InputError:
+    return InputError(
+        f"this LoRA is damaged: {problem}",
+        where=f"{setting}: {path}" if setting else path,
+        setting=setting,
+        remedy="download or copy it again, or take another",
+    )
+
+
+def _sizes(shape: Shape) -> str:
+    return " x ".join(map(str, shape)) or "one number"
+
+
+def _is_for_outputs(layer: Layer) -> bool:
+    """Whether its magnitude is peft's: one number for each output, in whatever shape."""
+    return names.PEFT_MAGNITUDE in layer.keys.get(kinds.MAGNITUDE, "")
 
 
 def _wrong(file: AdapterFile, setting: str, why: str) -> InputError:
@@ -240,54 +274,38 @@ def _wrong(file: AdapterFile, setting: str, why: str) -> InputError:
 
 
 def _strange(file: AdapterFile, setting: str) -> InputError:
-    other = next((title for key in file.strange if (title := names.foreign(key))), "")
-    what = f"it holds {other}, which cannot be used here" if other else "it holds tensors that nobody knows"
-    shown = ", ".join(file.strange[:SHOWN]) + (", …" if len(file.strange) > SHOWN else "")
+    if lost := _lost(file.strange):
+        return _damaged(str(file.path), setting, lost)
     return InputError(
-        f"{what}: {shown}",
+        strangers(file),
         where=f"{setting}: {file.path}" if setting else str(file.path),
         setting=setting,
         remedy="take a LoRA, DoRA, LoHa or LoKr file without them",
     )
 
 
+def strangers(file: AdapterFile) -> str:
+    """What a file holds that cannot be used here, "" if nothing."""
+    if not file.strange:
+        return ""
+    if lost := _lost(file.strange):
+        return f"damaged: {lost}"
+    other = next((title for key in file.strange if (title := names.foreign(key))), "")
+    what = f"it holds {other}, which cannot be used here" if other else "it holds tensors that nobody knows"
+    return f"{what}: {', '.join(file.strange[:SHOWN])}{', …' if len(file.strange) > SHOWN else ''}"
+
+
 def _check_shapes(file: AdapterFile, target: Target, layer: Layer, setting: str) -> None:
     made = made_shape(layer.shapes)
-    wanted = target.shape[0], target.shape[1:]
-    count = 1
-    for size in wanted[1]:
-        count *= size
-    if made != (wanted[0], count):
+    wanted = target.shape[0], math.prod(target.shape[1:])
+    if made != wanted:
         raise _wrong(
             file,
             setting,
-            f"its {layer.name} is for a layer of {made[0]} x {made[1]}, and the model's has {wanted[0]} x {count}",
+            f"its {layer.name} is for a layer of {made[0]} x {made[1]}, and the model's has {wanted[0]} x {wanted[1]}",
         )
-
-
-def made_shape(shapes: Mapping[str, Shape]) -> tuple[int, int]:
-    """Rows and columns of what a layer's tensors make, seen as a matrix (0 where they make none)."""
-
-    def columns(name: str) -> int:
-        count = 1
-        for size in shapes[name][1:]:
-            count *= size
-        return count
-
-    def core(name: str) -> int:
-        return shapes[name][2] * shapes[name][3] if name in shapes else 1
-
-    if kinds.UP in shapes:
-        return shapes[kinds.UP][0], columns(kinds.DOWN) * core(kinds.MID)
-    if kinds.LOHA[0] in shapes:
-        if "hada_t1" in shapes:
-            return shapes[kinds.LOHA[0]][1], columns(kinds.LOHA[1]) * core("hada_t1")
-        return shapes[kinds.LOHA[0]][0], columns(kinds.LOHA[1])
-    first = shapes[kinds.W1] if kinds.W1 in shapes else (shapes[kinds.W1_A][0], shapes[kinds.W1_B][1])
-    if kinds.W2 in shapes:
-        second = shapes[kinds.W2][0], columns(kinds.W2)
-    elif kinds.T2 in shapes:
-        second = shapes[kinds.W2_A][1], columns(kinds.W2_B) * core(kinds.T2)
-    else:
-        second = shapes[kinds.W2_A][0], columns(kinds.W2_B)
-    return first[0] * second[0], first[1] * second[1]
+    magnitude = layer.shapes.get(kinds.MAGNITUDE)
+    if magnitude and not fits_magnitude(magnitude, target.shape, flat=_is_for_outputs(layer)):
+        sizes = f"{layer.keys[kinds.MAGNITUDE]} ({_sizes(magnitude)})"
+        problem = f"{sizes} does not go with a layer of {_sizes(target.shape)}"
+        raise _damaged(str(file.path), setting, problem)

@@ -10,7 +10,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from dreambooth.trainer.adapters import kinds
-from dreambooth.trainer.adapters.reading import TITLES, AdapterFile
+from dreambooth.trainer.adapters.forms import misfit
+from dreambooth.trainer.adapters.names import foreign_model
+from dreambooth.trainer.adapters.reading import TITLES, AdapterFile, problems, strangers
 from dreambooth.trainer.families import Identified
 from dreambooth.trainer.families.detect import told_by_file
 
@@ -31,7 +33,8 @@ _COMPONENTS = (
 @dataclass(frozen=True)
 class AdapterSummary:
     """`kind` and `family` are titles ("" for an unknown family); `layers` count what is changed, by component and role;
-    `alphas` are those of the layers, each once, and `unusable` says what in it cannot be used here."""
+    `alphas` are those of the layers, each once, `unusable` says what in it cannot be used here, and `notes` what else
+    there is to say."""
 
     kind: str
     family: str
@@ -39,6 +42,7 @@ class AdapterSummary:
     alphas: tuple[float, ...]
     layers: Mapping[str, Mapping[str, int]]
     unusable: str
+    notes: tuple[str, ...] = ()
 
     def as_json(self) -> dict[str, Any]:
         return dataclasses.asdict(self)
@@ -53,28 +57,32 @@ class AdapterSummary:
         for component, roles in self.layers.items():
             counted = ", ".join(f"{role} ({count} layers)" for role, count in roles.items())
             lines.append(f"  changes        {component}: {counted}")
+        lines += [f"  note           {note}" for note in self.notes]
         return [*lines, *([f"  not usable     {self.unusable}"] if self.unusable else [])]
 
 
-def summarize(file: AdapterFile) -> AdapterSummary:
-    """What a file is."""
+def summarize(file: AdapterFile, *, read: bool = True) -> AdapterSummary:
+    """What a file is; without `read` its numbers are not looked at."""
     layers: dict[str, Counter[str]] = {}
     alphas: dict[float, None] = {}
+    problem = next(problems(file, read=read), "")
     for layer in file.layers:
         layers.setdefault(_component(layer.name), Counter())[_role(layer.name)] += 1
+        if misfit(layer.shapes):
+            continue
         alpha = file.alpha(layer)
         rank = kinds.rank_of(layer.shapes)
         if rank is not None:
             alphas[float(rank) if alpha is None else alpha] = None
     return AdapterSummary(
         kind=" and ".join(kind.title for kind in file.kinds),
-        family=TITLES.get(file.family, ""),
+        family=TITLES.get(file.family, "")
+        or foreign_model(file.metadata, [layer.name for layer in file.layers]),
         ranks=file.ranks,
         alphas=tuple(sorted(alphas)),
         layers={component: dict(roles) for component, roles in layers.items()},
-        unusable=f"{len(file.strange)} tensors that cannot be used here: {file.strange[0]}, …"
-        if file.strange
-        else "",
+        unusable=f"damaged: {problem}" if problem else strangers(file),
+        notes=file.notes,
     )
 
 

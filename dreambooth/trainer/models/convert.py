@@ -156,8 +156,8 @@ def _notes_on_marks(source: WeightFile, dst: Path, entries: Sequence[Entry]) -> 
 
 def _notes_on_adapters(source: WeightFile, adapters: Sequence[Request], identified: Identified) -> list[str]:
     notes = [f"merged in: {request.path.name}, weight {request.weight:g}" for request in adapters]
-    for request in adapters:
-        notes += other_prediction(open_adapter(request.path), identified)
+    for adapter in (open_adapter(request.path) for request in adapters):
+        notes += [*adapter.notes, *other_prediction(adapter, identified)]
     if adapters and any(name.startswith(EMA_PREFIX) for name in source.tensors):
         notes.append("the averaged (EMA) weights were left out: the adapter is not in them")
     return notes

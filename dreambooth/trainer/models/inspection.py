@@ -180,7 +180,7 @@ def _inspected_adapter(path: Path, adapter: AdapterFile, *, hashed: bool) -> Ins
         metadata=adapter.source.metadata,
         odd=adapter.strange,
         missing=(),
-        adapter=summarize(adapter),
+        adapter=summarize(adapter, read=hashed),
     )
 
 

@@ -16,8 +16,9 @@ from checkpoints import write
 from safetensors.torch import load_file
 
 from dreambooth.shared.errors import InputError
+from dreambooth.trainer.adapters.forms import made_shape
 from dreambooth.trainer.adapters.merging import Request, parse_request
-from dreambooth.trainer.adapters.reading import bind, made_shape, open_adapter
+from dreambooth.trainer.adapters.reading import bind, open_adapter
 from dreambooth.trainer.adapters.summary import summarize
 from dreambooth.trainer.adapters.targets import targets_of
 from dreambooth.trainer.models.convert import convert, load_model
@@ -162,6 +163,92 @@ def test_what_is_no_adapter_that_can_be_used_is_refused_by_name(tensors, said, t
     assert str(tmp_path) in str(raised.value)
 
 
+TO_Q = "lora_unet_mid_block_attentions_0_transformer_blocks_0_attn1_to_q"
+
+
+@pytest.mark.parametrize(
+    ("changed", "said"),
+    [
+        ({f"{TO_Q}.{UP}": None}, f"{TO_Q} has no {UP}"),
+        ({f"{TO_Q}.{DOWN}": torch.zeros(3, 32)}, f"{TO_Q}.{DOWN} (3 x 32) do not go together"),
+        ({f"{TO_Q}.alpha": torch.tensor([1.0, 2.0])}, f"{TO_Q}.alpha (2) has a shape that cannot be"),
+        ({f"{TO_Q}.alpha": torch.tensor(float("nan"))}, f"{TO_Q}.alpha holds NaN"),
+        ({f"{TO_Q}.{UP}": torch.full((32, 4), float("inf"))}, f"{TO_Q}.{UP} holds NaN or an infinite"),
+        ({f"{TO_Q}.dora_scale": torch.full((1, 32), float("nan"))}, f"{TO_Q}.dora_scale holds NaN"),
+        (
+            {f"{TO_Q}.{UP}": torch.zeros(32, 0), f"{TO_Q}.{DOWN}": torch.zeros(0, 32)},
+            "(0 x 32) has a shape that cannot be",
+        ),
+        ({f"{TO_Q}.dora_scale": torch.ones(1, 7)}, "(1 x 7) does not go with a layer of 32 x 32"),
+    ],
+)
+def test_a_damaged_file_is_refused_by_the_tensor_and_shown_as_damaged(changed, said, tmp_path) -> None:
+    model, path = models.trained(tmp_path, "sd1")
+    held = {**load_file(path), **changed}
+    bad = write(
+        tmp_path / "bad.safetensors", {key: value for key, value in held.items() if value is not None}
+    )
+    out = tmp_path / "out.safetensors"
+    for use in (
+        lambda: models.planned(model, rank=0, init_from=bad),
+        lambda: convert(models.base(tmp_path, "sd1"), out, adapters=[Request(bad)]),
+    ):
+        with pytest.raises(InputError, match=re.escape(said)) as refused:
+            use()
+        assert "this LoRA is damaged" in refused.value.what and str(bad) in refused.value.where
+    assert not out.exists()
+    shown = inspect(bad)
+    if "a layer of" not in said:  # what the model's layer is, a file alone does not tell
+        assert (
+            shown.adapter is not None
+            and said in shown.adapter.unusable
+            and "not usable     damaged" in str(shown)
+        )
+
+
+def test_a_file_of_which_only_the_head_is_read_shows_no_more_than_that(tmp_path) -> None:
+    _, path = models.trained(tmp_path, "sd1")
+    held = load_file(path) | {f"{TO_Q}.{UP}": torch.full((32, 4), float("nan"))}
+    bad = write(tmp_path / "bad.safetensors", held)
+    assert inspect(bad, hashed=False).adapter.unusable == "" != inspect(bad).adapter.unusable
+
+
+@pytest.mark.parametrize(
+    ("layer", "metadata", "title"),
+    [
+        ("lora_unet_double_blocks_0_img_attn_qkv", {}, "Flux"),
+        ("transformer.single_transformer_blocks.0.attn.to_q", {}, "Flux"),
+        ("lora_unet_joint_blocks_0_x_block_attn_qkv", {}, "Stable Diffusion 3"),
+        ("lora_unet_x", {"modelspec.architecture": "flux-1-dev/lora"}, "Flux"),
+        ("transformer.transformer_blocks.0.attn.to_q", {}, "a transformer model (Flux or the like)"),
+    ],
+)
+def test_an_adapter_for_a_model_of_another_make_is_called_so(layer, metadata, title, tmp_path) -> None:
+    held = {f"{layer}.{UP}": torch.zeros(8, 2), f"{layer}.{DOWN}": torch.zeros(2, 8)}
+    path = write(tmp_path / "other.safetensors", held, metadata)
+    with pytest.raises(InputError, match=re.escape(f"it is for {title}, and the model is")):
+        merged(tmp_path, "sd1", path)
+    assert inspect(path).adapter.family == title
+
+
+def test_what_is_no_file_of_tensors_is_to_be_a_lora(tmp_path) -> None:
+    (tmp_path / "a.safetensors").write_text('{"hello": 1}' * 20)
+    (tmp_path / "b.safetensors").write_bytes(bytes(range(7, 250)) * 20)
+    for name in ("a", "b"):
+        with pytest.raises(InputError) as refused:
+            open_adapter(tmp_path / f"{name}.safetensors")
+        assert refused.value.remedy == "name a LoRA's file"
+
+
+def test_merging_says_that_a_strength_is_nowhere_told(tmp_path) -> None:
+    _, _, found = renamed(tmp_path, peft)
+    folder = tmp_path / "peft"
+    folder.mkdir()
+    write(folder / "adapter_model.safetensors", found)
+    done = convert(models.base(tmp_path, "sd1"), tmp_path / "out.safetensors", adapters=[Request(folder)])
+    assert any("no alpha is told for peft" in note for note in done.notes)
+
+
 def test_tucker_forms_make_what_their_formulas_say() -> None:
     from dreambooth.trainer.adapters.kinds import KINDS
 
@@ -206,6 +293,20 @@ def test_a_request_is_a_file_and_a_weight() -> None:
         with pytest.raises(InputError, match="no weight") as refused:
             parse_request(text)
         assert refused.value.where == f"--lora {text}" and "FILE:0.5" in refused.value.remedy
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        *((text, "no file is named") for text in ("", " ", ":", ":0.5")),
+        ("a:0.5:0.5", "two weights"),
+        ("a:0,8", "`0,8` is no weight"),
+    ],
+)
+def test_a_request_that_is_none_is_not_looked_for_as_a_file(text, said) -> None:
+    with pytest.raises(InputError, match=said) as refused:
+        parse_request(text)
+    assert "FILE:0.5" in refused.value.remedy
 
 
 def test_a_colon_in_a_files_name_is_no_weight(tmp_path) -> None:

@@ -1,0 +1,94 @@
+"""What peft and diffusers say of an adapter beside its tensors: peft's adapter_config.json, or diffusers' metadata.
+
+Its alpha is nowhere else, so that a configuration that cannot be understood is refused: merged at a guessed strength an
+adapter looks like one that learned badly.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from dreambooth.shared.errors import InputError, quoted
+from dreambooth.trainer.weights import WeightFile
+
+PEFT_FILE, PEFT_CONFIG = "adapter_model.safetensors", "adapter_config.json"
+DIFFUSERS_CONFIG = "lora_adapter_metadata"
+Configs = Mapping[str, Mapping[str, Any]]
+
+
+class BrokenConfig(InputError):
+    """A configuration that cannot be understood."""
+
+
+def configs_of(path: Path, source: WeightFile) -> Configs:
+    """The configuration by the prefix of the names that it is for; {} where there is none.
+
+    Raises BrokenConfig if it is no JSON, of another kind than LoRA, or has an alpha that is no number.
+    """
+    beside = path.with_name(PEFT_CONFIG)
+    if path.name == PEFT_FILE and beside.is_file():
+        configs = {"": _read(beside, beside.read_bytes())}
+        where = str(beside)
+    elif DIFFUSERS_CONFIG in source.metadata:
+        where = f"{path} ({DIFFUSERS_CONFIG})"
+        flat = _read(where, source.metadata[DIFFUSERS_CONFIG])
+        configs = {f"{prefix}.": _below(flat, prefix) for prefix in {key.partition(".")[0] for key in flat}}
+    else:
+        return {}
+    for config in configs.values():
+        _check(config, where)
+    return configs
+
+
+def stated_alpha(layer: str, rank: int | None, configs: Configs) -> float | None:
+    """A layer's alpha as its configuration has it, None where there is none."""
+    for prefix, config in configs.items():
+        if layer.startswith(prefix):
+            patterns = config.get("alpha_pattern") or {}
+            own = next((value for name, value in patterns.items() if layer.endswith(name)), None)
+            alpha = own if own is not None else config.get("lora_alpha")
+            if alpha is not None:
+                # rank-stabilised (arXiv 2312.03732): the factor is alpha / √rank
+                return float(alpha) * ((rank or 1) ** 0.5 if config.get("use_rslora") else 1.0)
+    return None
+
+
+def _read(where: str | Path, text: str | bytes) -> Mapping[str, Any]:
+    try:
+        found = json.loads(text)
+    except ValueError:  # what is no UTF-8 too
+        found = None
+    if not isinstance(found, dict):
+        raise _broken(where, "this is no JSON object")
+    return found
+
+
+def _below(flat: Mapping[str, Any], prefix: str) -> dict[str, Any]:
+    start = f"{prefix}."
+    return {key.removeprefix(start): value for key, value in flat.items() if key.startswith(start)}
+
+
+def _check(config: Mapping[str, Any], where: str) -> None:
+    kind = config.get("peft_type")
+    if kind not in (None, "LORA"):
+        raise _broken(where, f"its peft_type is {quoted(kind)}, and only LORA is read")
+    patterns = config.get("alpha_pattern") or {}
+    if not isinstance(patterns, dict):
+        raise _broken(where, f"its alpha_pattern is {quoted(patterns)}, not alphas by name")
+    for name, alpha in {"lora_alpha": config.get("lora_alpha"), **patterns}.items():
+        if alpha is not None and not _is_number(alpha):
+            raise _broken(where, f"the alpha of {name} is {quoted(alpha)}, which is no number")
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _broken(where: str | Path, what: str) -> BrokenConfig:
+    return BrokenConfig(
+        what, where=str(where), remedy="copy the adapter again with this file, or take kohya's form of it"
+    )

@@ -1,0 +1,59 @@
+"""What stands beside peft's tensors decides how strong they are: what cannot be understood is refused."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from checkpoints import write
+
+from dreambooth.shared.errors import InputError
+from dreambooth.trainer.adapters.peft_config import PEFT_CONFIG, PEFT_FILE
+from dreambooth.trainer.adapters.reading import open_adapter
+from dreambooth.trainer.models.inspection import inspect
+
+LAYER = "base_model.model.mid_block.attentions.0.transformer_blocks.0.attn1.to_q"
+TENSORS = {f"{LAYER}.lora_A.weight": torch.ones(2, 8), f"{LAYER}.lora_B.weight": torch.ones(8, 2)}
+BROKEN = {
+    "no JSON": ("{", "no JSON object"),
+    "no object": ("[]", "no JSON object"),
+    "no text": (b"\xff\xfe", "no JSON object"),
+    "another kind": ({"peft_type": "LOHA", "lora_alpha": 2}, "its peft_type is 'LOHA'"),
+    "no number": ({"lora_alpha": "x"}, "the alpha of lora_alpha is 'x'"),
+    "NaN": ('{"lora_alpha": NaN}', "the alpha of lora_alpha is nan"),
+    "truth": ({"lora_alpha": True}, "the alpha of lora_alpha is True"),
+    "no patterns": ({"alpha_pattern": [1]}, "its alpha_pattern is"),
+    "a pattern": ({"alpha_pattern": {"to_q": "x"}}, "the alpha of to_q is 'x'"),
+}
+
+
+def folder(place: Path, config: object = None) -> Path:
+    write(place / PEFT_FILE, TENSORS)
+    if config is not None:
+        text = config if isinstance(config, (str, bytes)) else json.dumps(config)
+        (place / PEFT_CONFIG).write_bytes(text.encode() if isinstance(text, str) else text)
+    return place
+
+
+@pytest.mark.parametrize("name", BROKEN)
+def test_a_configuration_that_cannot_be_understood_is_refused(name, tmp_path) -> None:
+    config, said = BROKEN[name]
+    for read in (open_adapter, inspect):
+        with pytest.raises(InputError, match=said) as refused:
+            read(folder(tmp_path, config))
+        assert refused.value.where == str(tmp_path / PEFT_CONFIG) and refused.value.remedy
+
+
+def test_one_in_diffusers_metadata_is_refused_too(tmp_path) -> None:
+    path = write(tmp_path / "a.safetensors", TENSORS, {"lora_adapter_metadata": '{"unet.lora_alpha": "x"}'})
+    with pytest.raises(InputError, match="the alpha of lora_alpha is 'x'") as refused:
+        open_adapter(path)
+    assert str(path) in refused.value.where and "lora_adapter_metadata" in refused.value.where
+
+
+def test_a_folder_without_one_is_used_with_a_note(tmp_path) -> None:
+    assert PEFT_CONFIG in open_adapter(folder(tmp_path)).notes[0]
+    assert f"note           no alpha is told for {tmp_path.name}" in str(inspect(tmp_path))
+    assert open_adapter(folder(tmp_path, {"peft_type": "LORA", "lora_alpha": 2})).notes == ()
