@@ -28,8 +28,9 @@
         const before = box.value;
         write(box, prompt);
         if (before.trim() && before !== prompt) {
-            db.fill(notice, db.h("div", {class: "dbt-note dbt-note"}, db.h("span", {}, db.t("The prompt in txt2img was replaced. It was:")), " ", db.h("q", {}, before), " ",
-                db.button(db.t("Put it back"), () => { write(box, before); db.fill(notice); }, {class: "dbt-link"})));
+            const note = db.h("div", {class: "dbt-note"}, db.h("span", {}, db.t("The prompt in txt2img was replaced. It was:")), " ", db.h("q", {}, before), " ",
+                db.button(db.t("Put it back"), () => { write(box, before); note.remove(); }, {class: "dbt-link"}));
+            notice.append(note);
         }
     }
 
@@ -39,6 +40,17 @@
         if (window.updateInput) {
             window.updateInput(box);
         }
+    }
+
+    /** Pictures of the size that the model was trained on; `pixels` is 0 where nobody knows it. */
+    function putSize(pixels, notice) {
+        const root = window.gradioApp ? window.gradioApp() : document, side = String(Math.round(pixels / 8) * 8);
+        const boxes = ["width", "height"].map((name) => root.querySelector("#txt2img_" + name + " input[type=number]"));
+        if (!pixels || boxes.some((box) => !box) || boxes.every((box) => box.value === side)) {
+            return;
+        }
+        boxes.forEach((box) => write(box, side));
+        notice.append(db.h("div", {class: "dbt-note"}, db.t("Width and height in txt2img are {n} now, as it was trained.", {n: side})));
     }
 
     function goToTxt2img() {
@@ -78,26 +90,25 @@
         db.setText(button, db.t("Checking the file …"));
         try {
             const found = await db.api.post(db.api.run(run, "use"), {path: file.path}, {timeout: 180000});
-            if (found.load_with === "prompt") {  // an adapter: the prompt calls for it
-                useAdapter(found, file, notice);
+            db.fill(notice);
+            const isAdapter = found.load_with === "prompt";  // the prompt calls for it, on the checkpoint that it was made on
+            if (isAdapter) {
+                listAdapters();
+            }
+            putPrompt(found.prompt, notice);
+            putSize(found.resolution, notice);
+            const name = found.name || file.name;
+            if (isAdapter && !found.title) {
+                withoutBase(found, notice);
                 return;
             }
             db.setText(button, db.t("Loading …"));
-            if (window.selectCheckpoint) {
-                window.selectCheckpoint(found.title);
-            } else {
-                await db.api.post(db.api.run(run, "use"), {path: file.path, load: true}, {timeout: 180000});
-            }
-            putPrompt(found.prompt, notice);
-            const name = found.name || file.name;
-            if (!await whenLoaded(file.path, found.title)) {
-                const error = {text: db.t("{name} was chosen, and the WebUI has not loaded it.", {name}),
-                    remedy: db.t("Its console says why; the checkpoint before is still in use.")};
-                db.fill(notice, db.problem(error));
-                db.toast(error.text, "error");
+            const isThere = isAdapter && found.base === found.selected;
+            if (!isThere && !await load(run, file, found, notice)) {
                 return;
             }
-            db.toast(db.t("{name} is the WebUI's checkpoint now.", {name}));
+            db.toast(isAdapter ? db.t("{name} is in the prompt of txt2img now, on {base}.", {name, base: found.base})
+                : db.t("{name} is the WebUI's checkpoint now.", {name}));
             db.model.forget();
             goToTxt2img();
         } catch (error) {
@@ -109,14 +120,39 @@
         }
     }
 
-    function useAdapter(found, file, notice) {
+    /** Has the WebUI load what was chosen. True if it did; else it is said. */
+    async function load(run, file, found, notice) {
+        if (window.selectCheckpoint) {
+            window.selectCheckpoint(found.title);
+        } else {
+            await db.api.post(db.api.run(run, "use"), {path: file.path, load: true}, {timeout: 180000});
+        }
+        if (await whenLoaded(found.path || file.path, found.title)) {
+            return true;
+        }
+        const error = {text: db.t("{name} was chosen, and the WebUI has not loaded it.", {name: found.base || found.name || file.name}),
+            remedy: db.t("Its console says why; the checkpoint before is still in use.")};
+        notice.append(db.problem(error));
+        db.toast(error.text, "error");
+        return false;
+    }
+
+    /** The WebUI's page lists its adapters once: a new one is there after its own button. */
+    function listAdapters() {
         const refresh = (window.gradioApp ? window.gradioApp() : document).querySelector("#txt2img_lora_extra_refresh");
         if (refresh) {
             refresh.click();
         }
-        putPrompt(found.prompt, notice);
-        db.toast(db.t("{name} is in the prompt of txt2img now.", {name: found.name || file.name}));
-        goToTxt2img();
+    }
+
+    /** Whoever draws with another checkpoint than the adapter's is told so: nobody sees it in the picture. */
+    function withoutBase(found, notice) {
+        const text = db.t("{name} is in the prompt of txt2img, but it was made on {base}, which is not among the WebUI's checkpoints.",
+            {name: found.name, base: found.base || "?"});
+        const remedy = found.selected ? db.t("With {other}, which is in use, pictures may look wrong: put {base} into the WebUI's folder of checkpoints, then use it again.",
+            {other: found.selected, base: found.base || "?"}) : db.t("Put {base} into the WebUI's folder of checkpoints, then use it again.", {base: found.base || "?"});
+        notice.append(db.h("div", {class: "dbt-note dbt-warning", role: "alert"}, text, " ", remedy));
+        db.toast(text, "error");
     }
 
     async function copy(text) {

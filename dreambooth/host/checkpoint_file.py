@@ -26,6 +26,16 @@ def check_whole(path: Path, *, sha256: str = "") -> None:
         raise InputError(f"the file {problem}", where=str(path), remedy=_REMEDY)
 
 
+def metadata(path: Path) -> dict[str, str]:
+    """What a whole .safetensors file says of itself; {} for any other file."""
+    if path.suffix.lower() != ".safetensors":
+        return {}
+    with path.open("rb") as file:
+        header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
+    found = header.get("__metadata__") or {}
+    return {str(name): str(value) for name, value in found.items()}
+
+
 def file_sha256(path: Path) -> str:
     """The SHA-256 of a file's bytes, in lower case hexadecimal digits."""
     digest = hashlib.sha256()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import shutil
 import sys
 import uuid
@@ -19,7 +18,7 @@ from ..shared.config import read_mapping
 from ..shared.errors import DreamboothError, InputError
 from ..shared.paths import file_name_problem
 from ..shared.runfolder import COMMANDS, RunFolder, is_run
-from . import checkpoint_file, forms, opening, webui
+from . import forms, opening, using, webui
 from .answers import Conflict, Json, NotFound
 from .endings import tail
 from .extension import PREFIX
@@ -150,11 +149,11 @@ def _add_act_routes(router: APIRouter, shared: Services) -> None:
 
     @router.post(
         "/runs/{run}/use",
-        summary="Makes the WebUI list an export of a run, and loads it where `load` says so",
+        summary="Makes the WebUI list an export of a run, and loads it (an adapter's base) where `load` says so",
         responses={200: {"model": UseAnswer}},
     )
     def use(run: str, body: UseBody) -> Any:
-        return _use(shared, readable(run), body)
+        return using.use(shared, readable(run), body)
 
     @router.delete("/runs/{run}", summary="Deletes a run's folder; what it exported elsewhere stays")
     def delete(run: str) -> Any:
@@ -194,50 +193,6 @@ def _failed_start(shared: Services) -> dict[str, Any] | None:
         return None
     job, ending = failed
     return {"since": job.started, "text": ending.text, "remedy": ending.remedy, "log": tail(job.log, 20)}
-
-
-def _use(shared: Services, run: RunFolder, body: UseBody) -> dict[str, Any]:
-    export = next((one for one in shared.watcher.exports(run) if one["path"] == body.path), None)
-    if export is None:
-        raise NotFound("this run has written no such file", where="path", remedy="take one of its exports")
-    path = Path(body.path)
-    if not path.exists():
-        raise NotFound("the file is not there any more", where=str(path), remedy="export it again")
-    if path.is_dir():
-        raise InputError(
-            "the WebUI does not use diffusers folders", where=str(path),
-            remedy="`convert` makes a single file of it; or train with output_kind: checkpoint",
-        )  # fmt: skip
-    checkpoint_file.check_whole(path, sha256=str(export["sha256"] or ""))
-    if is_inside(path, [webui.lora_dir()]):
-        prompt = f"{_prompt(run)} <lora:{path.stem}:1>".strip()
-        return {"title": "", "name": path.stem, "prompt": prompt, "load_with": "prompt", "loaded": False}
-    model = webui.load_checkpoint(path) if body.load else _listed(path)
-    return {
-        "title": model.title, "name": model.name, "prompt": _prompt(run), "load_with": "selectCheckpoint",
-        "loaded": body.load,
-    }  # fmt: skip
-
-
-def _listed(path: Path) -> webui.Model:
-    """A file as the WebUI lists it, after it has listed anew. Raises InputError if it does not."""
-    webui.list_in_turn()
-    real = os.path.realpath(path)
-    listed = next((one for one in webui.checkpoints() if os.path.realpath(one.path) == real), None)
-    if listed is None:
-        raise InputError(
-            "the WebUI does not list this file", where=str(path),
-            remedy=f"move it into {webui.checkpoints_dir()}; leave `output_dir` empty next time",
-        )  # fmt: skip
-    return listed
-
-
-def _prompt(run: RunFolder) -> str:
-    """The first concept's instance prompt, also of a run of another version's; one that cannot be read has none."""
-    with contextlib.suppress(DreamboothError, LookupError, TypeError):
-        first = read_mapping(run.config)["concepts"][0]
-        return str(first["instance_prompt"] or "").replace("[filewords]", "").strip(" ,")
-    return ""
 
 
 def _results_folder(run: RunFolder) -> Path | None:

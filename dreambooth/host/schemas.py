@@ -172,10 +172,16 @@ class LiveAnswer(BaseModel):
 
 
 class UseAnswer(BaseModel):
-    title: str = Field("", description="what the WebUI calls it: for selectCheckpoint")
+    title: str = Field(
+        "", description="for selectCheckpoint: the file, or the base of an adapter; empty if not listed"
+    )
     name: str = ""
+    path: str = Field("", description="the file that `title` means")
     prompt: str = Field("", description="the instance prompt of the first concept")
     load_with: str = Field(
         "selectCheckpoint", description="or prompt: an adapter, which the prompt calls for"
     )
     loaded: bool = False
+    resolution: int = Field(0, description="the side in pixels that it was trained on; 0: not known")
+    base: str = Field("", description="of an adapter: the checkpoint that it was made on")
+    selected: str = Field("", description="of an adapter: the WebUI's checkpoint as it is now")

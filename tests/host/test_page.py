@@ -459,7 +459,8 @@ def test_a_result_is_used_with_one_click_and_the_old_prompt_can_be_put_back(page
     assert page.input_value("#txt2img_prompt textarea") == "my own long prompt"
 
 
-def test_an_adapter_is_used_through_the_prompt_and_no_checkpoint_is_changed(page):
+def finished_adapter(page, **used) -> FakeWebUI:
+    """A run whose LoRA can be used, before a txt2img of 512 pixels and the WebUI's own button of its cards."""
     path = "/models/Lora/me.safetensors"
     done = {
         **LIVE,
@@ -467,22 +468,47 @@ def test_an_adapter_is_used_through_the_prompt_and_no_checkpoint_is_changed(page
         "exports": [],
         "result": {"path": path, "files": [], "weight_change": {}},
     }
-    used = {"title": "", "name": "me", "prompt": "photo of ohwx cat <lora:me:1>", "load_with": "prompt"}
-    FakeWebUI(page, active="me", answers={"GET runs/me/live": done, "POST runs/me/use": used}).open()
+    usual = {"name": "me", "prompt": "photo of ohwx cat <lora:me:1>", "load_with": "prompt", "resolution": 64}
+    models = {"checkpoints": [{**MODELS[0], "selected": True}, {**MODELS[1], "selected": False}], "vaes": []}
+    answers = {"GET runs/me/live": done, "POST runs/me/use": {**usual, **used}, "GET models": models}
+    webui = FakeWebUI(page, active="me", answers=answers).open()
     page.evaluate(
         """() => {
             const refresh = document.createElement("button");
             refresh.id = "txt2img_lora_extra_refresh";
             refresh.onclick = () => { window.refreshed = true; };
             document.body.append(refresh);
+            for (const name of ["width", "height"]) {
+                const box = `<div id="txt2img_${name}"><input type="number" value="512"></div>`;
+                document.body.insertAdjacentHTML("beforeend", box);
+            }
         }"""
     )
+    return webui
+
+
+@pytest.mark.parametrize(("selected", "chosen"), [("base", "other.safetensors [11]"), ("other", None)])
+def test_an_adapter_is_used_through_the_prompt_on_the_checkpoint_that_it_was_made_on(page, selected, chosen):
+    base = {"title": MODELS[0]["title"], "path": MODELS[0]["path"], "base": "other"}
+    finished_adapter(page, **base, selected=selected)
     page.click("#dbt_use")
     page.wait_for_function("window.switched")
     assert page.input_value("#txt2img_prompt textarea") == "photo of ohwx cat <lora:me:1>"
-    assert page.evaluate("window.chosen") is None
+    assert page.evaluate("window.chosen") == chosen, "the base, where it is not in use already"
     assert page.evaluate("window.refreshed"), "the open page lists the new file"
-    page.wait_for_selector(".dbt-toast-shown:has-text('is in the prompt of txt2img now')")
+    page.wait_for_selector(".dbt-toast-shown:has-text('in the prompt of txt2img now, on other')")
+    assert [page.input_value(f"#txt2img_{side} input") for side in ("width", "height")] == ["64", "64"]
+    assert "Width and height in txt2img are 64 now" in page.inner_text("#dbt_result .dbt-notice")
+
+
+def test_an_adapter_whose_checkpoint_is_not_there_is_said_to_be_made_for_another(page):
+    finished_adapter(page, title="", path="", base="small.safetensors", selected="mycat")
+    page.click("#dbt_use")
+    page.wait_for_selector("#dbt_result .dbt-warning")
+    told = page.inner_text("#dbt_result .dbt-warning")
+    assert "made on small.safetensors, which is not among" in told and "With mycat, which is in use" in told
+    assert page.input_value("#txt2img_prompt textarea") == "photo of ohwx cat <lora:me:1>"
+    assert page.evaluate("[window.chosen, window.switched]") == [None, None], "it is to be read first"
 
 
 def test_a_file_that_is_not_whole_is_not_loaded(page):

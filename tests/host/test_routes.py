@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import hashlib
 import http.client
 import importlib
 import json
@@ -19,11 +20,14 @@ from typing import Any
 
 import pytest
 import uvicorn
+import yaml
 from fastapi import FastAPI
 from fastapi.routing import APIRoute
 from fastapi.testclient import TestClient
 from test_uploads import bomb, picture
 from walking import wait_until
+
+from dreambooth.shared.runfolder import RunFolder
 
 ROOT = Path(__file__).resolve().parents[2]
 PREFIX = "/dreambooth-trainer/v1"
@@ -534,8 +538,6 @@ def test_an_export_is_listed_by_itself(site):
 
 def whole_export(one: Site, run: str, name: str = "dog-9.safetensors") -> Path:
     """A result that is a real, tiny checkpoint, with its event."""
-    import hashlib
-
     path = one.webui.checkpoint(Path(name).stem, b"trained")
     line = {"time": 1, "event": "exported", "step": 9, "path": str(path)}
     line["sha256"] = hashlib.sha256(path.read_bytes()).hexdigest()
@@ -573,18 +575,59 @@ def test_a_run_of_another_version_is_used_with_its_prompt_all_the_same(site):
     assert one.post(f"/runs/{run}/use", {"path": str(path)}).json()["prompt"] == ""
 
 
-def test_an_adapter_is_used_by_the_prompt(site):
-    one = site()
+def finished_adapter(one: Site, base: Path, **about: str) -> tuple[str, str]:
+    """A run of an adapter on `base`, whose file says `about` of itself, and this file."""
     run = finished(one)
     path = whole_export(one, run)
     lora = importlib.import_module("dreambooth.host.webui").lora_dir() / "dog.safetensors"
+    header = {"__metadata__": about, "weight": {"dtype": "U8", "shape": [4], "data_offsets": [0, 4]}}
+    text = json.dumps(header).encode()
     lora.parent.mkdir(parents=True, exist_ok=True)
-    path.rename(lora)
-    events = one.webui.data / "dreambooth" / "runs" / run / "events.jsonl"
-    events.write_text(events.read_text().replace(str(path), str(lora)))
-    one.services.watcher.forget(one.services.jobs._runs().__next__())
-    found = one.post(f"/runs/{run}/use", {"path": str(lora)}).json()
+    lora.write_bytes(len(text).to_bytes(8, "little") + text + b"lora")
+    folder = one.webui.data / "dreambooth" / "runs" / run
+    before = hashlib.sha256(path.read_bytes()).hexdigest()
+    told = (folder / "events.jsonl").read_text().replace(str(path), str(lora))
+    (folder / "events.jsonl").write_text(told.replace(before, hashlib.sha256(lora.read_bytes()).hexdigest()))
+    config = folder / "config.yaml"
+    config.write_text(
+        yaml.safe_dump({**yaml.safe_load(config.read_text()), "model": str(base), "resolution": 64})
+    )
+    one.services.watcher.forget(RunFolder(folder))
+    return run, str(lora)
+
+
+def test_an_adapter_is_used_by_the_prompt_on_its_base(site):
+    one = site()
+    base = one.webui.checkpoint("small")
+    run, lora = finished_adapter(one, base)
+    found = one.post(f"/runs/{run}/use", {"path": lora}).json()
     assert (found["load_with"], found["prompt"]) == ("prompt", "photo of ohwx dog <lora:dog:1>")
+    assert (found["path"], found["base"], found["loaded"]) == (str(base), "small.safetensors", False)
+    assert found["title"].startswith("small.safetensors") and found["selected"] == "base.safetensors"
+    assert found["resolution"] == 64
+    assert one.post(f"/runs/{run}/use", {"path": lora, "load": True}).json()["loaded"]
+    assert one.webui.sd_models.model_data.sd_model.sd_checkpoint_info.name == "small.safetensors"
+
+
+def test_the_base_of_an_adapter_is_also_known_by_its_bytes(site, tmp_path):
+    one = site()
+    moved = one.webui.checkpoint("moved", b"base")
+    sha256 = hashlib.sha256(moved.read_bytes()).hexdigest()
+    run, lora = finished_adapter(one, tmp_path / "gone.safetensors", **{"dreambooth.base_sha256": sha256})
+    one.webui.sd_models.list_models()
+    listed = [info for info in one.webui.sd_models.checkpoints_list.values() if info.filename == str(moved)]
+    listed[0].calculate_shorthash()
+    found = one.post(f"/runs/{run}/use", {"path": lora}).json()
+    assert (found["base"], found["path"]) == ("moved.safetensors", str(moved))
+
+
+def test_an_adapter_whose_base_is_not_listed_says_so(site, tmp_path):
+    one = site()
+    run, lora = finished_adapter(one, tmp_path / "gone.safetensors")
+    found = one.post(f"/runs/{run}/use", {"path": lora}).json()
+    assert (found["title"], found["base"]) == ("", "gone.safetensors")
+    answer = one.post(f"/runs/{run}/use", {"path": lora, "load": True})
+    assert answer.status_code == 400 and "made on gone.safetensors" in answer.json()["error"]["text"]
 
 
 def test_only_a_whole_export_of_the_run_itself_is_used(site):
