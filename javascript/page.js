@@ -132,12 +132,14 @@
 
     /** Takes a form from a file or a run; what was not taken is listed by name. */
     db.opened = function (form, notTaken) {
-        if (!form.model) {
-            form.model = db.model.default();
-        }
         const before = isUntouched() ? null : db.form.copy();
-        db.presets.fresh("");
-        db.form.load(form);
+        if (Object.keys(form).every((name) => name === "concepts")) {
+            db.form.setAll(form);  // a list of concepts says nothing of any other setting
+            db.form.changed(true);
+        } else {
+            db.presets.fresh("");
+            db.form.load({...form, model: form.model || db.model.default()});
+        }
         db.show("new");
         const back = before ? db.button(db.t("Back to the form before"), () => putBack(before), {class: "dbt-link", id: "dbt_put_back"}) : null;
         const understood = db.button(db.t("Understood"), () => db.fill(opened), {class: "dbt-link"});

@@ -127,6 +127,15 @@ def complete(form: Mapping[str, Any], places: Places) -> Form:
     return made
 
 
+def left_open(form: Mapping[str, Any], places: Places) -> Form:
+    """A form as it came from a file or a run, without the usual place for its kind of result: another kind has another."""
+    made = dict(form)
+    told = made.get("output_dir")
+    if isinstance(told, str) and told and Path(told) == places.results(made.get("output_kind")):
+        del made["output_dir"]
+    return made
+
+
 def _concept(concept: Any, number: int, places: Places) -> Any:
     if not isinstance(concept, Mapping):
         return concept  # refused by `check`, which names it

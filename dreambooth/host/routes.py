@@ -107,13 +107,17 @@ def _add_form_routes(router: APIRouter, shared: Services) -> None:
     )
     def open_file(body: OpenBody) -> Any:
         opened = _opened(body)
-        return {"form": opened.form, "not_taken": opened.not_taken}
+        return {"form": forms.left_open(opened.form, places()), "not_taken": opened.not_taken}
 
     @router.post(
-        "/save", summary="The form as YAML, as `train` takes it", responses={200: {"model": SaveAnswer}}
+        "/save",
+        summary="The form as YAML, as `train` takes it, with the folders that the WebUI fills in",
+        responses={200: {"model": SaveAnswer}},
     )
     def save(body: FormBody) -> Any:
-        text = forms.to_yaml(body.form)
+        text = forms.to_yaml(
+            forms.complete(body.form, places())
+        )  # on the command line too it does what the tab does
         shared.last_form.save(body.form)
         return {"yaml": text, "name": f"{forms.name_of(body.form)}.yaml"}
 

@@ -115,10 +115,7 @@ def _add_watch_routes(router: APIRouter, shared: Services) -> None:
     @router.get("/runs/{run}/form", summary="A run's settings", responses={200: {"model": FormAnswer}})
     def form(run: str) -> Any:
         opened = opening.open_run(readable(run))
-        made, usual = dict(opened.form), places().results(opened.form.get("output_kind"))
-        if made.get("output_dir") and Path(str(made["output_dir"])) == usual:
-            del made["output_dir"]  # nobody chose it: another kind of result has another place
-        return {"form": made, "not_taken": opened.not_taken}
+        return {"form": forms.left_open(opened.form, places()), "not_taken": opened.not_taken}
 
     @router.get("/runs/{run}/samples/{file}", summary="A sample picture", response_class=FileResponse)
     def sample(run: str, file: str) -> Any:

@@ -153,6 +153,28 @@ def test_the_form_before_an_opened_one_can_be_put_back_and_an_opened_one_keeps_i
     assert page.locator(".dbt-opened > *").count() == 0
 
 
+def test_a_list_of_concepts_changes_the_concepts_alone_and_can_be_taken_back(page):
+    form = {"concepts": [{"instance_prompt": "sks dog"}, {"instance_prompt": "zwx cat"}]}
+    webui = FakeWebUI(page, answers={"POST open": {"form": form, "not_taken": []}}).open()
+    page.select_option("#dbt_f_model", MODELS[0]["path"])
+    page.fill("#dbt_f_output_name", "mine")
+    page.fill("#dbt_f_learning_rate", "3e-5")
+    page.click("[data-preset=subject] input")
+    page.fill("#dbt_f_max_train_steps", "700")
+    page.set_input_files("#dbt_open_file", [{"name": "x.json", "mimeType": "text/plain", "buffer": b"[]"}])
+    page.wait_for_selector("#dbt_put_back")
+    prompts = [page.input_value(f"#dbt_c{index}_instance_prompt") for index in (0, 1)]
+    assert prompts == ["sks dog", "zwx cat"]
+    assert page.input_value("#dbt_f_model") == MODELS[0]["path"]
+    assert page.input_value("#dbt_f_output_name") == "mine"
+    assert page.input_value("#dbt_f_max_train_steps") == "700"
+    assert page.is_checked("[data-preset=subject] input")
+    page.click("#dbt_put_back")
+    assert page.input_value("#dbt_c0_instance_prompt") == "photo of ohwx dog"
+    assert page.locator("#dbt_c1_instance_prompt").count() == 0
+    assert webui.sent("POST open")[0]["kind"] == "file"
+
+
 def test_the_page_shows_no_raw_backticks_and_a_button_in_place_of_a_command(page):
     error = {
         "text": "the disk is full",

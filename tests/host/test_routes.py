@@ -244,6 +244,24 @@ def test_a_form_is_saved_as_yaml(site):
     assert one.post("/open", {"kind": "file", "content": answer["yaml"], "name": "x"}).json()["form"] == FORM
 
 
+@pytest.mark.parametrize(("kind", "place"), [("checkpoint", "Stable-diffusion"), ("lora", "Lora")])
+def test_what_is_saved_goes_on_the_command_line_where_it_goes_in_the_tab(site, kind, place):
+    one = site()
+    form = {**FORM, "output_kind": kind}
+    run = one.start(output_kind=kind)
+    begun = yaml.safe_load((one.webui.data / "dreambooth" / "runs" / run / "config.yaml").read_text())
+    saved = yaml.safe_load(one.post("/save", {"form": form}).json()["yaml"])
+    assert saved["output_dir"] == str(one.webui.data / "models" / place) == begun["output_dir"]
+    assert saved["runs_dir"] == str(one.webui.data / "dreambooth" / "runs") == begun["runs_dir"]
+
+
+def test_a_place_that_was_chosen_is_in_the_file_and_in_the_form_that_it_is_opened_as(site, tmp_path):
+    one = site()
+    answer = one.post("/save", {"form": {**FORM, "output_dir": str(tmp_path)}}).json()
+    opened = one.post("/open", {"kind": "file", "content": answer["yaml"], "name": "x"}).json()
+    assert opened == {"form": {**FORM, "output_dir": str(tmp_path)}, "not_taken": []}
+
+
 def test_a_plan_is_the_trainers(site):
     assert site().post("/plan", {"form": FORM}).json()["steps"] == 400
 
