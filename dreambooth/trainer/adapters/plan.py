@@ -260,15 +260,13 @@ def _as_in_file(kind: Kind, target: Target, start: Bound) -> PlannedLayer:
     shapes = kind.like(target.shape, weights)
     sizes = [{name: math.prod(shape) for name, shape in found.items()} for found in (shapes or {}, weights)]
     for_outputs = weights.get(MAGNITUDE, (1,))[0] != 1
-    if shapes is None or sizes[0] != sizes[1] or for_outputs:
-        why = (
-            "has a magnitude for each output, as the WebUI does not compute it"
-            if for_outputs
-            else "is of a form"
-        )
-        raise _start_error(
-            start, f"its {layer.name} {why}{'' if for_outputs else ' that is not trained here'}"
-        )
+    if for_outputs:
+        why = "has a magnitude for each output, as the WebUI does not compute it"
+        raise _start_error(start, f"its {layer.name} {why}")
+    if shapes is None or sizes[0] != sizes[1]:
+        odd = sorted(weights.keys() - kind.starts.keys()) or sorted(weights)
+        why = f"is made of {', '.join(odd)}, which can be used and not trained here"
+        raise _start_error(start, f"its {layer.name} {why}")
     alpha = start.file.alpha(layer)
     return PlannedLayer(target, shapes, float(rank_of(shapes) or 1) if alpha is None else alpha)
 

@@ -110,6 +110,14 @@ def _table(found: Any, path: Path, *keys: str) -> Mapping[str, Any]:
     return found
 
 
+def is_config(path: Path) -> bool:
+    """Whether a `.yaml` is a checkpoint's config, and not somebody's other file of that name."""
+    try:
+        return bool(_table(_parse(path), path, "model", "params"))
+    except InputError:
+        return False
+
+
 def needs_yaml(identified: Identified) -> bool:
     """Whether the WebUI would have to guess: every SD2 file, and every one that predicts v."""
     return identified.family.needs_yaml or identified.prediction_type == "v_prediction"

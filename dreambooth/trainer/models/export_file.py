@@ -13,7 +13,13 @@ from dreambooth.shared.errors import DreamboothError, InputError
 from dreambooth.shared.paths import takes_away, write_whole
 from dreambooth.trainer.families.description import Description
 from dreambooth.trainer.families.detect import is_false_mark, marks_of
-from dreambooth.trainer.families.ldm_yaml import needs_yaml, with_parameterization, yaml_path, yaml_text
+from dreambooth.trainer.families.ldm_yaml import (
+    is_config,
+    needs_yaml,
+    with_parameterization,
+    yaml_path,
+    yaml_text,
+)
 from dreambooth.trainer.families.names import Binding
 from dreambooth.trainer.models.loading import LoadedModel
 from dreambooth.trainer.models.modelspec import modelspec
@@ -143,7 +149,11 @@ def yaml_beside(dst: Path, source: WeightFile, description: Description, *, over
             where=str(beside.path),
             remedy="choose another name",
         )
-    replaceable = not beside.path.exists() or beside.is_there() or (overwrite and dst.exists())
+    replaceable = (
+        not beside.path.exists()
+        or beside.is_there()
+        or (overwrite and dst.exists() and is_config(beside.path))
+    )
     if content is not None and not replaceable:
         raise InputError(
             "another .yaml has this name, and would be taken for the written checkpoint's",

@@ -7,6 +7,7 @@ import math
 import models
 import pytest
 import torch
+from checkpoints import write
 from safetensors.torch import load_file
 
 from dreambooth.shared.errors import InputError
@@ -119,6 +120,19 @@ def test_what_contradicts_the_file_is_refused_with_what_agrees_with_it(
         models.planned(model, **{"rank": 0, "init_from": path, **values})
     assert refused.value.where == f"init_from: {path}" and refused.value.setting == "init_from"
     assert remedy in refused.value.remedy and refused.value.remedy.endswith(", or name another file")
+
+
+def test_a_form_that_is_merged_and_not_trained_is_called_by_its_tensors(tmp_path) -> None:
+    model, path = models.trained(tmp_path, "sd1", target_blocks="attention, convolutions")
+    held = load_file(path)
+    layer = next(key for key in held if key.endswith("conv1.lora_down.weight")).removesuffix(
+        ".lora_down.weight"
+    )
+    rank, inputs = held[f"{layer}.lora_down.weight"].shape[:2]
+    held[f"{layer}.lora_down.weight"] = torch.ones(rank, inputs, 1, 1)
+    held[f"{layer}.lora_mid.weight"] = torch.ones(rank, rank, 3, 3)
+    with pytest.raises(InputError, match=r"is made of lora_mid\.weight, which can be used and not trained"):
+        models.planned(model, rank=0, init_from=write(tmp_path / "core.safetensors", held))
 
 
 def test_a_file_with_a_text_encoder_wants_it_trained(tmp_path) -> None:

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
+import tiny
 import torch
 from checkpoints import write
 
@@ -13,6 +14,7 @@ from dreambooth.shared.errors import InputError
 from dreambooth.trainer.adapters.peft_config import PEFT_CONFIG, PEFT_FILE
 from dreambooth.trainer.adapters.reading import open_adapter
 from dreambooth.trainer.models.inspection import inspect
+from dreambooth.trainer.sampling import generate
 
 LAYER = "base_model.model.mid_block.attentions.0.transformer_blocks.0.attn1.to_q"
 TENSORS = {f"{LAYER}.lora_A.weight": torch.ones(2, 8), f"{LAYER}.lora_B.weight": torch.ones(8, 2)}
@@ -57,3 +59,10 @@ def test_a_folder_without_one_is_used_with_a_note(tmp_path) -> None:
     assert PEFT_CONFIG in open_adapter(folder(tmp_path)).notes[0]
     assert f"note           no alpha is told for {tmp_path.name}" in str(inspect(tmp_path))
     assert open_adapter(folder(tmp_path, {"peft_type": "LORA", "lora_alpha": 2})).notes == ()
+
+
+def test_a_picture_comes_with_that_note(tmp_path, monkeypatch, capsys) -> None:
+    monkeypatch.setattr(generate, "generate", lambda *arguments, **named: tmp_path / "dog.png")
+    picture = ("--out", tmp_path / "dog.png", "--lora", f"{folder(tmp_path)}:0.5")
+    assert tiny.dreambooth("generate", "base.safetensors", "a dog", *picture) == 0
+    assert f"note: no alpha is told for {tmp_path.name}" in capsys.readouterr().err

@@ -238,6 +238,10 @@ def test_a_yaml_of_somebody_else_is_not_replaced(tmp_path):
     assert caught.value.where == str(tmp_path / "out.yaml")
     assert not (tmp_path / "out.safetensors").exists()
     assert (tmp_path / "out.yaml").read_text() == "theirs: true\n"
+    (tmp_path / "out.safetensors").touch()
+    with pytest.raises(InputError, match=r"another \.yaml has this name"):
+        export(tmp_path / "out.safetensors", model, {}, overwrite=True)  # of a training's settings, say
+    assert (tmp_path / "out.yaml").read_text() == "theirs: true\n"
 
 
 def test_the_bases_own_yaml_is_not_replaced_even_when_asked(tmp_path):
