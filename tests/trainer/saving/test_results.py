@@ -182,6 +182,14 @@ def test_the_base_itself_is_not_the_run_s(base, tmp_path) -> None:
 # ---- what it says of itself ----------------------------------------------------------------------------------------
 
 
+def test_a_checkpoint_of_any_step_leaves_what_the_run_reads_as_it_is(base, weights, tmp_path) -> None:
+    vae = shutil.copyfile(tiny.base(), tmp_path / "sks-7.safetensors")
+    content = vae.read_bytes()
+    with pytest.raises(InputError, match="would take the place of the VAE that this run uses"):
+        write(vae, base, {"text_encoder": weights}, vae=str(vae), overwrite="yes")
+    assert vae.read_bytes() == content and list(tmp_path.iterdir()) == [vae]
+
+
 def test_metadata_has_the_settings_and_no_folder_of_this_machine(tmp_path) -> None:
     given = settings(output_dir=str(tmp_path), runs_dir=str(tmp_path / "runs"), vae=str(tmp_path / "a.vae"))
     given.concepts.concepts = [
