@@ -1,8 +1,8 @@
 """`python3 -m tests [pytest's arguments]`: everything that has to pass, on a fresh machine too.
 
 Makes the environment with the tests' libraries if it is missing, then runs ruff, mypy and pytest one after the
-other and ends with the first that fails. tests/host is the WebUI's side: pytest runs once more for it, in an
-environment of its own with the WebUI's pins (tests/hostenv.py). The last line is pytest's own summary.
+other and ends with the first that fails. tests/host is the WebUI's side: pytest runs once more for it, beside the
+other, in an environment of its own with the WebUI's pins (tests/hostenv.py). The last line is pytest's own summary.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -19,6 +20,7 @@ if not __package__:  # run by its path, as the environment's Python is told to
 HOST = "tests/host"
 TRAINER_VARIABLE = "DREAMBOOTH_TESTS_TRAINER"  # the Python that the WebUI's side's tests train with
 NOTHING_COLLECTED = 5  # pytest's exit code
+Run = tuple[str, tuple[str, ...]]  # a Python, and what it runs with its arguments
 CHECKS = (
     ("ruff", "check", "--quiet", "."),
     ("ruff", "format", "--check", "--quiet", "."),
@@ -82,18 +84,50 @@ def _tell(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
 
 
-def _run_all(runs: list[tuple[str, tuple[str, ...]]], environ: dict[str, str]) -> int:
-    """Runs each until one fails. A selection (`-k`) that leaves one of the two pytests nothing to do is no failure."""
-    empty = 0
-    for python, command in runs:
+def _run_all(runs: list[Run], environ: dict[str, str]) -> int:
+    """Runs each until one fails. A selection (`-k`) that leaves one of the two pytests nothing to do is no failure.
+
+    The two pytests of a run without arguments go side by side, each with one thread: half of the host's time is a
+    browser's and a server's. What the second one says comes after the first one's end.
+    """
+    tests = [run for run in runs if run[1][0] == "pytest"]
+    together = len(tests) == 2 and len(tests[0][1]) == 1
+    ends: list[int] = []
+    for run in runs:
+        if together and run is tests[0]:
+            ends += _run_both(*tests, environ)
+        elif not (together and run is tests[1]):
+            ends.append(_run(run, environ))
+        if any(_is_bad(code) for code in ends):
+            print(f"{run[1][0]} failed", file=sys.stderr, flush=True)
+            return next(filter(_is_bad, ends))
+    return NOTHING_COLLECTED if ends.count(NOTHING_COLLECTED) == len(tests) > 0 else 0
+
+
+def _is_bad(code: int) -> bool:
+    return code not in (0, NOTHING_COLLECTED)
+
+
+def _run(run: Run, environ: dict[str, str]) -> int:
+    python, command = run
+    print(f"== {' '.join(command)}", flush=True)
+    return subprocess.run([python, "-m", *command], cwd=ROOT, env=environ).returncode
+
+
+def _run_both(first: Run, second: Run, environ: dict[str, str]) -> list[int]:
+    """Both at once; what the second says is shown after the first one's end, also where that failed."""
+    python, command = second
+    with tempfile.TemporaryFile() as said:
+        beside = subprocess.Popen(
+            [python, "-m", *command], cwd=ROOT, env=environ, stdout=said, stderr=subprocess.STDOUT
+        )
+        ends = [_run(first, environ)]
+        ends.append(beside.wait())
+        said.seek(0)
         print(f"== {' '.join(command)}", flush=True)
-        done = subprocess.run([python, "-m", *command], cwd=ROOT, env=environ).returncode
-        empty += done == NOTHING_COLLECTED
-        if done not in (0, NOTHING_COLLECTED):
-            print(f"{command[0]} failed", file=sys.stderr, flush=True)
-            return done
-    tests = [command for _, command in runs if command[0] == "pytest"]
-    return NOTHING_COLLECTED if empty == len(tests) else 0
+        sys.stdout.buffer.write(said.read())
+        sys.stdout.flush()
+    return ends
 
 
 if __name__ == "__main__":
