@@ -1,7 +1,6 @@
 "use strict";
 /* Concepts: photos, what a friend would say of them, prompts. Any number of them. */
 (function (db) {
-    const BATCH = 8;  // photos in one request
     let list = null, cards = [], number = 0;
 
     const concepts = () => db.form.value.concepts;
@@ -87,38 +86,9 @@
             take(event);
             depth = 0;
             over(false);
-            upload(card, await droppedFiles(event.dataTransfer));
+            upload(card, await db.files.dropped(event.dataTransfer));
         });
         return zone;
-    }
-
-    /** All files of a drop, those inside dropped folders too. */
-    async function droppedFiles(transfer) {
-        const entries = [...transfer.items].map((item) => item.webkitGetAsEntry && item.webkitGetAsEntry()).filter(Boolean);
-        if (!entries.some((entry) => entry.isDirectory)) {
-            return [...transfer.files];
-        }
-        const files = [];
-        async function walk(entry) {
-            if (entry.isFile) {
-                files.push(await new Promise((resolve, reject) => entry.file(resolve, reject)));
-                return;
-            }
-            const reader = entry.createReader();
-            for (;;) {
-                const some = await new Promise((resolve, reject) => reader.readEntries(resolve, reject));
-                if (!some.length) {
-                    return;
-                }
-                for (const one of some) {
-                    await walk(one);
-                }
-            }
-        }
-        for (const entry of entries) {
-            await walk(entry);
-        }
-        return files;
     }
 
     /** The name of a set of photos that was dropped into the page, "" for any other folder. */
@@ -127,39 +97,62 @@
         return place && path.startsWith(place) && path.length > place.length ? db.baseName(path) : "";
     }
 
-    /** The files in groups for one request each; a caption travels with its picture, whose new name only then is known. */
-    function requestsOf(files) {
-        const stems = new Map();
-        for (const file of files) {
-            const stem = file.name.replace(/\.(txt|caption)$/i, "").replace(/\.(png|jpe?g|webp|bmp)$/i, "");
-            stems.set(stem, [...(stems.get(stem) || []), file]);
-        }
-        const requests = [[]];
-        for (const some of stems.values()) {
-            if (requests[requests.length - 1].length + some.length > BATCH && requests[requests.length - 1].length) {
-                requests.push([]);
-            }
-            requests[requests.length - 1].push(...some);
-        }
-        return requests;
-    }
-
-    /** Sends photos in small requests, so that progress can be seen and one bad file costs no other. */
+    /** Takes photos into the concept. It has one folder: where somebody named one with photos, they say what is meant. */
     async function upload(card, files) {
-        if (card.busy) {
-            card.waiting.push(...files);  // dropped while others are on their way
+        if (card.busy || card.asking) {
+            card.waiting.push(...files);  // dropped while others are on their way, or asked about
             return;
         }
         if (!files.length) {
             return;
         }
+        const path = (concepts()[card.index] || {}).instance_data_dir || "";
+        if (path && !setName(path)) {
+            card.asking = true;
+            await look(card);
+            if ((card.look || {}).count) {
+                askAboutFolder(card, files, path);
+                return;
+            }
+            card.asking = false;
+        }
+        await send(card, files, setName(path));
+    }
+
+    function askAboutFolder(card, files, path) {
+        const question = db.t("This concept has a folder of its own, {path}, and no second one.", {path});
+        const answer = (act) => () => { card.asking = false; say(card, ""); act(files.concat(card.waiting.splice(0))); };
+        const together = db.button(db.count(card.look.count, "Take a copy of its {n} photo too", "Take copies of its {n} photos too"),
+            answer((all) => copyAndSend(card, all, path)), {class: "dbt-small", "data-answer": "both"});
+        db.fill(card.status, db.h("div", {class: "dbt-note dbt-warning", role: "alertdialog", "aria-label": question},
+            db.h("p", {}, question), db.h("div", {class: "dbt-buttons"}, together,
+                db.button(db.t("Only the dropped ones"), answer((all) => send(card, all, "")), {class: "dbt-small", "data-answer": "dropped"}),
+                db.button(db.t("Keep the folder"), answer(() => null), {class: "dbt-small", "data-answer": "keep"}))));
+        together.focus();
+    }
+
+    /** Copies of the named folder's photos in a new set, and the dropped ones with them. The folder stays as it is. */
+    async function copyAndSend(card, files, path) {
+        card.busy = true;
+        say(card, db.t("Copying photos …"));
+        try {
+            const copied = await db.api.post("photos/copy", {path}, {timeout: 600000});
+            await send(card, files, copied.folder, copied.refused || []);
+        } catch (error) {
+            card.busy = false;
+            say(card, "");
+            db.failed(error);
+        }
+    }
+
+    /** Sends photos in small requests, so that progress can be seen and one bad file costs no other. */
+    async function send(card, files, set, refused = []) {
+        let folder = set, path = "";
         card.busy = true;
         card.root.setAttribute("aria-busy", "true");
-        const refused = [];
-        let folder = setName((concepts()[card.index] || {}).instance_data_dir || ""), path = "";
         try {
             let sent = 0;
-            for (const some of requestsOf(files)) {
+            for (const some of db.files.requestsOf(files)) {
                 sent += some.length;
                 say(card, db.t("Sending photos: {n} of {all}", {n: sent, all: files.length}));
                 const form = new FormData();

@@ -58,6 +58,14 @@ def add_photo_routes(router: APIRouter, shared: Services) -> None:
         finally:
             await form.close()
 
+    @router.post(
+        "/photos/copy",
+        summary="A new set with copies of a folder's photos and captions",
+        responses={200: {"model": PhotosAnswer}},
+    )
+    def copy(body: FolderBody) -> Any:
+        return _answer(shared, shared.photos.copy_of(forms.folder_to_read(body.path, places())))
+
     @router.post("/photos/look", summary="The photos of a folder", responses={200: {"model": LookAnswer}})
     def look(body: FolderBody) -> Any:
         folder = forms.folder_to_read(body.path, places())
@@ -87,7 +95,10 @@ def speaking_of_photos(shared: Services) -> Iterator[None]:
 def _take(shared: Services, files: list[UploadFile], set_name: str) -> dict[str, Any]:
     """Reads one file after the other: all of them together may be more than the memory."""
     incoming = (Incoming(one.filename or "", one.file.read(MOST_BYTES + 1)) for one in files)
-    stored: Stored = shared.photos.store(incoming, set_name)
+    return _answer(shared, shared.photos.store(incoming, set_name))
+
+
+def _answer(shared: Services, stored: Stored) -> dict[str, Any]:
     return {
         "folder": stored.folder.name,
         "path": str(stored.folder),

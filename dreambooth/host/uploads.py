@@ -24,7 +24,7 @@ from ..shared.paths import file_name_problem, write_whole
 from ..shared.text_files import decode_text, read_text
 from .answers import NotFound
 from .folders import is_inside
-from .thumbnails import FORMATS, check_whole, look_at
+from .thumbnails import FORMATS, MOST_BYTES, check_whole, look_at
 
 MOST_FILES = 2_000
 MOST_ENTRIES = 20_000
@@ -100,6 +100,11 @@ class Photos:
             if why:
                 refused.append({"name": _shown(caption.name), "why": why})
         return Stored(folder, list(dict.fromkeys(names)), refused)
+
+    def copy_of(self, folder: Path) -> Stored:
+        """A new set with copies of a folder's photos, and of the captions beside them, as `store` takes them. Raises
+        InputError if the folder cannot be read."""
+        return self.store(_with_captions(folder))
 
     def _remember(self, folder: Path, name: str, path: Path) -> None:
         self._stored[folder, _stem(name)] = path
@@ -251,6 +256,25 @@ def _images(folder: Path) -> Iterator[Path]:
                 yield Path(place) / name
         if left < 0:
             return
+
+
+def _with_captions(folder: Path) -> Iterator[Incoming]:
+    """The photos of a folder, one read after the other, each with its caption. Raises InputError."""
+    try:
+        if not folder.is_dir():
+            raise InputError("there is no such folder", where="path", remedy="check the path")
+        for path in sorted(_images(folder)):
+            plain = path.with_suffix(".txt")
+            beside = (plain, path.with_name(f"{path.name}.txt"), path.with_suffix(".caption"))
+            caption = next((one for one in beside if one.is_file()), path)
+            for one, called in {caption: plain, path: path}.items():
+                if one.is_file() and is_inside(one, [folder]):
+                    with one.open("rb") as file:
+                        yield Incoming(called.relative_to(folder).as_posix(), file.read(MOST_BYTES + 1))
+    except OSError as error:
+        raise InputError(
+            f"the folder cannot be read ({error.strerror})", where="path", remedy="change its permissions"
+        ) from error
 
 
 def _about(path: Path, folder: Path, thumbnail: Callable[[Path], str]) -> dict[str, Any] | str:

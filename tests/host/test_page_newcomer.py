@@ -175,6 +175,47 @@ def test_a_list_of_concepts_changes_the_concepts_alone_and_can_be_taken_back(pag
     assert webui.sent("POST open")[0]["kind"] == "file"
 
 
+def dropped_into_a_named_folder(page) -> FakeWebUI:
+    """A concept with the folder /mine, into which a photo is dropped."""
+
+    def look(body):
+        count = 4 if body["path"] == "/mine" else 5
+        files = [{"name": f"{number}.jpg", "thumbnail": "t1"} for number in range(count)]
+        return {"path": body["path"], "count": count, "files": files, "problems": []}
+
+    copied = {"folder": "set-2", "path": "/data/photos/set-2", "files": [], "refused": []}
+    answers = {"POST photos/look": look, "POST photos/copy": copied, "POST photos": copied}
+    form = {"concepts": [{"instance_prompt": "sks dog", "instance_data_dir": "/mine"}]}
+    webui = FakeWebUI(page, answers=answers, form=form).open()
+    page.wait_for_selector(".dbt-photo-count:has-text('4 photos')")
+    page.set_input_files("#dbt_c0_files", [PHOTO])
+    page.wait_for_selector("[role=alertdialog]:has-text('/mine')")
+    assert webui.sent("POST photos") == [], "nothing before it is answered"
+    return webui
+
+
+@pytest.mark.parametrize(("answer", "copied"), [("both", [{"path": "/mine"}]), ("dropped", [])])
+def test_photos_take_a_named_folders_place_only_when_asked_and_its_own_may_go_along(page, answer, copied):
+    webui = dropped_into_a_named_folder(page)
+    page.click(f"[data-answer={answer}]")
+    page.wait_for_selector(".dbt-photo-count:has-text('5 photos')")
+    assert webui.sent("POST photos/copy") == copied
+    assert page.input_value("#dbt_c0_instance_data_dir") == "/data/photos/set-2"
+    page.set_input_files("#dbt_c0_files", [PHOTO])
+    page.wait_for_function("!document.querySelector('[role=alertdialog]')")
+    assert len(webui.sent("POST photos")) == 2, "its own set now, which grows"
+
+
+def test_a_named_folder_is_kept_and_the_next_photo_is_asked_about_again(page):
+    webui = dropped_into_a_named_folder(page)
+    page.click("[data-answer=keep]")
+    page.wait_for_selector("[role=alertdialog]", state="detached")
+    assert page.input_value("#dbt_c0_instance_data_dir") == "/mine"
+    page.set_input_files("#dbt_c0_files", [PHOTO])
+    page.wait_for_selector("[role=alertdialog]")
+    assert webui.sent("POST photos") == webui.sent("POST photos/copy") == []
+
+
 def test_the_page_shows_no_raw_backticks_and_a_button_in_place_of_a_command(page):
     error = {
         "text": "the disk is full",

@@ -746,6 +746,7 @@ def test_where_paths_may_not_be_chosen_no_call_reads_outside_our_folders(site, f
     calls_out = [
         ("/photos/look", {"path": str(tmp_path / "mine")}),
         ("/photos/look", {"path": "../../mine"}),
+        ("/photos/copy", {"path": str(tmp_path / "mine")}),
         ("/open", {"kind": "path", "path": str(tmp_path / "x.yaml")}),
         ("/plan", {"form": {"model": str(tmp_path / "m.safetensors")}}),
         ("/plan", {"form": {"concepts": [{"instance_data_dir": str(tmp_path / "mine")}]}}),

@@ -186,6 +186,27 @@ def test_a_text_without_its_photo_is_refused(photos):
     assert [one["name"] for one in stored.refused] == ["notes.txt"]
 
 
+def test_a_set_is_made_of_copies_of_a_folders_photos_with_their_captions_and_grows(photos, tmp_path):
+    own = tmp_path / "own"
+    (own / "sub").mkdir(parents=True)
+    for name, colour in (("a.png", "red"), ("b.png", "green"), ("sub/a.png", "blue"), ("c.png", "white")):
+        (own / name).write_bytes(picture(colour=colour))
+    captions = {"a.txt": "one", "b.png.txt": "two", "sub/a.caption": "three"}
+    for name, text in captions.items():
+        (own / name).write_text(text)
+    (own / "broken.png").write_bytes(b"x")
+    before = everything_below(own)
+    stored = photos.copy_of(own)
+    assert [one["name"] for one in stored.refused] == ["broken.png"]
+    texts = [path.with_suffix(".txt") for path in stored.files]
+    assert [path.read_text() if path.exists() else "" for path in texts] == ["one", "two", "", "three"]
+    assert everything_below(own) == before
+    photos.store([Incoming("d.png", picture(colour="black"))], stored.folder.name)
+    assert len([name for name in everything_below(stored.folder) if name.endswith(".png")]) == 5
+    with pytest.raises(InputError, match="no such folder"):
+        photos.copy_of(tmp_path / "gone")
+
+
 def test_a_photo_of_a_set_is_removed_with_its_caption(photos):
     stored = photos.store([Incoming("a.png", picture()), Incoming("a.txt", b"x")], "dog")
     photos.remove(stored.folder, stored.files[0].name)
