@@ -191,10 +191,8 @@
         view.result.show(state);
         const wasActive = db.run.active === shown;
         if (wasActive && !running) {
-            db.run.active = "";
-            db.markActive();
-            db.plan.refreshButton();
-            db.runs.soon();
+            db.following.hear({active: ""});
+            db.following.now();
         }
     }
 

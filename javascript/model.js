@@ -91,12 +91,22 @@
         button.disabled = true;
         db.setText(button, db.t("Copying …"));
         try {
-            take(await db.api.post("models/small-base", {}, {timeout: 180000}));
+            const found = await db.api.post("models/small-base", {}, {timeout: 180000});
+            take(found);
+            choose(found);
         } catch (error) {
             db.failed(error);
         } finally {
             button.disabled = false;
             db.setText(button, db.t("Put the small one there"));
+        }
+    }
+
+    /** The only checkpoint there is becomes the WebUI's too, whose own box stands empty. */
+    function choose(found) {
+        const placed = db.page.checkpoints.find((model) => model.path === found.path);
+        if (placed && db.page.checkpoints.length === 1 && window.selectCheckpoint) {
+            window.selectCheckpoint(placed.title);
         }
     }
 
@@ -140,6 +150,14 @@
                 }
             } catch (error) {
                 db.failed(error);
+            }
+        },
+
+        /** The WebUI's own box of checkpoints has what its server lists only after its button was pressed. */
+        listInWebui() {
+            const button = (window.gradioApp ? window.gradioApp() : document).querySelector("#refresh_sd_model_checkpoint");
+            if (button) {
+                button.click();
             }
         },
 

@@ -26,6 +26,7 @@
         if (view === "runs") {
             db.runs.soon();
         }
+        db.plan.seen();
     };
 
     db.markActive = function () {
@@ -243,6 +244,7 @@
             } else {
                 db.runs.soon();
                 db.live.now();
+                db.following.now();
                 db.model.listAgain();
             }
         });
@@ -269,7 +271,7 @@
         db.installation.begin(db.page.installation);
         db.form.load(beginning(db.page.form || {}));
         remembered = JSON.stringify(db.form.value);
-        db.run.active = db.page.active || "";
+        db.following.begin(db.page.active || "");
         db.show(db.run.active ? "live" : "new", db.run.active);
         db.markActive();
         db.runs.soon();
@@ -300,6 +302,8 @@
         if (drawn && db.isVisible()) {
             db.live.now();
             db.runs.soon();
+            db.following.now();
+            db.plan.seen();
         }
     }
 

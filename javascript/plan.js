@@ -4,7 +4,7 @@
     const WAIT = 700;
     const PAGE = Math.random().toString(36).slice(2) + Date.now().toString(36);  // another page's plan is not ours
     let box = null, facts = null, notes = null, reason = null, train = null, status = null;
-    let timer = 0, asked = null, error = null, askedFor = "", starting = false, advised = {of: "", concepts: []};
+    let timer = 0, stale = false, asked = null, error = null, askedFor = "", starting = false, advised = {of: "", concepts: []};
 
     function fact(name, value, more) {
         return value === "" || value === null || value === undefined ? null
@@ -151,6 +151,7 @@
     const conceptsText = () => JSON.stringify(db.form.value.concepts);
 
     async function ask() {
+        stale = false;
         const waits = db.form.value.concepts.some((concept) => !concept.instance_data_dir);  // nothing is wrong yet
         if (db.installation.state !== "ready" || db.form.wrong.size || waits) {
             stopAsking();
@@ -225,10 +226,9 @@
         drawButton();
         try {
             const {run} = await db.api.post("runs", {form: db.form.copy()}, {timeout: 300000});
-            db.run.active = run;  // "" while the trainer has not made its folder yet
-            db.run.awaited = !run;
+            db.run.awaited = !run;  // the trainer has not made its folder yet
+            db.following.hear({active: run, starting: !run});
             db.show("live", run);
-            db.runs.soon();
         } catch (problem) {
             error = placed(problem);
             db.fields.showError(error);
@@ -236,6 +236,7 @@
         }
         starting = false;
         drawButton();
+        db.plan.seen();
     }
 
     db.plan = {
@@ -269,6 +270,20 @@
                 db.plan.soon();
             }
             drawButton();
+        },
+
+        /** What a plan rests on became another: names are taken and given back with runs. Asked while somebody can see it. */
+        again() {
+            askedFor = "";
+            stale = true;
+            db.plan.seen();
+        },
+
+        /** The plan may have come into sight. */
+        seen() {
+            if (stale && !starting && db.view === "new" && db.isVisible()) {
+                db.plan.soon(0);
+            }
         },
 
         refresh: drawAll,

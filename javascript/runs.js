@@ -64,16 +64,9 @@
     }
 
     function take(found) {
-        const runs = found.runs || [], before = db.run.active;
-        db.run.active = found.active || (runs.find((run) => run.state === "running") || {}).name || "";
-        db.run.starting = found.starting || null;
-        if (db.run.active && (!db.live.name || (db.run.awaited && db.run.active !== before))) {
-            db.run.awaited = false;
-            db.live.show(db.run.active);
-        }
-        db.live.waiting(db.run.starting, found.failed_start);
-        db.plan.refreshButton();
-        db.markActive();
+        const runs = found.runs || [];
+        db.following.hear({active: found.active || "", starting: Boolean(found.starting)});
+        db.live.waiting(found.starting || null, found.failed_start);
         const now = JSON.stringify([runs, db.runs.resuming, Math.floor(Date.now() / 60000)]);
         if (now === key || list.querySelector(".dbt-confirm")) {
             return;
@@ -99,8 +92,7 @@
             db.runs.soon();
             try {
                 await db.api.post(db.api.run(name, "resume"), {}, {timeout: 300000});
-                db.run.active = name;
-                db.markActive();
+                db.following.hear({active: name});
                 db.live.show("");
                 db.show("live", name);
             } catch (error) {

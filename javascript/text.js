@@ -86,7 +86,8 @@
     /** A text whose settings are called as the page calls them: the trainer writes their names as a file has them. */
     db.named = function (text) {
         labels = labels && labels.size ? labels : settingLabels();
-        text = text.replace(/`(?:python3 -m dreambooth )?resume(?: [^`]*)?`/g, () => db.t("“{label}”", {label: db.t("Resume")}));  // a button here
+        text = text.replace(/`(?:python3 -m dreambooth )?(resume|stop)(?: [^`]*)?`/g, (_, command) =>
+            db.t("“{label}”", {label: command === "stop" ? db.t("Stop") : db.t("Resume")}));  // a button here
         text = text.replace(/`(\w+)`|(^|[^\w./\\-])([a-z]+(?:_[a-z0-9]+)+)(?![\w/\\-]|\.\w)/g, (whole, quoted, before, name) => {
             const label = labels.get(quoted || name);
             return label ? (before || "") + db.t("“{label}”", {label: db.t(label)}) : whole;

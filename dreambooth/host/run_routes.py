@@ -25,6 +25,7 @@ from .extension import PREFIX
 from .folders import is_inside
 from .photo_routes import speaking_of_photos
 from .schemas import (
+    ActiveAnswer,
     CommandBody,
     EventsAnswer,
     FormAnswer,
@@ -79,6 +80,14 @@ def _add_start_routes(router: APIRouter, shared: Services) -> None:
     @router.post("/runs/cancel-start", summary="Ends a trainer that has no run yet")
     def cancel_start() -> Any:
         return {"cancelled": shared.jobs.cancel_start()}
+
+    @router.get(
+        "/active",
+        summary="What has the card, and whether runs or checkpoints are others than before, tiny",
+        responses={200: {"model": ActiveAnswer}},
+    )
+    def active() -> Any:
+        return Json(_active(shared), headers={"Cache-Control": "no-store"})
 
     @router.get("/runs", summary="All runs, the newest first", responses={200: {"model": RunsAnswer}})
     def runs() -> Any:
@@ -167,6 +176,21 @@ def _card(shared: Services, run: RunFolder) -> dict[str, Any] | None:
     if job is None or job.card is None:
         return None
     return {"before_gb": job.card.before_gb, "after_gb": job.card.after_gb}
+
+
+def _active(shared: Services) -> dict[str, Any]:
+    """What every open page asks every few seconds: no run is read for it."""
+    active = shared.jobs.active()
+    try:
+        stamp = str(webui.runs_dir().stat().st_mtime_ns)  # as text: JavaScript would round the number
+    except OSError:
+        stamp = ""
+    return {
+        "active": active.run.name if active is not None and active.run is not None else "",
+        "starting": active is not None and active.run is None,
+        "runs": stamp,
+        "listed": webui.times_listed(),
+    }
 
 
 def _runs(shared: Services) -> dict[str, Any]:

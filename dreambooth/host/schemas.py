@@ -140,6 +140,13 @@ class RunsAnswer(BaseModel):
     )
 
 
+class ActiveAnswer(BaseModel):
+    active: str = Field("", description="the name of the run that is alive")
+    starting: bool = Field(False, description="a trainer is on its way that has no run yet")
+    runs: str = Field("", description="another text once a run was made or deleted")
+    listed: int = Field(0, description="another number once the WebUI listed checkpoints anew")
+
+
 class LiveAnswer(BaseModel):
     offset: int = Field(0, description="give it back as `since`")
     behind: bool = Field(False, description="there is more to read: ask again at once")

@@ -26,6 +26,7 @@ RUNS_DIR = "dreambooth_trainer_runs_dir"
 ALLOW_GENERATING = "dreambooth_trainer_allow_generating"
 UNLOAD_MODEL = "dreambooth_trainer_unload_model"
 _SELECTED = "sd_model_checkpoint"
+_listings: list[None] = []  # one for each time that we had the checkpoints listed anew
 
 
 @dataclass(frozen=True)
@@ -263,11 +264,17 @@ def list_again() -> None:
 
     before = _selected_info()
     sd_models.list_models()
+    _listings.append(None)
     if before is None or opts.data.get(_SELECTED) in sd_models.checkpoint_aliases:
         return
     same = [info for info in sd_models.checkpoints_list.values() if info.filename == before.filename]
     if same:
         opts.data[_SELECTED] = same[0].title
+
+
+def times_listed() -> int:
+    """How often `list_again` was called: open pages know by it that there may be new files."""
+    return len(_listings)
 
 
 def list_in_turn(*, patience: float = 60.0) -> None:

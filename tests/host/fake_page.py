@@ -98,11 +98,23 @@ class FakeWebUI:
         body = json.loads(request.post_data) if is_json and request.post_data else None
         self.asked.append((name, body))
         found = self.answers.get(name, self._usual().get(name))
+        if name == "GET active" and name not in self.answers:
+            found = self._active()
         found = found(body) if callable(found) else found
         if found is None:
             found = (404, {"error": {"text": f"nothing answers {name}", "where": "", "remedy": ""}})
         status, content = found if isinstance(found, tuple) else (200, found)
         route.fulfill(status=status, body=json.dumps(content), content_type="application/json")
+
+    def _active(self) -> Any:
+        """What the list of runs says, in short."""
+        runs = self.answers.get("GET runs", {"active": self.active})
+        if not isinstance(runs, dict):
+            return runs
+        names = ",".join(run["name"] for run in runs.get("runs", []))
+        return {
+            "active": runs["active"], "starting": bool(runs.get("starting")), "runs": names, "listed": 1
+        }  # fmt: skip
 
     def _usual(self) -> dict[str, Any]:
         return {

@@ -426,6 +426,24 @@ def test_a_second_run_is_refused_while_one_is_alive(site):
     assert one.get("/runs").json()["active"] == "dog"
 
 
+def test_what_runs_and_whether_anything_is_new_is_told_in_a_few_bytes(site):
+    one = site(FAKE_PACE="0.02")
+    before = one.get("/active").json()
+    run = one.start(max_train_steps=20)
+    during = one.get("/active")
+    assert (before["active"], during.json()["active"]) == ("", run)
+    assert not during.json()["starting"] and len(during.content) < 500
+    assert during.json()["runs"] != before["runs"], "a run was made"
+    one.until(run, lambda live: live["state"] == "finished")
+    path = whole_export(one, run)
+    one.post(f"/runs/{run}/use", {"path": str(path)})
+    after = one.get("/active").json()
+    assert after["active"] == ""
+    assert after["listed"] > before["listed"], "checkpoints were listed anew"
+    assert one.client.delete(f"{PREFIX}/runs/{run}").status_code == 200
+    assert one.get("/active").json()["runs"] != after["runs"], "a run was deleted"
+
+
 def test_a_run_is_told_to_stop_and_goes_on(site):
     one = site(FAKE_PACE="0.02")
     run = one.start(checkpointing_steps=5)

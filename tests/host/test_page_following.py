@@ -1,0 +1,96 @@
+"""An open page follows what comes of runs, wherever they were started, stopped or deleted."""
+
+from __future__ import annotations
+
+from fake_page import LIVE, MODELS, FakeWebUI
+from test_page import OFF, ON, drop_photos
+from test_page_newcomer import without_checkpoints
+
+MADE = {
+    "text": "me.safetensors is being made at this moment by the run me",
+    "where": "output_name",
+    "remedy": "choose another name, wait until that run ends, or stop it (`stop /data/runs/me`)",
+}
+
+
+def runs(active: str = "", *names: str) -> dict:
+    state = {"step": 40, "steps": 100, "error": "", "changed": 1, "result": None}
+    rows = [{"name": name, "state": "running" if name == active else "finished", **state} for name in names]
+    return {"runs": rows, "active": active, "starting": None, "failed_start": None}
+
+
+def look_now(page) -> None:
+    page.evaluate("window.dreamboothTrainer.following.now()")
+
+
+def test_a_run_that_another_page_starts_and_that_is_deleted_there_turns_train_off_and_on(page):
+    webui = FakeWebUI(page).open()
+    drop_photos(page)
+    webui.answers["GET runs"] = runs("me", "me")
+    webui.answers["POST plan"] = (400, {"error": MADE})
+    page.wait_for_selector(OFF, timeout=10_000)
+    page.wait_for_selector("#dbt_reason :text('is being made at this moment')")
+    webui.answers["GET runs"] = runs("", "me")
+    webui.answers["POST plan"] = (400, {"error": {**MADE, "text": "me.safetensors belongs to the run me"}})
+    look_now(page)
+    page.wait_for_selector("#dbt_reason :text('belongs to the run me')")
+    assert page.is_disabled("#dbt_train")
+    webui.answers["GET runs"] = runs()
+    del webui.answers["POST plan"]
+    look_now(page)
+    page.wait_for_selector(ON)
+
+
+def test_a_plan_from_before_a_run_is_made_anew_when_somebody_looks_at_it(page):
+    webui = FakeWebUI(page, answers={"POST runs": {"run": "me"}, "GET runs/me/live": LIVE}).open()
+    drop_photos(page)
+    webui.answers["GET runs"] = runs("me", "me")
+    page.click("#dbt_train")
+    page.wait_for_selector("#dbt_state:has-text('Running')")
+    before = len(webui.sent("POST plan"))
+    webui.answers["GET runs/me/live"] = {**LIVE, "state": "finished"}
+    webui.answers["GET runs"] = runs("", "me")
+    webui.answers["POST plan"] = (400, {"error": {**MADE, "text": "there is me.safetensors already"}})
+    page.wait_for_selector("#dbt_state:has-text('Finished')")
+    assert len(webui.sent("POST plan")) == before, "nobody looks at the plan"
+    page.click("#dbt_nav_new")
+    page.wait_for_selector("#dbt_reason :text('me.safetensors already')")
+    assert page.is_disabled("#dbt_train")
+
+
+def test_a_remedy_names_the_pages_buttons(page):
+    FakeWebUI(page, answers={"POST plan": (400, {"error": MADE})}).open()
+    page.set_input_files("#dbt_c0_files", [{"name": "a.jpg", "mimeType": "image/jpeg", "buffer": b"x"}])
+    page.wait_for_selector("#dbt_reason :text('is being made')")
+    assert page.inner_text("#dbt_reason").split(" Show")[0].endswith("or stop it (“Stop”).")
+
+
+def test_what_the_webui_lists_anew_is_among_the_pages_checkpoints_and_in_the_webuis_own_box(page):
+    state = {"active": "", "starting": False, "runs": "1", "listed": 1}
+    webui = FakeWebUI(page, answers={"GET active": state}).open()
+    page.evaluate(
+        """() => {
+            const refresh = document.createElement("button");
+            refresh.id = "refresh_sd_model_checkpoint";
+            refresh.onclick = () => { window.refreshed = (window.refreshed || 0) + 1; };
+            document.body.append(refresh);
+        }"""
+    )
+    with page.expect_response("**/active"):
+        look_now(page)
+    new = {**MODELS[0], "path": "/models/me.safetensors", "title": "me.safetensors [22]", "name": "me"}
+    webui.answers["GET models"] = {"checkpoints": [*MODELS, new], "vaes": []}
+    webui.answers["GET active"] = {**state, "listed": 2}
+    page.wait_for_selector("#dbt_f_model option[value='/models/me.safetensors']", state="attached")
+    assert page.evaluate("window.refreshed") == 1
+    assert page.input_value("#dbt_f_model") == MODELS[1]["path"], "what was chosen stays"
+
+
+def test_the_small_checkpoint_becomes_the_webuis_own(page):
+    path = "/models/small-base.safetensors"
+    small = {**MODELS[0], "path": path, "title": "small-base.safetensors [33]", "name": "small-base"}
+    answer = {"path": path, "checkpoints": [small], "vaes": []}
+    without_checkpoints(page, **{"POST models/small-base": answer})
+    page.click("#dbt_small_base")
+    page.wait_for_function("window.chosen")
+    assert page.evaluate("window.chosen") == "small-base.safetensors [33]"
