@@ -31,7 +31,7 @@
     const STATES = {running: "Running", finished: "Finished", stopped: "Stopped", failed: "Failed", interrupted: "Interrupted", starting: "Starting"};
     const KEPT = ["chart", "samples", "exports", "warnings"];  // what an answer may leave out when nothing is new
 
-    let view = null, shown = "", offset = 0, last = {}, empty = null, root = null, timer = 0, polling = false, waitingKey = "", elsewhere = null;
+    let view = null, shown = "", offset = 0, last = {}, empty = null, root = null, timer = 0, polling = false, again = false, waitingKey = "", elsewhere = null;
 
     const tile = (name, id) => {
         const value = db.h("span", {class: "dbt-tile-value", id}, "–");
@@ -114,7 +114,14 @@
     }
 
     /** A trainer is on its way that has not said anything yet: what is known is of an earlier one, or nothing. */
-    const isStarting = (state) => state.state === "running" && ["", "stopped"].includes((state.phase || {}).name || "");
+    const isStarting = (state) => state.state === "running" && !state.ending && ["", "stopped"].includes((state.phase || {}).name || "");
+
+    /** A trainer that was told to stop, or is done: what it does until it is gone. */
+    const ENDINGS = {stop: "Stopping", stop_now: "Stopping", done: "Ending"};
+    const badgeText = (state) => db.t((state.state === "running" && ENDINGS[state.ending]) || STATES[state.state] || state.state || "");
+
+    /** Whether an order makes sense: none before the trainer hears any, and after a stop only a quicker one. */
+    const canOrder = (state, order) => !isStarting(state) && (!state.ending || (state.ending === "stop" && order === "stop_now"));
 
     function phaseText(state) {
         const phase = state.phase || {};
@@ -123,6 +130,9 @@
         }
         if (isStarting(state)) {
             return db.t("Starting");
+        }
+        if (state.ending && (state.ending !== "stop" || phase.name === "training")) {
+            return state.ending === "stop" ? db.t("Saving") : "";
         }
         const title = db.t(PHASES[phase.name] || phase.name);
         return phase.of > 1 && phase.name !== "training" && typeof phase.done === "number"
@@ -162,21 +172,21 @@
         const running = state.state === "running" || state.state === "starting";
         const smooth = ((state.chart || {}).smooth || []).filter((value) => typeof value === "number");
         view.badge.className = "dbt-badge dbt-state-" + state.state;
-        db.setText(view.badge, db.t(STATES[state.state] || state.state || ""));
+        db.setText(view.badge, badgeText(state));
         db.setText(view.phase, phaseText(state));
         const share = Math.max(0, Math.min(1, progress(state)));
         view.bar.firstChild.style.width = (share * 100).toFixed(1) + "%";
         view.bar.setAttribute("aria-valuenow", Math.round(share * 100));
         view.bar.className = "dbt-bar dbt-state-" + state.state;
         view.tiles.step.show(state.of ? (state.step || 0).toLocaleString() + " / " + state.of.toLocaleString() : "–");
-        view.tiles.eta.show(!running ? "" : state.eta_s === null || isStarting(state) ? "–" : db.duration(state.eta_s));
+        view.tiles.eta.show(!running || state.ending ? "" : state.eta_s === null || isStarting(state) ? "–" : db.duration(state.eta_s));
         view.tiles.rate.show(!running ? "" : isStarting(state) ? "–" : rate(state.it_s));
         view.tiles.loss.show(smooth.length ? smooth[smooth.length - 1].toPrecision(3) : "–");
         view.tiles.memory.show(typeof state.memory_gb === "number" && state.memory_gb > 0 ? number(state.memory_gb, 1) + " GB" : "–");
         view.tiles.lr.show(typeof state.lr === "number" ? db.plainNumber(Number(state.lr.toPrecision(3))) : "–");
         view.buttons.hidden = !running;
         view.asking();
-        view.commands.forEach((button) => { button.disabled = isStarting(state); });
+        view.commands.forEach((button, index) => { button.disabled = !canOrder(state, COMMANDS[index].do); });
         if (view.chartCard.hidden !== !((state.chart || {}).steps || []).length && !running) {
             view.chartCard.hidden = !((state.chart || {}).steps || []).length;
         }
@@ -242,9 +252,11 @@
 
     async function poll() {
         if (!shown || polling) {
+            again = polling;
             return;
         }
         polling = true;
+        again = false;
         const name = shown;
         try {
             const state = await db.api.get(db.api.run(name, "live?since=" + offset), {timeout: 15000});
@@ -260,7 +272,11 @@
             }
         }
         polling = false;
-        db.live.later();
+        if (again) {  // asked for meanwhile: what came may be from before
+            db.live.now();
+        } else {
+            db.live.later();
+        }
     }
 
     function take(state) {

@@ -305,6 +305,11 @@ class Jobs:
             return None
         return endings.ending_of(job.log, code=self.code_of(job))
 
+    def resumed_at(self, run: RunFolder) -> float:
+        """When the newest trainer that was to go on with a run was started, 0.0 if there was none."""
+        job = self.job_of(run)
+        return job.started if job is not None and job.resumed else 0.0
+
     def is_starting(self, run: RunFolder) -> bool:
         """Whether a trainer for this run is on its way, though it has no lock yet."""
         job = self.job_of(run)

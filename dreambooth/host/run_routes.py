@@ -146,7 +146,9 @@ def _add_act_routes(router: APIRouter, shared: Services) -> None:
         if body.do not in COMMANDS:
             raise InputError(f"`do` cannot be {body.do[:40]!r}", where="do", remedy=", ".join(COMMANDS))
         if folder.is_alive():
-            return {"id": folder.order(body.do)}
+            told = folder.order(body.do)
+            shared.watcher.ordered(folder, told, body.do)
+            return {"id": told}
         if body.do.startswith("stop") and shared.jobs.end_start(folder):
             return {"id": ""}
         if shared.jobs.is_starting(folder):

@@ -151,6 +151,10 @@ class LiveAnswer(BaseModel):
     offset: int = Field(0, description="give it back as `since`")
     behind: bool = Field(False, description="there is more to read: ask again at once")
     state: str = ""
+    ending: str = Field(
+        "",
+        description="of one that runs: stop or stop_now once it was told so, done until its process is gone",
+    )
     phase: dict[str, Any] = Field({}, description="`{name, of, done}`")
     step: int = 0
     of: int = 0

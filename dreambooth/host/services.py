@@ -38,7 +38,7 @@ def services() -> Services:
     """The one set of them."""
     home = webui.data_path() / "dreambooth"
     jobs = Jobs(home / "jobs", trainer, webui.runs_dir, webui.is_closing)
-    watcher = Watcher(jobs.ending_of, jobs.is_starting, jobs.failed_resume)
+    watcher = Watcher(jobs.ending_of, jobs.is_starting, jobs.failed_resume, jobs.resumed_at)
     return Services(
         jobs=jobs,
         planner=Planner(trainer, webui.is_closing, webui.returned_bytes),

@@ -42,6 +42,7 @@ class View:
     warnings: list[str] = field(default_factory=list)
     error: dict[str, str] | None = None
     acks: list[str] = field(default_factory=list)
+    orders: dict[str, str] = field(default_factory=dict)  # id → what this life of the run was told to do
     ended: str = ""
     changed: float = 0.0
     size: int = 0  # of the file, when it was last read from
@@ -58,6 +59,8 @@ class View:
     def _on_plan(self, fields: dict[str, Any]) -> None:
         self.plan, self.error, self.ended, self.now = fields, None, "", {}
         self.warnings.clear()
+        self.orders.clear()
+        self.phase = {"name": "", "of": 0, "done": 0}
 
     def _on_phase(self, fields: dict[str, Any]) -> None:
         name = str(fields.get("name", ""))
@@ -153,6 +156,14 @@ def _step(view: View) -> int:
     return _count(view.now.get("step")) or _count((view.saved or {}).get("step"))
 
 
+def _written(path: Path) -> float:
+    """When a file was written last, 0.0 for none."""
+    try:
+        return path.stat().st_mtime
+    except OSError:
+        return 0.0
+
+
 def _name(path: str) -> str:
     return Path(path.replace("\\", "/")).name
 
@@ -167,22 +178,25 @@ class Look:
     step: int
     steps: int
     whole: bool
+    ending: str = ""  # of one that runs: what it does before it is gone
 
 
 class Watcher:
     """Views of the runs that were looked at last. `ending_of` says why a run died that has no word of it in its
     events, `is_starting` whether a trainer for it is on its way, `failed_resume` why the last one that was to go on
-    with it never began."""
+    with it never began, `began` when the last one that was to do so was started (0.0 if none was)."""
 
     def __init__(
         self,
         ending_of: Callable[[RunFolder], Ending],
         is_starting: Callable[[RunFolder], bool],
         failed_resume: Callable[[RunFolder, float], Ending | None] = lambda run, changed: None,
+        began: Callable[[RunFolder], float] = lambda run: 0.0,
     ) -> None:
         self._ending_of = ending_of
         self._is_starting = is_starting
         self._failed_resume = failed_resume
+        self._began = began
         self._views: OrderedDict[Path, View] = OrderedDict()
         self._lock = threading.Lock()
         self._endings: dict[tuple[Path, float], dict[str, str]] = {}
@@ -198,6 +212,7 @@ class Watcher:
                 "offset": view.offset,
                 "behind": not look.whole,
                 "state": look.state,
+                "ending": look.ending,
                 "phase": dict(view.phase),
                 "step": look.step,
                 "of": look.steps,
@@ -252,6 +267,12 @@ class Watcher:
             view.read()
             return _step(view), _count(view.plan.get("steps")), view.changed
 
+    def ordered(self, run: RunFolder, identifier: str, do: str) -> None:
+        """Hears what a run was told to do; the trainer's answer has no more than the order's id."""
+        view = self._view(run)
+        with view.lock:
+            view.orders[identifier] = do
+
     def forget(self, run: RunFolder) -> None:
         """Lets go of a run that was deleted."""
         with self._lock:
@@ -268,11 +289,12 @@ class Watcher:
     def _look(self, view: View, *, budget: float = BUDGET) -> Look:
         """Reads what is new. A run that is over and not wholly read yet is told by its last word: what was read of it
         would say that it still runs."""
-        alive = view.run.is_alive() or self._is_starting(view.run)
+        held = view.run.is_alive()
+        alive = held or self._is_starting(view.run)
         whole = view.read(budget=budget)
         step, steps = _step(view), _count(view.now.get("of")) or _count(view.plan.get("steps"))
         if alive:
-            return Look("running", None, step, steps, whole)
+            return Look("running", None, step, steps, whole, self._what_ends_it(view, held) if whole else "")
         ended, error, changed = view.ended, view.error, view.changed
         if not whole:
             last = self._last_word(view)
@@ -283,6 +305,21 @@ class Watcher:
         elif not ended:
             ended, error = "interrupted", self._ending(view.run, changed)
         return Look(ended, error, step, steps, whole)
+
+    def _what_ends_it(self, view: View, held: bool) -> str:
+        """`stop` or `stop_now` of a run that was told so, `done` of one that has nothing more to do though its process is
+        not gone yet, else empty: also while a new trainer is on its way, whose run's last word is of the life before."""
+        since = _written(view.run.lock) if held else self._began(view.run)
+        if since > view.changed:
+            return ""
+        if view.ended:
+            return "done"
+        if held:
+            for command in view.run.waiting_commands():
+                if _written(command.path) >= since:  # else meant for the trainer before
+                    view.orders[command.id] = command.do
+        told = {do for do in view.orders.values() if do.startswith("stop")}
+        return max(told, default="")  # stop_now is more than stop
 
     def _last_word(self, view: View) -> LastWord:
         """Wanted at every look until all is read, and sought once while the file is as long as it was."""

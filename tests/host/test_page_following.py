@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 from fake_page import LIVE, MODELS, FakeWebUI
 from test_page import OFF, ON, drop_photos
 from test_page_newcomer import without_checkpoints
@@ -94,3 +95,30 @@ def test_the_small_checkpoint_becomes_the_webuis_own(page):
     page.click("#dbt_small_base")
     page.wait_for_function("window.chosen")
     assert page.evaluate("window.chosen") == "small-base.safetensors [33]"
+
+
+@pytest.mark.parametrize(
+    ("ending", "badge", "phase", "on"),
+    [
+        ("stop", "Stopping", "Saving", ["stop_now"]),
+        ("stop_now", "Stopping", "", []),
+        ("done", "Ending", "", []),
+        ("", "Running", "Training", ["stop", "stop_now", "save", "export", "sample"]),
+    ],
+)
+def test_a_run_that_is_being_stopped_says_so_and_takes_no_order_that_makes_no_sense(
+    page, ending, badge, phase, on
+):
+    webui = FakeWebUI(page, active="me", answers={"GET runs/me/live": LIVE}).open()
+    page.wait_for_selector("#dbt_do_stop:not([disabled])")
+    told = {**LIVE, "ending": ending, "step": 41}
+    if ending == "done":
+        told["phase"] = {"name": "stopped", "of": 0, "done": 0}
+    webui.answers["GET runs/me/live"] = told
+    webui.answers["POST runs/me/commands"] = {"id": "1"}
+    page.click("#dbt_do_stop")
+    page.wait_for_selector("#dbt_step:has-text('41')")
+    assert page.inner_text("#dbt_state") == badge
+    assert page.inner_text("#dbt_phase") == phase
+    orders = page.locator("[id^=dbt_do_]:not([disabled])").evaluate_all("all => all.map((one) => one.id)")
+    assert orders == [f"dbt_do_{name}" for name in on]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import time
 
 import pytest
@@ -265,3 +266,44 @@ def test_a_living_run_is_read_in_parts_so_that_no_poll_is_slow(run, log):
     with run.hold():
         assert seen.live(run, url=str)["behind"]
         assert look(seen, run)["step"] == 10_000
+
+
+def test_a_run_that_was_told_to_stop_says_so_until_it_is_gone(run, log):
+    log.emit("plan", steps=9)
+    step(log, 3)
+    here = watcher()
+    with run.hold():
+        os.utime(run.lock, (0, 0))  # held since before its events
+        assert look(here, run)["ending"] == ""
+        told = run.order("stop")
+        assert look(here, run)["ending"] == "stop"
+        (run.commands / f"{told}.json").unlink()
+        log.emit("ack", id=told)
+        assert look(here, run)["ending"] == "stop", "answered, and not stopped yet"
+        here.ordered(run, "2", "stop_now")
+        assert look(here, run)["ending"] == "stop_now", "even if it was answered before anybody looked"
+        log.emit("phase", name="stopped", of=0)
+        assert look(here, run)["ending"] == "done"
+    assert look(here, run)["ending"] == ""
+    with run.hold():
+        os.utime(run.lock, (time.time() + 60, time.time() + 60))
+        assert look(here, run)["ending"] == "", "a new trainer, whose run said this before"
+        log.emit("plan", steps=9)
+        os.utime(run.lock, (0, 0))
+        assert look(here, run)["ending"] == ""
+
+
+def test_a_process_that_is_not_gone_yet_is_told_from_one_that_is_on_its_way(run, log):
+    log.emit("phase", name="stopped", of=0)
+    for began, ending in ((0.0, "done"), (time.time() + 60, "")):
+        seen = Watcher(lambda _: Ending("", ""), lambda _: True, began=lambda _, at=began: at)
+        found = look(seen, run)
+        assert (found["state"], found["ending"]) == ("running", ending)
+
+
+def test_a_stop_that_was_left_for_the_trainer_before_stops_no_later_one(run, log):
+    told = run.order("stop")
+    os.utime(run.commands / f"{told}.json", (time.time() - 60, time.time() - 60))
+    with run.hold():
+        log.emit("plan", steps=9)
+        assert look(watcher(), run)["ending"] == ""
