@@ -120,7 +120,7 @@
     }
 
     function askAboutFolder(card, files, path) {
-        const question = db.t("This concept has a folder of its own, {path}, and no second one.", {path});
+        const question = db.t("This concept has the folder {path}, and can have only one. Which photos are meant?", {path});
         const answer = (act) => () => { card.asking = false; say(card, ""); act(files.concat(card.waiting.splice(0))); };
         const together = db.button(db.count(card.look.count, "Take a copy of its {n} photo too", "Take copies of its {n} photos too"),
             answer((all) => copyAndSend(card, all, path)), {class: "dbt-small", "data-answer": "both"});
