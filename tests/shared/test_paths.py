@@ -250,3 +250,17 @@ def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path, monkeypatch: p
 def test_a_folder_that_takes_no_files_is_not_said_to_be_missing() -> None:
     with pytest.raises(InputError, match=r"into /proc \(it takes no files\)"):
         paths.check_writable(Path("/proc/results"), setting="output_dir")
+
+
+def test_writing_takes_away_the_same_file_and_what_lies_in_a_folder_and_nothing_else(tmp_path) -> None:
+    inside = tmp_path / "folder" / "deep" / "a"
+    inside.parent.mkdir(parents=True)
+    inside.write_bytes(b"")
+    other = tmp_path / "b"
+    other.hardlink_to(inside)
+    assert paths.takes_away(inside, inside) and paths.takes_away(other, inside)
+    assert paths.takes_away(tmp_path / "folder", inside) and paths.takes_away(inside.parent, inside)
+    assert paths.takes_away(tmp_path / "folder" / ".." / "b", inside)
+    assert not paths.takes_away(inside, tmp_path / "folder")
+    assert not paths.takes_away(tmp_path / "gone", inside) and not paths.takes_away(inside, tmp_path / "gone")
+    assert not paths.takes_away(tmp_path / ("x" * 300), inside)

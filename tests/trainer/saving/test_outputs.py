@@ -5,6 +5,7 @@ from __future__ import annotations
 import collections
 import dataclasses
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -111,6 +112,8 @@ def test_only_the_steps_that_would_be_written_are_in_the_way(made, tmp_path) -> 
 @pytest.mark.parametrize("read", ["model", "vae", "init_from"])
 @pytest.mark.parametrize("way", ["its path", "a link", "a step", "a resumed run"])
 def test_no_result_takes_the_place_of_what_the_run_reads(read, way, made, run, tmp_path) -> None:
+    if way == "a link" and os.name == "nt":
+        pytest.skip("links need rights on Windows")
     step = {"export_steps": "5", "max_train_steps": "11"} if way == "a step" else {}
     written = made.at_step(10) if step else made.final
     made.folder.mkdir()
