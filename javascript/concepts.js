@@ -172,7 +172,8 @@
         }
         card.busy = false;
         card.root.removeAttribute("aria-busy");
-        (cards[card.index] || card).refused = refused;  // the form may have been drawn anew meanwhile
+        const of = folderOf(card);  // with another folder they mean nothing
+        (cards[card.index] || card).refused = refused.map((item) => ({...item, of}));  // the form may have been drawn anew meanwhile
         say(card, "");
         card.looked = null;
         await look(card);
@@ -181,13 +182,15 @@
         await upload(card, card.waiting.splice(0));
     }
 
+    const folderOf = (card) => (concepts()[card.index] || {}).instance_data_dir || "";
+
     function say(card, text) {
         db.setText(card.status, text);
     }
 
     /** Asks the server what is in the concept's folder. */
     async function look(card) {
-        const path = (concepts()[card.index] || {}).instance_data_dir || "";
+        const path = folderOf(card);
         if (card.looked === path) {
             drawPhotos(card);
             return;
@@ -200,7 +203,7 @@
                 card.look = card.looked === path ? found : card.look;
             } catch (error) {
                 card.looked = error.status > 0 ? path : null;
-                card.look = {path, count: 0, files: [], problems: error.status > 0 ? [{text: error.text, remedy: error.remedy}] : []};
+                card.look = {path, count: 0, files: [], failed: true, problems: error.status > 0 ? [{text: error.text, remedy: error.remedy}] : []};
             }
         }
         drawPhotos(card);
@@ -235,9 +238,11 @@
 
     /** What there is to say of the photos: from looking at them, and from the plan. */
     function adviceOf(card) {
-        const planned = plannedFor(card).filter(isOfPhotos);
-        const looked = ((card.look || {}).problems || []).map((problem) => (typeof problem === "string" ? {text: problem} : problem));
-        const refused = (card.refused || []).map((item) => ({level: "error", text: (item.name ? item.name + ": " : "") + db.said(item.why)}));
+        const planned = plannedFor(card).filter(isOfPhotos), look = card.look || {};
+        // where the folder cannot be looked into the plan says so beside it, and it is not said twice
+        const isSaid = look.failed && db.plan.isWrong("concepts[" + card.index + "].instance_data_dir");
+        const looked = (isSaid ? [] : look.problems || []).map((problem) => (typeof problem === "string" ? {text: problem} : problem));
+        const refused = (card.refused || []).filter((item) => item.of === folderOf(card)).map((item) => ({level: "error", text: (item.name ? item.name + ": " : "") + db.said(item.why)}));
         return [...refused, ...looked, ...folded(planned)];
     }
 
@@ -258,7 +263,7 @@
         const files = (card.look || {}).files || [];
         const advice = adviceOf(card);
         const marked = new Set(advice.flatMap((item) => (item.files || []).map(db.baseName)));
-        const key = JSON.stringify([files, [...marked], card.refused, advice]);
+        const key = JSON.stringify([files, [...marked], advice]);
         if (key === card.drawn) {
             return;
         }

@@ -4,7 +4,7 @@
     const WAIT = 700;
     const PAGE = Math.random().toString(36).slice(2) + Date.now().toString(36);  // another page's plan is not ours
     let box = null, facts = null, notes = null, reason = null, train = null, status = null;
-    let timer = 0, stale = false, asked = null, error = null, askedFor = "", starting = false, advised = {of: "", concepts: []};
+    let timer = 0, stale = false, isOfAnother = false, asked = null, error = null, askedFor = "", starting = false, advised = {of: "", folders: [], concepts: []};
 
     function fact(name, value, more) {
         return value === "" || value === null || value === undefined ? null
@@ -51,7 +51,8 @@
         if (name) {  // what it will be called where nothing is written
             name.control.placeholder = found && found.output ? db.baseName(found.output).replace(/\.\w+$/, "") : "";
         }
-        box.classList.toggle("dbt-stale", Boolean(asked));
+        isOfAnother = db.form.wrong.size > 0;
+        box.classList.toggle("dbt-stale", Boolean(asked) || isOfAnother);
         if (!found) {
             db.fill(facts);
             db.fill(notes);
@@ -71,7 +72,7 @@
             fact(db.t("Disk"), db.t("{needed} needed, {free} free", {needed: db.size(found.disk_needed), free: db.size(found.disk_free)})));
         const files = (found.files || []).filter((file) => file.path);
         db.fill(notes,
-            (found.notes || []).map((note) => db.h("li", {class: "dbt-note dbt-" + noteLevel(note)}, db.sentences(note))),
+            (isOfAnother ? [] : found.notes || []).map((note) => db.h("li", {class: "dbt-note dbt-" + noteLevel(note)}, db.sentences(note))),
             files.length ? db.h("li", {class: "dbt-plain"}, db.accordion(db.t("Files that will be written"), {},
                 db.h("ul", {class: "dbt-file-list"}, files.map((file) => db.h("li", {}, db.h("code", {}, file.path),
                     db.h("span", {class: "dbt-help"}, [db.said(file.what), file.size ? db.size(file.size) : ""].filter(Boolean).join(", "))))))) : null);
@@ -127,6 +128,8 @@
     /** The field that a reason is about, by its label, as the beginning of a line. */
     const titled = (where) => (where && titleOf(where) ? db.h("strong", {}, titleOf(where) + ": ") : null);
 
+    const showButton = (where) => (where && titleOf(where) ? db.button(db.t("Show"), () => db.fields.reveal(where), {class: "dbt-link"}) : null);
+
     function drawButton() {
         const found = obstacle();
         train.disabled = Boolean(found) || starting;
@@ -138,15 +141,19 @@
         }
         db.fill(reason, db.h("div", {class: "dbt-note " + (found.show || found.beginning ? "" : "dbt-error")},
             titled(found.where), db.h("span", {}, found.text), " ",
-            found.where && titleOf(found.where) ? db.button(db.t("Show"), () => db.fields.reveal(found.where), {class: "dbt-link"}) : null,
+            showButton(found.where),
             found.show ? db.button(db.t("Show"), found.show, {class: "dbt-link"}) : null),
             // the next training is prepared while one runs: what is wrong with it is said meanwhile
-            found.show && !found.beginning && error ? db.h("div", {class: "dbt-note dbt-error"}, titled(error.where), db.sentences(error.text, error.remedy)) : null);
+            found.show && !found.beginning && error ? db.h("div", {class: "dbt-note dbt-error"}, titled(error.where),
+                db.sentences(error.text, error.remedy), " ", showButton(error.where)) : null);
     }
 
     /** A problem without the place that its field shows already. */
     const placed = (problem) => (problem && db.fields.find(problem.where)
         ? {...problem, text: String(problem.text).replace(/^concept \d+, \w+: /, "")} : problem);
+
+    /** Whether a concept's photos are still those that the last plan has looked at. */
+    const isOfFolder = (index) => advised.folders[index] === (db.form.value.concepts[index] || {}).instance_data_dir;
 
     const conceptsText = () => JSON.stringify(db.form.value.concepts);
 
@@ -188,6 +195,7 @@
             db.plan.found = null;
         }
         drawAll();
+        db.concepts.planned();
     }
 
     function settle(found, problem, text) {
@@ -196,7 +204,8 @@
         askedFor = text;
         const concepts = (found || (problem || {}).more || {}).concepts;  // of the photos all is said, whatever else is wrong
         if (concepts && text) {
-            advised = {of: JSON.stringify(JSON.parse(text).concepts), concepts};
+            const planned = JSON.parse(text).concepts;
+            advised = {of: JSON.stringify(planned), folders: planned.map((concept) => concept.instance_data_dir), concepts};
         }
         if (found || problem.status !== 0) {
             db.plan.found = found;
@@ -243,7 +252,13 @@
         found: null,
 
         /** What the trainer said of each concept; what is wrong elsewhere in the form takes nothing of it away. */
-        concepts: () => (db.plan.found || {}).concepts || (advised.of === conceptsText() ? advised.concepts : []),
+        concepts() {
+            const all = (db.plan.found || {}).concepts || (advised.of === conceptsText() ? advised.concepts : []);
+            return all.map((concept, index) => (isOfFolder(index) ? concept : {...concept, advice: []}));
+        },
+
+        /** Whether the plan's error stands beside the field of that place. */
+        isWrong: (where) => Boolean(error && !asked && db.fields.find(error.where) && db.fields.find(error.where) === db.fields.find(where)),
 
         section() {
             facts = db.h("dl", {class: "dbt-facts-list"});
@@ -268,6 +283,9 @@
         changed() {
             if (JSON.stringify(db.form.value) !== askedFor || db.form.wrong.size) {
                 db.plan.soon();
+            }
+            if (isOfAnother !== db.form.wrong.size > 0) {
+                draw();
             }
             drawButton();
         },

@@ -219,7 +219,8 @@ def _shown(name: str) -> str:
 
 
 def look(folder: Path, thumbnail: Callable[[Path], str]) -> dict[str, Any]:
-    """The photos of a folder and its subfolders, as the trainer would find them: `{path, count, files, problems}`.
+    """The photos of a folder and its subfolders, as the trainer would find them: `{path, count, files, problems}`; files
+    that cannot be read are problems, and not counted.
     A file's `called` is what its owner called it, where it has a name of ours. Raises InputError if it is no folder
     that can be read."""
     try:
@@ -232,17 +233,18 @@ def look(folder: Path, thumbnail: Callable[[Path], str]) -> dict[str, Any]:
         ) from error
     files: list[dict[str, Any]] = []
     problems: list[str] = []
-    called = called_in(folder)
+    broken, called = 0, called_in(folder)
     for path in found[:MOST_FILES]:
         about = _about(path, folder, thumbnail)
         name = path.relative_to(folder).as_posix()
         if isinstance(about, str):
             problems.append(f"{called.get(name, name)}: {about}")
+            broken += 1
         else:
             files.append({"name": name, "called": called.get(name, name), **about})
     if len(found) > MOST_FILES:
         problems.append(f"only the first {MOST_FILES} of {len(found)} photos are shown")
-    return {"path": str(folder), "count": len(found), "files": files, "problems": problems}
+    return {"path": str(folder), "count": len(found) - broken, "files": files, "problems": problems}
 
 
 def _images(folder: Path) -> Iterator[Path]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from fake_page import LIVE, MODELS, FakeWebUI
+from fake_page import LIVE, MODELS, PLAN, FakeWebUI
 from test_page import OFF, ON, drop_photos
 from test_page_newcomer import without_checkpoints
 
@@ -122,3 +122,62 @@ def test_a_run_that_is_being_stopped_says_so_and_takes_no_order_that_makes_no_se
     assert page.inner_text("#dbt_phase") == phase
     orders = page.locator("[id^=dbt_do_]:not([disabled])").evaluate_all("all => all.map((one) => one.id)")
     assert orders == [f"dbt_do_{name}" for name in on]
+
+
+def test_remarks_on_photos_go_with_the_photos(page):
+    advice = [
+        {"level": "warning", "text": "5 photos: with 10 to 20 different ones it is better", "files": []}
+    ]
+    plan = {**PLAN, "concepts": [{"rare_token": "ohwx", "rare_token_count": 1, "advice": advice}]}
+    refused = {
+        "folder": "s",
+        "path": "/data/photos/s",
+        "files": [],
+        "refused": [{"name": "a.gif", "why": "is a GIF"}],
+    }
+    webui = FakeWebUI(page, answers={"POST plan": plan, "POST photos": refused}).open()
+    drop_photos(page)
+    page.wait_for_selector(".dbt-advice :text('5 photos')")
+    page.wait_for_selector(".dbt-advice :text('a.gif')")
+    webui.answers["POST plan"] = (503, {"error": {"text": "later", "where": "", "remedy": ""}})
+    page.fill("#dbt_c0_instance_data_dir", "/elsewhere")
+    page.wait_for_function("() => !document.querySelector('[data-concept] .dbt-advice li')")
+    page.fill("#dbt_c0_instance_data_dir", "/data/photos/s")
+    page.wait_for_selector(".dbt-advice :text('5 photos')")
+    page.click("#dbt_afresh")
+    page.click(".dbt-confirm .dbt-danger")
+    page.wait_for_function("() => !document.querySelector('[data-concept] .dbt-advice li')")
+
+
+def test_a_folder_that_is_not_there_is_said_once(page):
+    gone = {"text": "there is no such folder", "where": "path", "remedy": "check the path"}
+    error = {
+        "text": "concept 1, instance_data_dir: there is no such folder: /nope",
+        "remedy": "check the path",
+    }
+    error["where"] = "concepts[0].instance_data_dir"
+    answers = {"POST photos/look": (400, {"error": gone}), "POST plan": (400, {"error": error})}
+    FakeWebUI(page, form={"concepts": [{"instance_data_dir": "/nope"}]}, answers=answers).open()
+    page.wait_for_selector("[data-concept] .dbt-wrong .dbt-error-text")
+    page.wait_for_function("() => !document.querySelector('[data-concept] .dbt-advice li')")
+    assert page.inner_text("[data-concept]").count("no such folder") == 1
+
+
+def test_an_older_plans_remarks_are_not_shown_of_what_cannot_be_a_value(page):
+    note = "learning_rate 1 is 500000 times the usual for a whole model: it will be ruined"
+    FakeWebUI(page, answers={"POST plan": {**PLAN, "notes": [note]}}).open()
+    drop_photos(page)
+    page.wait_for_selector(".dbt-plan :text('500000 times')")
+    before = page.input_value("#dbt_f_learning_rate")
+    page.fill("#dbt_f_learning_rate", "abc")
+    page.wait_for_selector(".dbt-plan :text('500000 times')", state="detached")
+    page.fill("#dbt_f_learning_rate", before)
+    page.wait_for_selector(".dbt-plan :text('500000 times')")
+
+
+def test_what_is_wrong_with_the_next_training_can_be_gone_to_while_one_runs(page):
+    answers = {"GET runs": runs("me", "me"), "POST plan": (400, {"error": MADE})}
+    FakeWebUI(page, answers=answers).open()
+    page.set_input_files("#dbt_c0_files", [{"name": "a.jpg", "mimeType": "image/jpeg", "buffer": b"x"}])
+    page.click("#dbt_reason .dbt-error:has-text('is being made') button")
+    assert page.evaluate("document.activeElement.id") == "dbt_f_output_name"

@@ -275,10 +275,13 @@ def test_what_is_no_file_hangs_nobody(tmp_path):
     assert found["problems"] == ["a.png: is no file"]
 
 
-def test_broken_photos_are_named(tmp_path):
+def test_broken_photos_are_named_and_not_counted(tmp_path):
     (tmp_path / "a.png").write_bytes(b"no")
     (tmp_path / "b.png").write_bytes(bomb())
-    assert [text.split(":")[0] for text in look(tmp_path, str)["problems"]] == ["a.png", "b.png"]
+    (tmp_path / "c.png").write_bytes(picture())
+    found = look(tmp_path, str)
+    assert [text.split(":")[0] for text in found["problems"]] == ["a.png", "b.png"]
+    assert (found["count"], len(found["files"])) == (1, 1)
 
 
 def test_a_folder_that_is_not_there_is_said(tmp_path):
