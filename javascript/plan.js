@@ -293,6 +293,7 @@
         /** What a plan rests on became another: names are taken and given back with runs. Asked while somebody can see it. */
         again() {
             askedFor = "";
+            error = null;  // it may be one no more
             stale = true;
             db.plan.seen();
         },
