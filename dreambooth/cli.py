@@ -13,6 +13,7 @@ from typing import NoReturn
 
 from dreambooth import __version__
 from dreambooth.shared.errors import DreamboothError, InputError
+from dreambooth.shared.problems import all_of
 
 DONE, FAILED, WRONG_INPUT, STOPPED = 0, 1, 2, 130
 
@@ -193,7 +194,8 @@ def _refused(error: InputError, as_json: bool, *, form: str = "") -> int:
     """Says what is wrong as one JSON object where that was asked for. Raises the error otherwise."""
     if not as_json:
         raise error
-    print(json.dumps({"error": error.as_json(form=form), **error.more}, ensure_ascii=False))
+    problems = [one.as_json(form=form) for one in all_of(error)]
+    print(json.dumps({"error": problems[0], "problems": problems, **error.more}, ensure_ascii=False))
     return WRONG_INPUT
 
 

@@ -188,18 +188,22 @@
 
         refresh: (whole) => all.forEach((field) => field.refresh(whole)),
 
-        /** Shows the plan's error beside its field, and takes away an older one. True if there is such a field. */
-        showError(error) {
-            const found = error && db.fields.find(error.where);
+        /** Shows the plan's errors, each beside its field, and takes away older ones. */
+        showErrors(errors) {
+            const shown = new Map();
+            errors.forEach((error) => {
+                const found = db.fields.find(error.where);
+                if (found && !shown.has(found)) {
+                    shown.set(found, db.sentences(error.text, error.remedy));
+                }
+            });
             all.forEach((field) => {
-                if (field !== found && !db.form.wrong.has(field.where)) {
+                if (shown.has(field)) {
+                    field.showError(shown.get(field));
+                } else if (!db.form.wrong.has(field.where)) {
                     field.showError("");
                 }
             });
-            if (found) {
-                found.showError(db.sentences(error.text, error.remedy));
-            }
-            return Boolean(found);
         },
 
         /** Opens the accordions around a field, scrolls to it and puts the cursor there. */

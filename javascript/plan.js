@@ -4,7 +4,7 @@
     const WAIT = 700;
     const PAGE = Math.random().toString(36).slice(2) + Date.now().toString(36);  // another page's plan is not ours
     let box = null, facts = null, notes = null, reason = null, train = null, status = null;
-    let timer = 0, stale = false, isOfAnother = false, asked = null, error = null, askedFor = "", starting = false, advised = {of: "", folders: [], concepts: []};
+    let timer = 0, stale = false, isOfAnother = false, asked = null, errors = [], askedFor = "", starting = false, advised = {of: "", folders: [], concepts: []};
 
     function fact(name, value, more) {
         return value === "" || value === null || value === undefined ? null
@@ -106,8 +106,8 @@
                 : db.t("Drop some photos first, or name their folder.");
             return {text, show: all.length > 1 ? () => db.fields.reveal("concepts[" + empty + "].instance_data_dir") : null, beginning: true};
         }
-        if (error) {
-            return {text: db.sentences(error.text, error.remedy), where: error.where};
+        if (errors.length) {
+            return {problems: errors};
         }
         if (asked || !db.plan.found || JSON.stringify(db.form.value) !== askedFor) {
             return {text: db.t("Planning …"), quiet: true};
@@ -139,17 +139,22 @@
             db.fill(reason);
             return;
         }
-        db.fill(reason, db.h("div", {class: "dbt-note " + (found.show || found.beginning ? "" : "dbt-error")},
-            titled(found.where), db.h("span", {}, found.text), " ",
-            showButton(found.where),
-            found.show ? db.button(db.t("Show"), found.show, {class: "dbt-link"}) : null),
-            // the next training is prepared while one runs: what is wrong with it is said meanwhile
-            found.show && !found.beginning && error ? db.h("div", {class: "dbt-note dbt-error"}, titled(error.where),
-                db.sentences(error.text, error.remedy), " ", showButton(error.where)) : null);
+        const own = found.problems ? [] : [found];
+        // the next training is prepared while one runs: what is wrong with it is said meanwhile
+        const problems = found.problems || (found.show && !found.beginning ? errors : []);
+        db.fill(reason, own.map((one) => line(one, one.text, one.show || one.beginning)),
+            problems.map((one) => line(one, db.sentences(one.text, one.remedy))));
     }
 
-    /** A problem without the place that its field shows already. */
-    const placed = (problem) => (problem && db.fields.find(problem.where)
+    /** Why Train is off: of which field, what, and the way there. `isCalm`: nothing is wrong yet. */
+    function line(about, text, isCalm) {
+        return db.h("div", {class: "dbt-note " + (isCalm ? "" : "dbt-error")}, titled(about.where), db.h("span", {}, text), " ",
+            about.show ? db.button(db.t("Show"), about.show, {class: "dbt-link"}) : showButton(about.where));
+    }
+
+    /** Each problem of an answer, for there may be several, without the place that its field shows already. */
+    const problemsOf = (problem) => (!problem ? [] : ((problem.more || {}).problems || [problem]).map(placed));
+    const placed = (problem) => (db.fields.find(problem.where)
         ? {...problem, text: String(problem.text).replace(/^concept \d+, \w+: /, "")} : problem);
 
     /** Whether a concept's photos are still those that the last plan has looked at. */
@@ -190,7 +195,7 @@
 
     function settleNothing(waits) {
         if (waits) {
-            error = null;
+            errors = [];
             askedFor = "";
             db.plan.found = null;
         }
@@ -200,7 +205,7 @@
 
     function settle(found, problem, text) {
         asked = null;
-        error = placed(problem);
+        errors = problemsOf(problem);
         askedFor = text;
         const concepts = (found || (problem || {}).more || {}).concepts;  // of the photos all is said, whatever else is wrong
         if (concepts && text) {
@@ -223,7 +228,7 @@
 
     function drawAll() {
         draw();
-        db.fields.showError(asked ? null : error);
+        db.fields.showErrors(asked ? [] : errors);
         drawButton();
     }
 
@@ -239,8 +244,8 @@
             db.following.hear({active: run, starting: !run});
             db.show("live", run);
         } catch (problem) {
-            error = placed(problem);
-            db.fields.showError(error);
+            errors = problemsOf(problem);
+            db.fields.showErrors(errors);
             db.failed(problem);
         }
         starting = false;
@@ -257,8 +262,8 @@
             return all.map((concept, index) => (isOfFolder(index) ? concept : {...concept, advice: []}));
         },
 
-        /** Whether the plan's error stands beside the field of that place. */
-        isWrong: (where) => Boolean(error && !asked && db.fields.find(error.where) && db.fields.find(error.where) === db.fields.find(where)),
+        /** Whether an error of the plan's stands beside the field of that place. */
+        isWrong: (where) => Boolean(!asked && db.fields.find(where) && errors.some((error) => db.fields.find(error.where) === db.fields.find(where))),
 
         section() {
             facts = db.h("dl", {class: "dbt-facts-list"});

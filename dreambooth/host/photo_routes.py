@@ -89,6 +89,8 @@ def speaking_of_photos(shared: Services) -> Iterator[None]:
         yield
     except DreamboothError as error:
         error.what = shared.photos.in_users_words(error.what)
+        for problem in error.more.get("problems", []):
+            problem["text"] = shared.photos.in_users_words(problem["text"])
         raise
 
 

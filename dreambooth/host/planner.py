@@ -16,7 +16,7 @@ import tempfile
 import threading
 import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -198,11 +198,19 @@ def _answer(printed: bytes, told: str, code: int, form: str) -> dict[str, Any]:
     if not isinstance(answer, dict):
         raise _unreadable(told, code, form)
     if "error" in answer:
-        about = {name: str(answer["error"].get(name) or "") for name in ("text", "where", "remedy")}
-        where = "" if about["where"] == form else about["where"]
+        about = _about(answer["error"], form)
         more = {name: value for name, value in answer.items() if name != "error"}
+        if "problems" in more:
+            more["problems"] = [_about(one, form) for one in more["problems"]]
+        where = about["where"]
         raise InputError(about["text"], where=where, remedy=about["remedy"], setting=where, more=more)
     return answer
+
+
+def _about(error: Mapping[str, Any], form: str) -> dict[str, str]:
+    """A problem as the trainer tells it; of the form itself it need not say where."""
+    about = {name: str(error.get(name) or "") for name in ("text", "where", "remedy")}
+    return {**about, "where": "" if about["where"] == form else about["where"]}
 
 
 def _unreadable(told: str, code: int, form: str) -> DreamboothError:

@@ -2,6 +2,7 @@
 
 DreamboothError      something went wrong that is not the input's fault (exit code 1)
 ├── InputError       the user's input is wrong; said before any work starts (exit code 2)
+│   └── SeveralErrors  in several places at once (problems.py)
 ├── RunFailed        a run ended without a result (a NaN loss, no disk left, nothing learned; exit code 1)
 └── StoppedByUser    the run was stopped after its state was saved (exit code 130)
 """

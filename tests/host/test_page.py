@@ -425,6 +425,32 @@ def test_stop_now_asks_and_the_other_orders_do_not(page):
     assert webui.sent("POST runs/me/commands")[-1] == {"do": "stop_now"}
 
 
+def test_several_problems_stand_each_beside_its_field_and_one_that_is_mended_goes(page):
+    name = {"text": "has a slash", "where": "output_name", "remedy": "choose another"}
+    others = [
+        {"text": "there is no such folder: /nope", "where": "concepts[0].instance_data_dir", "remedy": ""},
+        {"text": "17 pixels are too few", "where": "resolution", "remedy": "use 64"},
+    ]
+
+    def plan(body):
+        told = ([name] if "/" in body["form"].get("output_name", "") else []) + others
+        return 400, {"error": told[0], "problems": told}
+
+    FakeWebUI(page, answers={"POST plan": plan}).open()
+    page.fill("#dbt_f_output_name", "a/b")
+    page.set_input_files("#dbt_c0_files", [PHOTO])
+    page.wait_for_selector("[data-field=output_name].dbt-wrong")
+    wrong = page.eval_on_selector_all(".dbt-wrong", "all => all.map(one => one.dataset.field)")
+    assert sorted(wrong) == ["concepts[0].instance_data_dir", "output_name", "resolution"]
+    assert "17 pixels are too few. Use 64." in page.inner_text("[data-field=resolution] .dbt-error-text")
+    assert page.locator("#dbt_reason .dbt-error").count() == 3
+    page.click("#dbt_reason .dbt-error:has-text('17 pixels') button")
+    assert page.evaluate("document.activeElement.id") == "dbt_f_resolution"
+    page.fill("#dbt_f_output_name", "ab")
+    page.wait_for_selector("[data-field=output_name]:not(.dbt-wrong)")
+    page.wait_for_function("document.querySelectorAll('#dbt_reason .dbt-error').length === 2")
+
+
 def test_a_result_is_used_with_one_click_and_the_old_prompt_can_be_put_back(page):
     path = "/models/me.safetensors"
     files = [{"path": path, "sha256": "ab" * 32}]

@@ -44,6 +44,20 @@ def test_what_is_wrong_is_said_of_its_field_and_not_of_our_file():
     }  # fmt: skip
 
 
+def test_each_of_several_problems_comes_along_and_the_form_itself_is_no_place():
+    code = (
+        "import json, sys; told = [{'text': 'no', 'where': 'optimizer', 'remedy': 'choose'},"
+        " {'text': 'bad', 'where': sys.argv[2], 'remedy': ''}];"
+        "print(json.dumps({'error': told[0], 'problems': told})); raise SystemExit(2)"
+    )
+    with pytest.raises(InputError) as told:
+        planner([sys.executable, "-c", code]).plan("optimizer: adamw8bit\n")
+    assert told.value.more["problems"] == [
+        {"text": "no", "where": "optimizer", "remedy": "choose"},
+        {"text": "bad", "where": "", "remedy": ""},
+    ]
+
+
 def test_what_the_trainer_tells_programs_besides_comes_along():
     printed = (
         '{"error": {"text": "no", "where": "optimizer", "remedy": "choose"}, "eight_bit": {"works": false}}'

@@ -12,6 +12,7 @@ from pathlib import Path
 from dreambooth.shared.concepts import Concept, class_image_count
 from dreambooth.shared.errors import InputError, concerning
 from dreambooth.shared.presets import RARE_WORDS
+from dreambooth.shared.problems import Problems
 from dreambooth.trainer.data.captions import Tokens, caption_file, caption_of, needs_caption, prompt_for
 from dreambooth.trainer.data.images import SUFFIXES, Probe, bad_images_error, find_images, probe_all
 
@@ -106,10 +107,7 @@ def survey(
         raise InputError(
             "there is nothing to learn", where="concepts", remedy="Give at least one concept with images."
         )
-    wanted = []
-    for number, concept in enumerate(concepts, 1):
-        with concerning(setting_name(number, "instance_data_dir")):
-            wanted.append(_instance_paths(number, concept))
+    wanted = _all_paths(concepts)
     counts = [
         (
             class_image_count(concept, len(paths), num_class_images)
@@ -146,18 +144,22 @@ def survey(
         with concerning(next(iter(bad.values()))):
             raise bad_images_error(list(bad))
     warnings = [f"image left out: {reason}" for reason in bad]
+    problems = Problems()
     for entry in found:
-        with concerning(setting_name(entry.number, "instance_data_dir")):
+        with problems.kept(), concerning(setting_name(entry.number, "instance_data_dir")):
             warnings += _check_captions(entry)
+    problems.tell()
     return Survey(tuple(found), tuple(warnings))
 
 
 def check_prompts(found: Survey) -> None:
     """Every concept says what its photos show, in its prompt or in captions that were written: names of files are taken
     where [filewords] asks for them, and not because a prompt was forgotten. Raises `InputError`."""
+    problems = Problems()
     for entry in found.concepts:
         if not entry.concept.instance_token:
-            _check_said(entry)
+            problems.ask(_check_said, entry)
+    problems.tell()
 
 
 def setting_name(number: int, key: str) -> str:
@@ -175,6 +177,16 @@ def class_dir_name(concept: Concept) -> str:
 def _prompt(template: str, image: Probe, tokens: Tokens, *, is_class: bool) -> str:
     caption = caption_of(image.path) if needs_caption(template) else ""
     return prompt_for(template, caption, tokens, is_class=is_class)
+
+
+def _all_paths(concepts: Sequence[Concept]) -> list[list[Path]]:
+    """Each concept's images. Raises InputError with all folders that are wrong."""
+    problems, found = Problems(), []
+    for number, concept in enumerate(concepts, 1):
+        with problems.kept(), concerning(setting_name(number, "instance_data_dir")):
+            found.append(_instance_paths(number, concept))
+    problems.tell()
+    return found
 
 
 def _instance_paths(number: int, concept: Concept) -> list[Path]:

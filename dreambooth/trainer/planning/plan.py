@@ -13,6 +13,8 @@ from typing import Any
 
 from dreambooth import __version__
 from dreambooth.shared.errors import concerning
+from dreambooth.shared.paths import check_file_name
+from dreambooth.shared.problems import Problems
 from dreambooth.shared.settings import Settings
 from dreambooth.trainer import machine as machines
 from dreambooth.trainer.adapters.kept import kept_adapter
@@ -51,6 +53,7 @@ from dreambooth.trainer.planning.advice import Surroundings, concept_facts
 from dreambooth.trainer.planning.expected import Expected, expect, likeness
 from dreambooth.trainer.planning.plan_notes import notes_on_model, notes_on_time
 from dreambooth.trainer.planning.plan_settings import (
+    check_resolution,
     check_together,
     check_vae,
     images_of_step,
@@ -168,27 +171,19 @@ class Plan:
 def make_plan(
     settings: Settings, *, run: Path | None = None, processes: int = 1, measure: bool = False
 ) -> Plan:
-    """Plans a run. Writes nothing. Raises InputError for whatever is wrong with the input.
+    """Plans a run. Writes nothing. Raises InputError for whatever is wrong with the input, SeveralErrors if that is more
+    than one thing and they have nothing to do with each other.
 
     `run` is the folder of a run that is resumed: its names are its own already, and a part of it is written.
     `measure`: the device's rate is measured if no earlier run tells how long this one will take.
     """
-    check_together(settings)
-    base = open_base(settings)
-    asked, settings = settings, with_resolution(plain(settings), base)
-    buckets = bucket_sizes(
-        settings.images.resolution,
-        aspect_ratio_buckets=settings.images.aspect_ratio_buckets,
-        multiple=base.identified.family.side_step,
-    )
-    parse_colour(settings.images.background)
-    check_vae(settings)
-    check_optimizer(settings)
+    asked, settings = settings, plain(settings)
+    base, buckets, found = _looked_at(settings, run)
+    settings = with_resolution(settings, base)
     components = trained_components(settings, base)
     adapter = kept_adapter(run, settings, base) or adapter_plan(settings, base, components)
     settings, rates = with_rates(with_resolved(settings, adapter), parameters(base, "unet"))
     settings = with_folders(with_base_precision(with_checkpointing(settings, base)))
-    found = survey_for(settings, base, is_new=run is None)
     settings = with_steps(settings, found, processes)
     machine = _machine(settings, processes)
     settings, outputs = _with_outputs(settings, base, run)
@@ -210,6 +205,44 @@ def make_plan(
         chunks=_chunks(settings, found),
     )
     return _told(_fitted(plan, asked), run=run, measure=measure)
+
+
+def _looked_at(settings: Settings, run: Path | None) -> tuple[LoadedModel, tuple[Size, ...], Survey]:
+    """The base, the sizes of images, and the photos. All that is wrong is told at once."""
+    problems = Problems()
+    problems.ask(check_together, settings)
+    base = problems.ask(open_base, settings)
+    buckets = problems.ask(_buckets, settings, base)
+    problems.ask(parse_colour, settings.images.background)
+    if base is not None:
+        problems.ask(check_vae, settings)
+    problems.ask(check_optimizer, settings)
+    problems.ask(with_folders, settings)
+    found = problems.ask(survey_for, settings, base, is_new=run is None)
+    problems.ask(_check_name, settings, base, run)
+    problems.tell()
+    assert base is not None and buckets is not None and found is not None  # else there was something to tell
+    return base, buckets, found
+
+
+def _buckets(settings: Settings, base: LoadedModel | None) -> tuple[Size, ...]:
+    """The sizes that images are brought to; none where the model, whose steps they go in, is not known."""
+    if base is None:
+        check_resolution(settings)
+        return ()
+    return bucket_sizes(
+        with_resolution(settings, base).images.resolution,
+        aspect_ratio_buckets=settings.images.aspect_ratio_buckets,
+        multiple=base.identified.family.side_step,
+    )
+
+
+def _check_name(settings: Settings, base: LoadedModel | None, run: Path | None) -> None:
+    """Raises InputError for a result's name or place that cannot be; without a model for what is no name at all."""
+    if base is not None:
+        _with_outputs(settings, base, run)
+    elif settings.result.output_name:
+        check_file_name(settings.result.output_name, setting="output_name")
 
 
 def _machine(settings: Settings, processes: int) -> Machine:

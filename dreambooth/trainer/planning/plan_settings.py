@@ -77,6 +77,17 @@ def runs_dir_of(settings: Settings) -> Path:
     return Path(settings.result.runs_dir) if settings.result.runs_dir else default_runs_dir()
 
 
+def check_resolution(settings: Settings) -> None:
+    """Raises InputError for a resolution, other than 0, that is too small."""
+    side = settings.images.resolution
+    if 0 < side < _LEAST_SIDE:
+        raise InputError(
+            f"{side} pixels are too few to learn from",
+            where="resolution",
+            remedy=f"use {_LEAST_SIDE} or more, or 0 for the model's own size",
+        )
+
+
 def with_resolution(settings: Settings, base: LoadedModel) -> Settings:
     """A resolution of 0 becomes the size that the model was made for: of a shape that is no square, its area's."""
     side = settings.images.resolution
@@ -84,12 +95,8 @@ def with_resolution(settings: Settings, base: LoadedModel) -> Settings:
         width, height = model_size(base)
         step = base.identified.family.side_step
         side = min(_LARGEST_SIDE, max(step, math.isqrt(width * height) // step * step))
-    elif side < _LEAST_SIDE:
-        raise InputError(
-            f"{side} pixels are too few to learn from",
-            where="resolution",
-            remedy=f"use {_LEAST_SIDE} or more, or 0 for the model's own size",
-        )
+    else:
+        check_resolution(settings)
     return dataclasses.replace(settings, images=dataclasses.replace(settings.images, resolution=side))
 
 
@@ -100,9 +107,11 @@ def with_folders(settings: Settings) -> Settings:
     return dataclasses.replace(settings, result=dataclasses.replace(settings.result, runs_dir=str(runs_dir)))
 
 
-def class_root(settings: Settings, base: LoadedModel) -> Path:
-    """Where class images go that no folder was named for: by model, since another model draws other ones."""
-    return runs_dir_of(settings) / "class_images" / f"{base.source.path.stem}-{base_fingerprint(base)[:8]}"
+def class_root(settings: Settings, base: LoadedModel | None) -> Path:
+    """Where class images go that no folder was named for: by model, since another model draws other ones. The folder of all
+    of them where the model is not known."""
+    root = runs_dir_of(settings) / "class_images"
+    return root / f"{base.source.path.stem}-{base_fingerprint(base)[:8]}" if base is not None else root
 
 
 def base_fingerprint(base: LoadedModel) -> str:
@@ -115,7 +124,7 @@ def base_fingerprint(base: LoadedModel) -> str:
     return hashlib.sha256(repr((tensors, about.st_size, about.st_mtime_ns)).encode()).hexdigest()
 
 
-def survey_of(settings: Settings, base: LoadedModel) -> Survey:
+def survey_of(settings: Settings, base: LoadedModel | None) -> Survey:
     """Looks at the images and the class images that are there now."""
     return survey(
         settings.concepts.concepts,
@@ -127,7 +136,7 @@ def survey_of(settings: Settings, base: LoadedModel) -> Survey:
     )
 
 
-def survey_for(settings: Settings, base: LoadedModel, *, is_new: bool) -> Survey:
+def survey_for(settings: Settings, base: LoadedModel | None, *, is_new: bool) -> Survey:
     """The images of a run that is new, or goes on as it began, when names of files may have been taken for captions."""
     found = survey_of(settings, base)
     if is_new:

@@ -16,6 +16,7 @@ from tiny import config, dreambooth, tree
 from dreambooth.shared.config import load_settings
 from dreambooth.shared.errors import InputError
 from dreambooth.shared.events import SCHEMA
+from dreambooth.shared.problems import SeveralErrors
 from dreambooth.trainer.planning import plan as plans
 from dreambooth.trainer.planning import plan_settings
 from dreambooth.trainer.planning.expected import Expected
@@ -295,3 +296,39 @@ def test_a_run_that_began_with_file_names_for_captions_goes_on_while_a_new_one_i
         make_plan(settings)
     (tmp_path / "runs" / "old").mkdir(parents=True)
     assert make_plan(settings, run=tmp_path / "runs" / "old").survey.instance_count == 2
+
+
+def test_what_is_wrong_in_several_places_is_said_at_once_one_message_each(tmp_path, capsys) -> None:
+    own = concepts(tmp_path, (2, 1), (1, 1))
+    own[0]["instance_data_dir"] = str(tmp_path / "nope")
+    own[1]["instance_data_dir"] = str(tmp_path / "neither")
+    path = config(tmp_path, concepts=own, resolution=17, output_name="a/b")
+    assert dreambooth("plan", str(path)) == 2
+    said = capsys.readouterr().err.splitlines()
+    places = ["resolution", "concept 1, instance_data_dir", "concept 2, instance_data_dir", "output_name"]
+    assert [line.partition(": ")[0] for line in said[::2]] == places
+    assert all(line.startswith("  What to do: ") for line in said[1::2])
+    assert dreambooth("plan", str(path), "--json") == 2
+    told = json.loads(capsys.readouterr().out)
+    concept_fields = [f"concepts[{index}].instance_data_dir" for index in (0, 1)]
+    assert [one["where"] for one in told["problems"]] == ["resolution", *concept_fields, "output_name"]
+    assert told["error"] == told["problems"][0]
+
+
+def test_without_a_model_what_does_not_rest_on_it_is_looked_at_all_the_same(tmp_path) -> None:
+    wrong = {"model": str(tmp_path / "gone.safetensors"), "output_name": "a/b", "background": "no colour"}
+    with pytest.raises(SeveralErrors) as told:
+        planned(tmp_path, **wrong)
+    fields = [error.as_json()["where"] for error in told.value.errors]
+    assert fields == ["model", "background", "output_name"]
+    assert str(told.value).count("What to do") == 3
+
+
+def test_photos_that_no_prompt_describes_are_said_beside_a_name_that_cannot_be(tmp_path) -> None:
+    own = concepts(tmp_path, (2, 1), (1, 1))
+    for one in own:
+        one["instance_prompt"] = ""
+    with pytest.raises(SeveralErrors) as told:
+        planned(tmp_path, concepts=own, output_name="a/b")
+    fields = [error.as_json()["where"] for error in told.value.errors]
+    assert fields == ["concepts[0].instance_prompt", "concepts[1].instance_prompt", "output_name"]
