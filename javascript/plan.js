@@ -298,7 +298,7 @@
         /** What a plan rests on became another: names are taken and given back with runs. Asked while somebody can see it. */
         again() {
             askedFor = "";
-            error = null;  // it may be one no more
+            errors = [];  // they may be none any more
             stale = true;
             db.plan.seen();
         },
