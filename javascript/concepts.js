@@ -243,7 +243,14 @@
         const isSaid = look.failed && db.plan.isWrong("concepts[" + card.index + "].instance_data_dir");
         const looked = (isSaid ? [] : look.problems || []).map((problem) => (typeof problem === "string" ? {text: problem} : problem));
         const refused = (card.refused || []).filter((item) => item.of === folderOf(card)).map((item) => ({level: "error", text: (item.name ? item.name + ": " : "") + db.said(item.why)}));
-        return [...refused, ...looked, ...folded(planned)];
+        return [...refused, ...looked, ...withoutCaptions(look.files || []), ...folded(planned)];
+    }
+
+    /** The preset for styles counts on captions: what a picture shows is not its style. */
+    function withoutCaptions(files) {
+        const isStyle = (db.presets.current() || {}).name === "style";
+        return isStyle && files.length && files.every((file) => !file.caption) ? [{level: "warning", text: db.t(
+            "No picture has a caption: a style is learned best with a .txt of the same name beside each, and [filewords] in the instance prompt.")}] : [];
     }
 
     const ALIKE = / are nearly the same: /;

@@ -88,6 +88,8 @@
         labels = labels && labels.size ? labels : settingLabels();
         text = text.replace(/`(?:python3 -m dreambooth )?(resume|stop)(?: [^`]*)?`/g, (_, command) =>
             db.t("“{label}”", {label: command === "stop" ? db.t("Stop") : db.t("Resume")}));  // a button here
+        text = text.replace(/\bset (\w+): ([\w.]*\w)/g, (whole, name, value) =>
+            (labels.has(name) ? db.t("set “{label}” to {value}", {label: db.t(labels.get(name)), value}) : whole));
         text = text.replace(/`(\w+)`|(^|[^\w./\\-])([a-z]+(?:_[a-z0-9]+)+)(?![\w/\\-]|\.\w)/g, (whole, quoted, before, name) => {
             const label = labels.get(quoted || name);
             return label ? (before || "") + db.t("“{label}”", {label: db.t(label)}) : whole;

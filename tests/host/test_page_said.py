@@ -37,6 +37,25 @@ def test_an_error_of_several_lines_is_translated_line_by_line_and_a_photo_has_it
     assert page.get_attribute(".dbt-thumb", "data-name") == "0123.jpg"
 
 
+def test_a_setting_in_a_remedy_is_called_as_its_field_and_not_as_a_file_has_it(page):
+    error = {"text": "x is there already", "where": "output_name"}
+    remedy = "choose another name, or set overwrite: yes to replace it"
+    FakeWebUI(page, answers={"POST plan": (400, {"error": {**error, "remedy": remedy}})}).open()
+    page.set_input_files("#dbt_c0_files", [PHOTO])
+    page.wait_for_selector("#dbt_reason .dbt-error")
+    label = page.inner_text("label[for=dbt_f_overwrite]") or page.text_content("label[for=dbt_f_overwrite]")
+    assert f"set “{label}” to yes to replace it" in page.inner_text("#dbt_reason")
+
+
+def test_pictures_of_a_style_without_captions_are_remarked_on_and_of_nothing_else(page):
+    FakeWebUI(page).open()
+    page.set_input_files("#dbt_c0_files", [PHOTO])
+    page.wait_for_selector(".dbt-thumb")
+    assert "caption" not in page.inner_text(".dbt-concept ul.dbt-advice >> nth=0")
+    page.click("[data-preset=style] input")
+    page.wait_for_selector(".dbt-concept .dbt-warning:has-text('No picture has a caption')")
+
+
 def test_a_presets_card_speaks_of_class_images_only_where_they_are_made(page):
     FakeWebUI(page).open()
     card = "[data-preset=subject] .dbt-help"
@@ -104,7 +123,7 @@ def test_a_sentence_of_the_trainers_is_shown_in_chinese_with_its_values(page, sa
     ("language", "said", "shown"),
     [
         ("", "`learning_rate` cannot be -1", "“Learning rate” cannot be -1."),
-        ("", "set overwrite: yes, or num_class_images: 0", "Set overwrite: yes, or “Class images”: 0."),
+        ("", "set overwrite: yes, or num_class_images: 0", "Set “Replace an existing file” to yes, or “Class images”: 0."),
         ("", "no file: /a/use_ema/x, C:\\use_ema, use_ema.pt", "No file: /a/use_ema/x, C:\\use_ema, use_ema.pt."),
         ("zh_CN", "concept 2, class_data_dir: is not a folder: /x", "概念 2，“类别图像文件夹”: 不是文件夹：/x。"),
         ("zh_CN", "`max_train_steps` cannot be 'many'", "“步数” 不能是 'many'。"),
