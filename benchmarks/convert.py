@@ -4,9 +4,10 @@
 
 Makes a file of the size of Stable Diffusion 1.5 (2.13 GB, float16, random weights) or XL (6.9 GB) in FOLDER once, then
 measures in turn, each round, each in a process of its own that has imported everything, and prints medians and ratios.
-Files are warm; before each measure the disk is synced. Ours sync what they write, safetensors does not: its second row
-does, so that both wait for the same disk, and the last column is against that one. FOLDER needs
-six times the file's size, with `--forms` (from file to folder and back, no modules) four times. Linux only.
+What is read is warm, what is not is let go of (else files of XL's size crowd each other out of 24 GB of memory); before
+each measure the disk is synced. Ours sync what they write, safetensors does not: its second row does, so that both wait
+for the same disk, and the last column is against that one. FOLDER needs six times the file's size, with `--forms` (from
+file to folder and back, no modules) four times. Linux only.
 """
 
 from __future__ import annotations
@@ -178,6 +179,7 @@ def prepare_hash(base: Path, folder: Path) -> Callable[[], object]:
 
 FLOOR = "safetensors read + write"
 SYNCED = "... and on the disk"
+FROM_FOLDER = ("folder to a verified file", "... its hash left out")
 FORMS = (FLOOR, SYNCED, "to a diffusers folder", "folder to a verified file", "... its hash left out")
 MEASURES: dict[str, Callable[[Path, Path], Callable[[], object]]] = {
     FLOOR: prepare_floor,
@@ -193,9 +195,24 @@ MEASURES: dict[str, Callable[[Path, Path], Callable[[], object]]] = {
 }
 
 
+def keep_in_memory(path: Path, *, wanted: bool) -> None:
+    """Reads a file once, so that it is warm; or lets go of its pages, which would crowd out the others."""
+    with path.open("rb", buffering=0) as file:
+        if not wanted:
+            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+            return
+        held = bytearray(1 << 20)
+        while file.readinto(held):
+            pass
+
+
 def timed(name: str, base: Path, folder: Path) -> tuple[float, float]:
     """Seconds on the clock and of the processor, in a process that has done nothing else."""
     measure = MEASURES[name](base, folder)
+    from_folder = name in FROM_FOLDER
+    (folder / "floor.safetensors").unlink(missing_ok=True)
+    for path in (base, *(folder / "out").rglob("*.safetensors")):
+        keep_in_memory(path, wanted=(path != base) == from_folder)
     os.sync()
     start, worked = time.perf_counter(), time.process_time()
     made = measure()
@@ -258,7 +275,7 @@ def main() -> None:
         print(
             f"all keys right in {result}: {all_keys_right(base, arguments.folder / f'{result}.safetensors')}"
         )
-    (arguments.folder / "floor.safetensors").unlink()
+    (arguments.folder / "floor.safetensors").unlink(missing_ok=True)
     for name in ("again", "again.safetensors"):
         dst = arguments.folder / name
         print(f"peak RSS of convert to {name}: {peak_mib(base, dst, arguments.threads):.0f} MiB above")
