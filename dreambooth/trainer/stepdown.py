@@ -89,6 +89,21 @@ def keep_rung(folder: Path, rung: Rung) -> None:
     write_json(folder / NAME, {**read_rungs(folder), **rung})
 
 
+def gone_down(settings: Settings, rung: Rung, folder: Path, processes: Processes, where: str) -> Settings:
+    """The settings with which a phase before the training goes on, in less memory; the run's folder keeps the rung.
+
+    Several processes end instead, and go on with it when they are resumed: then RunFailed is raised, of what happened
+    `where`.
+    """
+    keep_rung(folder, rung)
+    if processes.count > 1:
+        raise RunFailed(
+            f"process {processes.index}: {where}; several processes cannot step down each by itself",
+            remedy=f"`resume` goes on with {described(rung)}",
+        )
+    return stepped_down(settings, rung)
+
+
 def stepped_down(settings: Settings, rungs: Rung) -> Settings:
     """The settings as the run goes on with them; one that asks for less by itself stays."""
     training, prior, images = settings.training, settings.prior, settings.images

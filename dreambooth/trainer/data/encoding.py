@@ -36,9 +36,8 @@ from dreambooth.trainer.stepdown import (
     described,
     first_line,
     free_memory,
+    gone_down,
     is_out_of_memory,
-    keep_rung,
-    stepped_down,
     tiles_help,
 )
 
@@ -99,13 +98,7 @@ class Encoding:
                 else "use cache_latents: yes, with which the VAE is done before the training, or a lower resolution, or let "
                 "other programs leave the card",
             )
-        keep_rung(self.folder, rung)
-        if self.processes.count > 1:
-            raise RunFailed(
-                f"process {self.processes.index}: {where}; several processes cannot step down each by itself",
-                remedy=f"`resume` goes on with {described(rung)}",
-            )
-        self.settings = stepped_down(self.settings, rung)
+        self.settings = gone_down(self.settings, rung, self.folder, self.processes, where)
         use_tiles(self.model.components["vae"], True)
         self.emit("warning", text=f"{where}: {what} with {described(rung)}", memory=rung)
 

@@ -23,7 +23,7 @@ from dreambooth.trainer.families.ldm_yaml import Stated
 from dreambooth.trainer.families.names import TEXT_MODEL, Binding
 from dreambooth.trainer.families.topology import UnknownTopology
 from dreambooth.trainer.weights import TensorInfo, WeightFile, open_weights
-from dreambooth.trainer.weights.base import RawBytes, nbytes_of
+from dreambooth.trainer.weights.base import RawBytes, nbytes_of, read_whole
 
 INDEX = "model_index.json"
 EXTRAS = "original_extras.safetensors"
@@ -87,10 +87,7 @@ class FolderFile:
 
     def read(self, name: str) -> torch.Tensor:
         """The tensor in memory of its own, in its stored dtype."""
-        info = self.tensors[name]
-        out = torch.empty(info.shape, dtype=info.dtype)
-        self.read_into(name, out)
-        return out
+        return read_whole(self, name)
 
     def read_into(self, name: str, out: torch.Tensor) -> None:
         """Fill `out` with the tensor, cast to `out`'s dtype."""

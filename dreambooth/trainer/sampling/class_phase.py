@@ -25,9 +25,8 @@ from dreambooth.trainer.stepdown import (
     described,
     first_line,
     free_memory,
+    gone_down,
     is_out_of_memory,
-    keep_rung,
-    stepped_down,
     tiles_help,
 )
 
@@ -102,12 +101,6 @@ class ClassPhase:
                 remedy="lower the resolution, let other programs leave the card, or put pictures of the class into "
                 "class_data_dir; those that were made are kept, and `resume` goes on",
             )
-        keep_rung(self.folder, rung)
-        if self.processes.count > 1:
-            raise RunFailed(
-                f"process {self.processes.index}: {where}; several processes cannot step down each by itself",
-                remedy=f"`resume` goes on with {described(rung)}",
-            )
-        self.settings = stepped_down(self.settings, rung)
+        self.settings = gone_down(self.settings, rung, self.folder, self.processes, where)
         use_tiles(model.components["vae"], self.settings.images.vae_tiling == "yes")
         self.emit("warning", text=f"{where}: the rest is made with {described(rung)}", memory=rung)

@@ -56,6 +56,14 @@ class WeightFile(Protocol):
         ...
 
 
+def read_whole(file: WeightFile, name: str) -> torch.Tensor:
+    """A tensor of a file in memory of its own, contiguous, in its stored dtype: what `read` of each format is."""
+    info = file.tensors[name]
+    out = torch.empty(info.shape, dtype=info.dtype)
+    file.read_into(name, out)
+    return out
+
+
 @dataclass(frozen=True)
 class Entry:
     """A tensor to be written; `data` gives it when its turn comes, so that they are not in memory all at once.

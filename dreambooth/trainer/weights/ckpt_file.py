@@ -10,7 +10,15 @@ from typing import Any
 import torch
 
 from dreambooth.shared.errors import InputError
-from dreambooth.trainer.weights.base import OpenedFile, RawBytes, TensorInfo, bytes_of, fill, nbytes_of
+from dreambooth.trainer.weights.base import (
+    OpenedFile,
+    RawBytes,
+    TensorInfo,
+    bytes_of,
+    fill,
+    nbytes_of,
+    read_whole,
+)
 from dreambooth.trainer.weights.refusals import AGAIN, not_a_model
 from dreambooth.trainer.weights.restricted_pickle import Malformed, Refused, StoredView, load
 
@@ -65,10 +73,7 @@ class CkptFile:
 
     def read(self, name: str) -> torch.Tensor:
         """The tensor in memory of its own, contiguous, in its stored dtype."""
-        info = self.tensors[name]
-        out = torch.empty(info.shape, dtype=info.dtype)
-        self.read_into(name, out)
-        return out
+        return read_whole(self, name)
 
     def read_into(self, name: str, out: torch.Tensor) -> None:
         """Fill `out` with the tensor, cast to `out`'s dtype."""

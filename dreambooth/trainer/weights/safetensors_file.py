@@ -16,7 +16,15 @@ from typing import Any
 import torch
 
 from dreambooth.shared.errors import InputError
-from dreambooth.trainer.weights.base import Entry, OpenedFile, RawBytes, TensorInfo, fill, nbytes_of
+from dreambooth.trainer.weights.base import (
+    Entry,
+    OpenedFile,
+    RawBytes,
+    TensorInfo,
+    fill,
+    nbytes_of,
+    read_whole,
+)
 from dreambooth.trainer.weights.refusals import AGAIN, not_a_model
 from dreambooth.trainer.weights.sink import Sink
 
@@ -91,10 +99,7 @@ class SafetensorsFile:
 
     def read(self, name: str) -> torch.Tensor:
         """The tensor in memory of its own, in its stored dtype."""
-        info = self.tensors[name]
-        out = torch.empty(info.shape, dtype=info.dtype)
-        self.read_into(name, out)
-        return out
+        return read_whole(self, name)
 
     def read_into(self, name: str, out: torch.Tensor) -> None:
         """Fill `out` with the tensor, cast to `out`'s dtype."""
