@@ -4,10 +4,12 @@
 
 Makes a file of the size of Stable Diffusion 1.5 (2.13 GB, float16, random weights) or XL (6.9 GB) in FOLDER once, then
 measures in turn, each round, each in a process of its own that has imported everything, and prints medians and ratios.
-What is read is warm, what is not is let go of (else files of XL's size crowd each other out of 24 GB of memory); before
-each measure the disk is synced. Ours sync what they write, safetensors does not: its second row does, so that both wait
-for the same disk, and the last column is against that one. FOLDER needs six times the file's size, with `--forms` (from
-file to folder and back, no modules) four times. Linux only.
+Before each measure the memory is filled and what is still free touched (free memory of a virtual machine may have been
+given back to its host, and then costs up to five times as much to take), what is read is read once, and the disk is
+synced.
+Ours sync what they write, safetensors does not: its second row does, so that both wait for the same disk, and the last
+column is against that one. FOLDER needs six times the file's size, with `--forms` (from file to folder and back, no
+modules) four times, and memory two and a half times. Linux only.
 """
 
 from __future__ import annotations
@@ -15,8 +17,10 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import mmap
 import multiprocessing
 import os
+import re
 import shutil
 import statistics
 import subprocess
@@ -37,6 +41,8 @@ FAMILIES = {
 }
 KIB = 1 << 10
 PAGE = 4096
+HUGE = 1 << 21
+NOTHING = bytes(HUGE)
 PEAK = r"""
 import re, sys
 sys.path.insert(0, {root!r})
@@ -195,25 +201,51 @@ MEASURES: dict[str, Callable[[Path, Path], Callable[[], object]]] = {
 }
 
 
-def keep_in_memory(path: Path, *, wanted: bool) -> None:
-    """Reads a file once, so that it is warm; or lets go of its pages, which would crowd out the others."""
+def read_once(path: Path, least_free: float = 0.0) -> None:
+    """Reads a file into the system's memory, until less than this share of the memory is free."""
+    held = bytearray(1 << 22)
     with path.open("rb", buffering=0) as file:
-        if not wanted:
-            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
-            return
-        held = bytearray(1 << 20)
-        while file.readinto(held):
+        while free_share() > least_free and file.readinto(held):
             pass
+
+
+def free_share() -> float:
+    """The share of the machine's memory that holds nothing, not even a file's old pages."""
+    found = dict(re.findall(r"(Mem\w+):\s+(\d+)", Path("/proc/meminfo").read_text()))
+    return int(found["MemFree"]) / int(found["MemTotal"])
+
+
+def fill_memory(folder: Path) -> None:
+    """Leaves little memory that holds nothing, by reading an empty file of the memory's size."""
+    path = folder / "nothing.bin"
+    with path.open("wb") as file:
+        file.truncate(os.sysconf("SC_PHYS_PAGES") * PAGE)
+    read_once(path, least_free=0.12)
+
+
+def touch_free_memory() -> None:
+    """Makes the host of a virtual machine give what is still free back, by writing to nearly all of it once.
+
+    Linux tells the host of freed memory two seconds after it was freed: what was freed before is over and done with
+    before this is.
+    """
+    size = int(free_share() * os.sysconf("SC_PHYS_PAGES") * PAGE * 0.9) // HUGE * HUGE
+    with mmap.mmap(-1, size) as held:
+        held.madvise(mmap.MADV_HUGEPAGE)  # files get their memory in as large pieces
+        for start in range(0, size, HUGE):
+            held[start : start + HUGE] = NOTHING
+        time.sleep(5)
 
 
 def timed(name: str, base: Path, folder: Path) -> tuple[float, float]:
     """Seconds on the clock and of the processor, in a process that has done nothing else."""
     measure = MEASURES[name](base, folder)
-    from_folder = name in FROM_FOLDER
     (folder / "floor.safetensors").unlink(missing_ok=True)
-    for path in (base, *(folder / "out").rglob("*.safetensors")):
-        keep_in_memory(path, wanted=(path != base) == from_folder)
+    fill_memory(folder)
+    for path in (folder / "out").rglob("*.safetensors") if name in FROM_FOLDER else (base,):
+        read_once(path)
     os.sync()
+    touch_free_memory()
     start, worked = time.perf_counter(), time.process_time()
     made = measure()
     seconds = time.perf_counter() - start, time.process_time() - worked
@@ -275,7 +307,8 @@ def main() -> None:
         print(
             f"all keys right in {result}: {all_keys_right(base, arguments.folder / f'{result}.safetensors')}"
         )
-    (arguments.folder / "floor.safetensors").unlink(missing_ok=True)
+    for left in ("floor.safetensors", "nothing.bin"):
+        (arguments.folder / left).unlink(missing_ok=True)
     for name in ("again", "again.safetensors"):
         dst = arguments.folder / name
         print(f"peak RSS of convert to {name}: {peak_mib(base, dst, arguments.threads):.0f} MiB above")

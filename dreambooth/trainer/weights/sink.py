@@ -1,4 +1,4 @@
-"""Where a weight file is written: in pieces, each hashed and read back while the next one is written."""
+"""Where a weight file is written: in pieces that are gathered, written, hashed and read back beside each other."""
 
 from __future__ import annotations
 
@@ -8,25 +8,51 @@ from collections import deque
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from types import TracebackType
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
+import torch
 
 from dreambooth.trainer.weights.base import Entry, bytes_of
 
-PIECE = 1 << 20
-BEHIND = 4
+PIECE = 1 << 22
+PIECES = 8
 FLUSHED = 1 << 26
 WORD = 8
+
+
+class Piece:
+    """Memory for some bytes of the file, and what is still done with them."""
+
+    def __init__(self) -> None:
+        self.memory = _memory()
+        self.start = 0
+        self.length = 0
+        self.working: list[Future[None]] = []
+
+    @property
+    def filled(self) -> memoryview:
+        return self.memory[: self.length]
+
+    @property
+    def room(self) -> memoryview:
+        return self.memory[self.length :]
+
+    def wait(self) -> None:
+        """Until nothing is done with it any more. Raises what went wrong, an OSError where writing failed."""
+        for done in self.working:
+            done.result()
+        self.working = []
 
 
 class Sink:
     """A new file that is written once from front to back.
 
     With `hashed` its sha256 is made on the way; with `checked` every piece is read back from the file and
-    compared with what was given (`wrong` says what differed, "" if nothing). Each runs in a thread of its own, since
-    they let go of Python's lock and the hash alone takes longer than the copying. `places` notes where each tensor
-    went, by name: offset and length in bytes.
+    compared with what was given (`wrong` says what differed, "" if nothing). The caller gathers the pieces; writing,
+    hashing and looking at what was written each have a thread, since all of them let go of Python's lock: the file is
+    done when the slowest of them is, which is the writing, or the hash where the disk is fast. `position` counts what
+    was taken, `places` notes where each tensor goes, by name: offset and length in bytes.
     """
 
     def __init__(self, path: Path, *, hashed: bool, checked: bool) -> None:
@@ -37,12 +63,10 @@ class Sink:
         self._file = path.open("xb", buffering=0)
         self._back = path.open("rb", buffering=0) if checked else None
         self._hash = hashlib.sha256() if hashed else None
-        self._memory = np.empty(PIECE, dtype=np.uint8)
-        self._hasher, self._checker = ThreadPoolExecutor(max_workers=1), ThreadPoolExecutor(max_workers=1)
-        self._working: deque[list[Future[None]]] = deque()
-        self._pieces = [memoryview(bytearray(PIECE)) for _ in range(BEHIND + 2)]
-        self._turn = 0
+        self._memory = _memory()
         self._flushed = 0
+        self._writer, self._hasher, self._looker = (ThreadPoolExecutor(max_workers=1) for _ in range(3))
+        self._pieces = deque(Piece() for _ in range(PIECES))
 
     def __enter__(self) -> Sink:
         return self
@@ -53,87 +77,107 @@ class Sink:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self._hasher.shutdown(wait=True)
-        self._checker.shutdown(wait=True)
+        for thread in (self._writer, self._hasher, self._looker):
+            thread.shutdown(wait=True, cancel_futures=error is not None)
         self._file.close()
         if self._back is not None:
             self._back.close()
 
     def write_entry(self, entry: Entry) -> None:
-        """Write a tensor's bytes and note where they went. Raises OSError."""
+        """Take a tensor's bytes and note where they go. Raises OSError, also for what was taken before."""
         self.places[entry.name] = (self.position, entry.nbytes)
         if entry.raw is None:
             return self.write(bytes_of(entry.data().contiguous()))
-        for start in range(0, entry.nbytes, PIECE):
-            piece = self._free_memory()[: min(PIECE, entry.nbytes - start)]
-            entry.raw(start, piece)
-            self._write_piece(piece)
+        done = 0
+        while done < entry.nbytes:
+            room = self._room(entry.nbytes - done)
+            entry.raw(done, room)
+            done += self._took(room)
 
     def write(self, data: bytes | memoryview) -> None:
-        """Write bytes, which must not change any more. Raises OSError."""
-        view = memoryview(data)
-        for start in range(0, len(view), PIECE):
-            self._write_piece(view[start : start + PIECE])
+        """Take bytes. Raises OSError, also for what was taken before."""
+        view, done = np.frombuffer(data, dtype=np.uint8) if len(data) else np.empty(0, np.uint8), 0
+        while done < len(view):
+            room = self._room(len(view) - done)
+            np.copyto(np.frombuffer(room, dtype=np.uint8), view[done : done + len(room)])
+            done += self._took(room)
 
     def finish(self) -> None:
-        """Wait until everything has been looked at and is on the disk."""
-        self._wait(0)
+        """Wait until everything is written, looked at and on the disk. Raises OSError."""
+        self._pass_on(self._pieces[0])
+        for piece in self._pieces:
+            piece.wait()
         os.fsync(self._file.fileno())
 
     def hexdigest(self) -> str:
         """The sha256 of everything that was written; "" if it is not hashed."""
         return self._hash.hexdigest() if self._hash is not None else ""
 
-    def _write_piece(self, piece: memoryview) -> None:
-        self._put(piece)
-        working = []
+    def _room(self, wanted: int) -> memoryview:
+        """Memory for the next bytes, at most as many as wanted: what is left of the piece that is being filled."""
+        piece = self._pieces[0]
+        if not piece.length:
+            piece.start = self.position
+        return piece.room[:wanted]
+
+    def _took(self, room: memoryview) -> int:
+        piece, count = self._pieces[0], len(room)
+        piece.length += count
+        self.position += count
+        if piece.length == PIECE:
+            self._pass_on(piece)
+        return count
+
+    def _pass_on(self, piece: Piece) -> None:
+        """Let a piece be written, and go on with the one that was passed on longest ago, once that is free."""
+        data = piece.filled
+        written = self._writer.submit(self._put, data)
+        piece.working.append(written)
         if self._hash is not None:
-            working.append(self._hasher.submit(self._hash.update, piece))
-        if self._back is not None:
-            working.append(self._checker.submit(self._look_at, self._back, self.position, piece))
-        self._working.append(working)
-        self.position += len(piece)
-        self._wait(BEHIND)
-        if self.position - self._flushed >= FLUSHED:
-            self._start_flushing()
+            piece.working.append(self._hasher.submit(self._hash.update, data))
+        piece.working.append(self._looker.submit(self._look_at, piece.start, data, written))
+        self._pieces.rotate(-1)
+        self._pieces[0].wait()
+        self._pieces[0].length = 0
 
-    def _wait(self, count: int) -> None:
-        """Wait until no more than this many pieces are still looked at."""
-        while len(self._working) > count:
-            for done in self._working.popleft():
-                done.result()
-
-    def _free_memory(self) -> memoryview:
-        """Memory for the next piece, in turn: what is in it is written and looked at before it comes again."""
-        self._turn = (self._turn + 1) % len(self._pieces)
-        return self._pieces[self._turn]
-
-    def _put(self, piece: memoryview) -> None:
+    def _put(self, data: memoryview) -> None:
         done = 0
-        while done < len(piece):
-            done += self._file.write(piece[done:])
+        while done < len(data):
+            done += self._file.write(data[done:])
 
-    def _look_at(self, back: BinaryIO, position: int, piece: memoryview) -> None:
-        held, done = self._memory[: len(piece)], 0
-        back.seek(position)
-        while done < len(piece):
-            count = back.readinto(held[done:].data)  # type: ignore[attr-defined]
-            if not count:
-                break
-            done += count
-        if done < len(piece) or not _same(held, np.frombuffer(piece, dtype=np.uint8)):
-            self.wrong = self.wrong or f"the bytes from {position} on"
-
-    def _start_flushing(self) -> None:
-        """Let the system begin to write to the disk, so that there is little left for the last sync."""
-        if hasattr(os, "posix_fadvise"):
-            count = self.position - self._flushed
+    def _look_at(self, start: int, data: memoryview, written: Future[None]) -> None:
+        """Read what was written back and compare it; let the disk begin with it, so that little is left to sync."""
+        written.result()
+        if self._back is not None and not _same(self._read_back(start, len(data)), data):
+            self.wrong = self.wrong or f"the bytes from {start} on"
+        if hasattr(os, "posix_fadvise") and start + len(data) - self._flushed >= FLUSHED:
+            count = start + len(data) - self._flushed
             os.posix_fadvise(self._file.fileno(), self._flushed, count, os.POSIX_FADV_DONTNEED)
-        self._flushed = self.position
+            self._flushed += count
+
+    def _read_back(self, start: int, length: int) -> memoryview:
+        """As many of the bytes as the file has."""
+        assert self._back is not None
+        held, done = self._memory[:length], 0
+        self._back.seek(start)
+        while done < length and (count := self._back.readinto(held[done:])):
+            done += count
+        return held[:done]
 
 
-def _same(one: np.ndarray[Any, Any], other: np.ndarray[Any, Any]) -> bool:
+def _memory() -> memoryview:
+    """Of a piece's size; what is never written to takes none, so that small files cost little."""
+    return bytes_of(torch.empty(PIECE, dtype=torch.uint8))
+
+
+def _same(one: memoryview, other: memoryview) -> bool:
     words = len(one) // WORD * WORD  # compared as words, which is several times as fast as bytes
-    return np.array_equal(one[:words].view(np.uint64), other[:words].view(np.uint64)) and np.array_equal(
-        one[words:], other[words:]
+    return (
+        len(one) == len(other)
+        and np.array_equal(_words(one[:words]), _words(other[:words]))
+        and one[words:] == other[words:]
     )
+
+
+def _words(data: memoryview) -> np.ndarray[Any, Any]:
+    return np.frombuffer(data, dtype=np.uint64) if len(data) else np.empty(0, dtype=np.uint64)
