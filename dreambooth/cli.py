@@ -274,10 +274,8 @@ def _convert(arguments: argparse.Namespace) -> int:
 
 def _generate(arguments: argparse.Namespace) -> int:
     from dreambooth.trainer.adapters.merging import parse_request
-    from dreambooth.trainer.adapters.reading import open_adapter
     from dreambooth.trainer.sampling.generate import generate
 
-    requests = [parse_request(text) for text in arguments.lora]
     written = generate(
         arguments.model,
         arguments.prompt,
@@ -289,10 +287,9 @@ def _generate(arguments: argparse.Namespace) -> int:
         guidance_scale=arguments.guidance_scale,
         sampler=arguments.sampler,
         clip_skip=arguments.clip_skip,
-        adapters=requests,
+        adapters=[parse_request(text) for text in arguments.lora],
+        say=lambda note: print(f"note: {note}", file=sys.stderr),
     )
-    for note in (note for request in requests for note in open_adapter(request.path).notes):
-        print(f"note: {note}", file=sys.stderr)
     print(written)
     return DONE
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,6 +12,7 @@ import torch
 from dreambooth.shared.errors import InputError, RunFailed
 from dreambooth.shared.paths import check_writable, write_whole
 from dreambooth.trainer.adapters.merging import Request
+from dreambooth.trainer.adapters.summary import notes_on
 from dreambooth.trainer.machine import choose_device
 from dreambooth.trainer.models.convert import LoadedModel, load_model
 from dreambooth.trainer.models.tokenizer import default_tokenizer
@@ -39,8 +40,10 @@ def generate(
     sampler: str = "dpmpp_2m",
     clip_skip: int = 1,
     adapters: Sequence[Request] = (),
+    say: Callable[[str], None] = lambda note: None,
 ) -> Path:
     """Draw `prompt` with a single file or a diffusers folder and `adapters`, write it to `out` and return that path.
+    `say` is called with what there is to know of the adapters, a line each.
 
     `size` is "W", "WxH" or a pair of pixels, multiples of 8; empty: the size that the model was made for. A file
     that is there is replaced. Raises `InputError` for a wrong argument or model, before anything is computed.
@@ -53,6 +56,8 @@ def generate(
     device = choose_device()
     # read once, and gone soon
     model = load_model(model_path, dtype=_dtype_for(device.type), mapped=True, adapters=adapters)
+    for note in notes_on((adapter.path for adapter in adapters), model.identified):
+        say(note)
     width, height = wanted or model_size(model)
     _check_clip_skip(model, clip_skip)
     request = SampleRequest(prompt, negative, seed, steps, guidance_scale, width, height, sampler)

@@ -22,17 +22,18 @@ WORD = 8
 
 
 class Piece:
-    """Memory for some bytes of the file, and what is still done with them."""
+    """Memory for some bytes of the file, and what is still done with them; a whole piece may be `given` where it lies."""
 
     def __init__(self) -> None:
         self.memory = _memory()
+        self.given: memoryview | None = None
         self.start = 0
         self.length = 0
         self.working: list[Future[None]] = []
 
     @property
     def filled(self) -> memoryview:
-        return self.memory[: self.length]
+        return self.memory[: self.length] if self.given is None else self.given
 
     @property
     def room(self) -> memoryview:
@@ -43,6 +44,11 @@ class Piece:
         for done in self.working:
             done.result()
         self.working = []
+
+    def empty(self) -> None:
+        """Wait, and begin anew."""
+        self.wait()
+        self.given, self.length = None, 0
 
 
 class Sink:
@@ -95,11 +101,14 @@ class Sink:
             done += self._took(room)
 
     def write(self, data: bytes | memoryview) -> None:
-        """Take bytes. Raises OSError, also for what was taken before."""
-        view, done = np.frombuffer(data, dtype=np.uint8) if len(data) else np.empty(0, np.uint8), 0
+        """Take bytes, which must not change any more. Raises OSError, also for what was taken before."""
+        view, done = memoryview(data), 0
         while done < len(view):
             room = self._room(len(view) - done)
-            np.copyto(np.frombuffer(room, dtype=np.uint8), view[done : done + len(room)])
+            if len(room) == PIECE:
+                self._pieces[0].given = view[done : done + PIECE]
+            else:
+                room[:] = view[done : done + len(room)]
             done += self._took(room)
 
     def finish(self) -> None:
@@ -137,8 +146,7 @@ class Sink:
             piece.working.append(self._hasher.submit(self._hash.update, data))
         piece.working.append(self._looker.submit(self._look_at, piece.start, data, written))
         self._pieces.rotate(-1)
-        self._pieces[0].wait()
-        self._pieces[0].length = 0
+        self._pieces[0].empty()
 
     def _put(self, data: memoryview) -> None:
         done = 0

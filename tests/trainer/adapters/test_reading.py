@@ -13,6 +13,7 @@ import pytest
 import tiny
 import torch
 from checkpoints import write
+from PIL import Image
 from safetensors.torch import load_file
 
 from dreambooth.shared.errors import InputError
@@ -23,6 +24,7 @@ from dreambooth.trainer.adapters.summary import summarize
 from dreambooth.trainer.adapters.targets import targets_of
 from dreambooth.trainer.models.convert import convert, load_model
 from dreambooth.trainer.models.inspection import inspect
+from dreambooth.trainer.sampling import generate as drawing
 
 UP, DOWN = "lora_up.weight", "lora_down.weight"
 
@@ -350,14 +352,20 @@ def test_inspect_tells_programs_that_an_adapter_with_foreign_parts_cannot_be_use
 
 
 @pytest.mark.parametrize(("told", "noted"), [("v_prediction", 1), ("epsilon", 0), ("", 0)])
-def test_an_adapter_for_another_prediction_is_a_note_where_it_is_merged_or_trained_on(
-    told, noted, tmp_path
+def test_an_adapter_for_another_prediction_is_a_note_where_it_is_merged_drawn_or_trained_on(
+    told, noted, tmp_path, monkeypatch
 ) -> None:
+    monkeypatch.setattr(
+        drawing, "_picture", lambda *given: Image.new("RGB", (64, 64))
+    )  # its words are too few
     model, path = models.trained(tmp_path, "sd1")
     path = write(tmp_path / "told.safetensors", load_file(path), told and {"modelspec.prediction_type": told})
     found = convert(model.source.path, tmp_path / "out.safetensors", adapters=[Request(path)]).notes
     started = models.planned(model, rank=0, init_from=path).notes
     assert started[0] == f"the adapter goes on from {path}"
-    for notes in (found, started):
+    drawn: list[str] = []
+    picture = {"out": tmp_path / "a.png", "steps": 1, "size": "64"}
+    drawing.generate(model.source.path, "a cat", adapters=[Request(path)], say=drawn.append, **picture)
+    for notes in (found, started, drawn):
         said = [note for note in notes if "told.safetensors was made for a model that predicts" in note]
         assert len(said) == noted

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import random
 
 import pytest
@@ -128,3 +129,9 @@ def test_a_missing_vocabulary_says_what_to_install(monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(DreamboothError, match="pip install --no-deps open_clip_torch"):
         subject._vocabulary_path()
+
+
+def test_the_folders_vocabulary_is_written_as_json_writes_it(tmp_path):
+    write_tokenizer_folder(tmp_path)
+    text = (tmp_path / "vocab.json").read_text(encoding="utf-8")
+    assert text == json.dumps(vocabulary()[0], ensure_ascii=False)
