@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import tiny
 import torch
 from checkpoints import write
+from PIL import Image
 
 from dreambooth.shared.errors import InputError
 from dreambooth.trainer.adapters.peft_config import PEFT_CONFIG, PEFT_FILE
@@ -62,7 +64,11 @@ def test_a_folder_without_one_is_used_with_a_note(tmp_path) -> None:
 
 
 def test_a_picture_comes_with_that_note(tmp_path, monkeypatch, capsys) -> None:
-    monkeypatch.setattr(generate, "generate", lambda *arguments, **named: tmp_path / "dog.png")
-    picture = ("--out", tmp_path / "dog.png", "--lora", f"{folder(tmp_path)}:0.5")
+    identified = SimpleNamespace(prediction_type="epsilon", family=SimpleNamespace(clip_skip=True))
+    configs = {"text_encoder": {"num_hidden_layers": 2}}
+    model = SimpleNamespace(identified=identified, configs=configs, components={})
+    monkeypatch.setattr(generate, "load_model", lambda *arguments, **named: model)
+    monkeypatch.setattr(generate, "_picture", lambda *arguments: Image.new("RGB", (64, 64)))
+    picture = ("--size", "64", "--out", tmp_path / "dog.png", "--lora", f"{folder(tmp_path)}:0.5")
     assert tiny.dreambooth("generate", "base.safetensors", "a dog", *picture) == 0
     assert f"note: no alpha is told for {tmp_path.name}" in capsys.readouterr().err
