@@ -6,10 +6,9 @@ Makes a file of the size of Stable Diffusion 1.5 (2.13 GB, float16, random weigh
 measures in turn, each round, each in a process of its own that has imported everything, and prints medians and ratios.
 Before each measure the memory is filled and what is still free touched (free memory of a virtual machine may have been
 given back to its host, and then costs up to five times as much to take), what is read is read once, and the disk is
-synced.
-Ours sync what they write, safetensors does not: its second row does, so that both wait for the same disk, and the last
-column is against that one. FOLDER needs six times the file's size, with `--forms` (from file to folder and back, no
-modules) four times, and memory two and a half times. Linux only.
+synced. Ours sync what they write, safetensors does not: its second row does, so that both wait for the same disk, and
+the last column is against that one. FOLDER needs six times the file's size, with `--forms` (from file to folder and
+back, no modules) four times, and memory two and a half times. Linux only.
 """
 
 from __future__ import annotations

@@ -27,7 +27,6 @@ class Piece:
     def __init__(self) -> None:
         self.memory = _memory()
         self.given: memoryview | None = None
-        self.start = 0
         self.length = 0
         self.working: list[Future[None]] = []
 
@@ -39,16 +38,12 @@ class Piece:
     def room(self) -> memoryview:
         return self.memory[self.length :]
 
-    def wait(self) -> None:
-        """Until nothing is done with it any more. Raises what went wrong, an OSError where writing failed."""
+    def empty(self) -> None:
+        """Wait until nothing is done with it any more, and begin anew. Raises what went wrong, an OSError where writing
+        failed."""
         for done in self.working:
             done.result()
-        self.working = []
-
-    def empty(self) -> None:
-        """Wait, and begin anew."""
-        self.wait()
-        self.given, self.length = None, 0
+        self.working, self.given, self.length = [], None, 0
 
 
 class Sink:
@@ -115,7 +110,7 @@ class Sink:
         """Wait until everything is written, looked at and on the disk. Raises OSError."""
         self._pass_on(self._pieces[0])
         for piece in self._pieces:
-            piece.wait()
+            piece.empty()
         os.fsync(self._file.fileno())
 
     def hexdigest(self) -> str:
@@ -124,10 +119,7 @@ class Sink:
 
     def _room(self, wanted: int) -> memoryview:
         """Memory for the next bytes, at most as many as wanted: what is left of the piece that is being filled."""
-        piece = self._pieces[0]
-        if not piece.length:
-            piece.start = self.position
-        return piece.room[:wanted]
+        return self._pieces[0].room[:wanted]
 
     def _took(self, room: memoryview) -> int:
         piece, count = self._pieces[0], len(room)
@@ -139,12 +131,12 @@ class Sink:
 
     def _pass_on(self, piece: Piece) -> None:
         """Let a piece be written, and go on with the one that was passed on longest ago, once that is free."""
-        data = piece.filled
+        data, start = piece.filled, self.position - piece.length
         written = self._writer.submit(self._put, data)
         piece.working.append(written)
         if self._hash is not None:
             piece.working.append(self._hasher.submit(self._hash.update, data))
-        piece.working.append(self._looker.submit(self._look_at, piece.start, data, written))
+        piece.working.append(self._looker.submit(self._look_at, start, data, written))
         self._pieces.rotate(-1)
         self._pieces[0].empty()
 

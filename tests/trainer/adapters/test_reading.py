@@ -355,9 +355,8 @@ def test_inspect_tells_programs_that_an_adapter_with_foreign_parts_cannot_be_use
 def test_an_adapter_for_another_prediction_is_a_note_where_it_is_merged_drawn_or_trained_on(
     told, noted, tmp_path, monkeypatch
 ) -> None:
-    monkeypatch.setattr(
-        drawing, "_picture", lambda *given: Image.new("RGB", (64, 64))
-    )  # its words are too few
+    # the model knows too few words to draw
+    monkeypatch.setattr(drawing, "_picture", lambda *given: Image.new("RGB", (64, 64)))
     model, path = models.trained(tmp_path, "sd1")
     path = write(tmp_path / "told.safetensors", load_file(path), told and {"modelspec.prediction_type": told})
     found = convert(model.source.path, tmp_path / "out.safetensors", adapters=[Request(path)]).notes
