@@ -191,7 +191,7 @@ def train_stop_and_resume(
 
     other = browser.new_page()
     second = Tab(other, webui.url).open()
-    assert second.state == "Running"
+    second.until_state("Running")
     wait_until(lambda: second.step >= 20, "a second page follows")
     other.close()
     tab.reload()
