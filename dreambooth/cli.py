@@ -234,9 +234,11 @@ def _stop(arguments: argparse.Namespace) -> int:
 
 def _export(arguments: argparse.Namespace) -> int:
     from dreambooth.shared.runfolder import find_run
+    from dreambooth.trainer.control import terminated_as_interrupted
     from dreambooth.trainer.run import export
 
-    return export(find_run(arguments.run_name), arguments.step)
+    with terminated_as_interrupted():
+        return export(find_run(arguments.run_name), arguments.step)
 
 
 def _runs(arguments: argparse.Namespace) -> int:
@@ -255,19 +257,26 @@ def _runs(arguments: argparse.Namespace) -> int:
     return DONE
 
 
+def _note(text: str) -> None:
+    print(f"note: {text}", file=sys.stderr)
+
+
 def _convert(arguments: argparse.Namespace) -> int:
     from dreambooth.trainer.adapters.merging import parse_request
+    from dreambooth.trainer.control import terminated_as_interrupted
     from dreambooth.trainer.models.convert import convert
 
-    report = convert(
-        arguments.src,
-        arguments.dst,
-        dtype=arguments.dtype,
-        prediction_type=arguments.prediction_type,
-        use_ema_weights=arguments.use_ema_weights,
-        overwrite=arguments.overwrite,
-        adapters=[parse_request(text) for text in arguments.lora],
-    )
+    with terminated_as_interrupted():
+        report = convert(
+            arguments.src,
+            arguments.dst,
+            dtype=arguments.dtype,
+            prediction_type=arguments.prediction_type,
+            use_ema_weights=arguments.use_ema_weights,
+            overwrite=arguments.overwrite,
+            adapters=[parse_request(text) for text in arguments.lora],
+            say=_note,
+        )
     print(report)
     return DONE
 
@@ -288,7 +297,7 @@ def _generate(arguments: argparse.Namespace) -> int:
         sampler=arguments.sampler,
         clip_skip=arguments.clip_skip,
         adapters=[parse_request(text) for text in arguments.lora],
-        say=lambda note: print(f"note: {note}", file=sys.stderr),
+        say=_note,
     )
     print(written)
     return DONE

@@ -9,6 +9,7 @@ import json
 import os
 import pickle
 import shutil
+import signal
 import struct
 import sys
 import zipfile
@@ -342,6 +343,18 @@ def test_ctrl_c_while_the_plan_is_made_leaves_nothing(tmp_path, capsys, monkeypa
     assert dreambooth("train", settings) == 1
     assert capsys.readouterr().err == "Interrupted.\n"
     assert tree(tmp_path) == before
+
+
+def test_a_conversion_that_is_terminated_leaves_nothing_and_says_so(tmp_path, capsys, monkeypatch) -> None:
+    from dreambooth.trainer.weights.sink import Sink
+
+    before = signal.getsignal(signal.SIGTERM)
+    monkeypatch.setattr(Sink, "finish", lambda self: signal.raise_signal(signal.SIGTERM))
+    for name in ("a.safetensors", "folder"):
+        assert dreambooth("convert", tiny.base(), tmp_path / name) == 1
+        assert capsys.readouterr().err == "Interrupted.\n"
+    assert list(tmp_path.iterdir()) == []
+    assert signal.getsignal(signal.SIGTERM) is before
 
 
 @pytest.mark.parametrize("make", [an_unreadable_image, a_truncated_image, an_enormous_image])

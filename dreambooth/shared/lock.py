@@ -87,13 +87,13 @@ def holder(path: Path) -> int:
 
 
 @contextmanager
-def hold(path: Path, *, patience: float = 1.0) -> Iterator[None]:
-    """Holds the lock until the block ends.
+def hold(path: Path, *, patience: float = 1.0, make: bool = True) -> Iterator[None]:
+    """Holds the lock until the block ends; without `make`, only of a file that is there.
 
     It is tried for `patience` seconds, since a reader that only looks (`is_held`) has it for a moment.
     Raises HeldElsewhere if somebody else keeps it, OSError if the file cannot be made or locked at all.
     """
-    with _open(path, os.O_RDWR | os.O_CREAT) as file:
+    with _open(path, os.O_RDWR | (os.O_CREAT if make else 0)) as file:
         deadline = time.monotonic() + patience
         while not _try_lock(file):
             if time.monotonic() > deadline:

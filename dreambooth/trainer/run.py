@@ -34,7 +34,7 @@ from dreambooth.trainer.processes import Processes, join_processes, shared_out
 from dreambooth.trainer.reporter import Reporter
 from dreambooth.trainer.saving import results
 from dreambooth.trainer.saving.checkpoint import load_state, saved_steps
-from dreambooth.trainer.saving.outputs import claim, outputs_of, release_own
+from dreambooth.trainer.saving.outputs import claim, outputs_of, release_own, remove_half_written
 from dreambooth.trainer.session import Session
 from dreambooth.trainer.stepdown import first_line, is_out_of_memory
 
@@ -195,6 +195,8 @@ def export(folder: RunFolder, step: int | None) -> int:
         base, outputs = open_base(settings), outputs_of(settings, run=folder.path)
         kept = kept_adapter(folder.path, settings, base)
         adapter = kept or adapter_plan(settings, base, list(state.weights))
+        for place in (outputs.folder, folder.path):
+            remove_half_written(place, lambda said: Reporter().write(f"Note: {said}"))
         written = results.write_checkpoint(
             outputs.at_step(state.progress.step),
             base,

@@ -90,7 +90,8 @@ class Session:
         with self.processes.together():
             if self.processes.is_main:
                 naming.claim(self.plan.outputs, self.folder.path)
-                naming.remove_half_written(self.plan.outputs)
+                for place in (self.plan.outputs.folder, self.folder.path):
+                    naming.remove_half_written(place, lambda said: self.emit("warning", text=said))
         self._restore_threads()
         assembly.set_up_arithmetic(self.plan)
         keep_to(self.device, self.settings.model.vram_limit)

@@ -68,6 +68,15 @@ def test_a_second_holder_is_refused_and_told_who_has_it(path: Path) -> None:
         assert is_held(path)
 
 
+def test_a_lock_that_is_gone_is_not_made_again_where_that_is_not_wanted(path: Path) -> None:
+    with pytest.raises(FileNotFoundError), hold(path, make=False):
+        pass
+    assert not path.exists()
+    path.touch()
+    with hold(path, make=False):
+        assert is_held(path)
+
+
 def test_a_holder_that_is_killed_leaves_the_lock_free(path: Path) -> None:
     with script(HOLD, path) as process:
         assert process.stdout.readline() == "held\n"

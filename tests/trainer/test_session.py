@@ -149,6 +149,24 @@ def test_a_resumed_run_computes_with_as_many_threads_as_at_its_beginning(tmp_pat
     assert seen == [1]
 
 
+def test_a_run_removes_what_killed_ones_left_where_it_writes_and_says_so(
+    tmp_path, capsys, monkeypatch
+) -> None:
+    settings = config(tmp_path)
+    at_event(monkeypatch, "phase", lambda found: found.order("stop"), name="class images")
+    assert dreambooth("train", settings) == 130
+    found = run_in(tmp_path)
+    for folder in (tmp_path / "out", found.path):
+        (folder / ".sks-7-0123abcd.tmp").write_bytes(bytes(1000))
+        (folder / ".sks-7-0123abcd.tmp.lock").touch()
+    at_event(monkeypatch, "phase", lambda found: found.order("stop"), name="class images")
+    assert dreambooth("resume", found.path) == 130
+    assert not list(tmp_path.rglob(".*.tmp*"))
+    text = "removed .sks-7-0123abcd.tmp (1 kB), which a killed process had left half written"
+    assert [event["text"] for event in events(found, "warning")] == [text, text]
+    assert f"Note: {text}\n" in capsys.readouterr().err
+
+
 def test_a_run_bounds_the_cache_and_keeps_its_own_part(tmp_path, monkeypatch) -> None:
     monkeypatch.setattr(session.TensorStore, "trim", functools.partialmethod(session.TensorStore.trim, 0))
     assert dreambooth("train", config(tmp_path, random_flip=True)) == 0

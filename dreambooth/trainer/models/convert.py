@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,7 +18,7 @@ from dreambooth.trainer.models.export_file import export_entries, export_single_
 from dreambooth.trainer.models.loading import LoadedModel, canonical_state, load_model, understand
 from dreambooth.trainer.models.modelspec import completed
 from dreambooth.trainer.models.sources import EMA_PREFIX, open_model
-from dreambooth.trainer.saving.outputs import size_text
+from dreambooth.trainer.saving.outputs import remove_half_written, size_text
 from dreambooth.trainer.weights import Entry, WeightFile, write_weights
 from dreambooth.trainer.weights.ckpt_file import CkptFile
 
@@ -68,12 +68,14 @@ def convert(
     use_ema_weights: bool = False,
     prediction_type: str = "auto",
     adapters: Sequence[Request] = (),
+    say: Callable[[str], None] = lambda note: None,
 ) -> Conversion:
     """Convert between single files and diffusers folders; a `dst` without .safetensors or .ckpt is a folder.
 
     Without a `dtype` every tensor keeps its own, bit for bit, and so does everything else that is in a file;
     with one, floating-point weights take it. `adapters` are merged into the weights in float32, and averaged weights,
-    which know nothing of them, are left out then. Raises InputError for whatever is wrong with the input,
+    which know nothing of them, are left out then. What a killed process left half written beside `dst` is removed, which
+    `say` is told. Raises InputError for whatever is wrong with the input,
     DreamboothError when the disk is full; then nothing is left behind.
     """
     src, dst = Path(src), Path(dst)
@@ -84,6 +86,7 @@ def convert(
     source = with_adapters(source, description, adapters)
     dtype = DTYPES[dtype] if isinstance(dtype, str) else dtype
     entries = export_entries(source, description, {}, dtype, keep_ema=not adapters)
+    remove_half_written(dst.absolute().parent, say)
     _check_room(dst, entries)
     notes = (
         *_notes_on_adapters(source, adapters, description.identified),

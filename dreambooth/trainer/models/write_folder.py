@@ -7,8 +7,6 @@ buffers, `position_ids`, whatever else was in the file, its metadata) stands in 
 from __future__ import annotations
 
 import json
-import shutil
-import uuid
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
@@ -16,8 +14,8 @@ from typing import Any
 
 import torch
 
+from dreambooth.shared.aside import aside, put_folder
 from dreambooth.shared.errors import InputError
-from dreambooth.shared.paths import fsync_folder
 from dreambooth.trainer.families import Identified, TextPart
 from dreambooth.trainer.families.description import Description
 from dreambooth.trainer.families.names import TEXT_MODEL, Binding
@@ -90,15 +88,12 @@ def write_folder(
     replaced (`overwrite` replaces a diffusers folder and nothing else), DreamboothError if the disk is full.
     """
     _check_replaceable(dst, overwrite=overwrite)
-    aside = dst.with_name(f".{dst.name[:60]}-{uuid.uuid4().hex[:8]}.tmp")
-    try:
-        with errors_are_said(dst):
-            dst.parent.mkdir(parents=True, exist_ok=True)
-            aside.mkdir()
-            written = _write_parts(aside, source, description, dtype)
-            _put_in_place(aside, dst)
-    finally:
-        shutil.rmtree(aside, ignore_errors=True)
+    with errors_are_said(dst):
+        dst.parent.mkdir(parents=True, exist_ok=True)
+        with aside(dst) as temporary:
+            temporary.mkdir()
+            written = _write_parts(temporary, source, description, dtype)
+            put_folder(temporary, dst)
     return written
 
 
@@ -234,15 +229,3 @@ def _check_replaceable(dst: Path, *, overwrite: bool) -> None:
             where=str(dst),
             remedy="choose another name, or replace it (--overwrite)",
         )
-
-
-def _put_in_place(aside: Path, dst: Path) -> None:
-    """Rename the new folder to its name; the old one goes only when the new one stands there."""
-    old = None
-    if dst.exists():
-        old = aside.with_suffix(".old")
-        dst.rename(old)
-    aside.rename(dst)
-    fsync_folder(dst.parent)
-    if old is not None:
-        shutil.rmtree(old, ignore_errors=True)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from dreambooth.shared.aside import leftover_bytes
 from dreambooth.shared.settings import Settings, TrainingSettings
 from dreambooth.trainer.adapters.plan import AdapterPlan
 from dreambooth.trainer.adapters.writing import adapter_bytes
@@ -130,10 +131,10 @@ def planned_files(plan: Plan, data: DataPlan, resumed: Path | None) -> list[Plan
     run = resumed or Path(result.runs_dir) / plan.outputs.name
     checkpoint = result_bytes(settings, plan.base, plan.adapter)
     what = f"the trained {plan.adapter.kind.title if plan.adapter else 'checkpoint'}"
-    files = [PlannedFile(plan.outputs.final, checkpoint, what)]
+    files = [PlannedFile(plan.outputs.final, checkpoint, what, leftover_bytes(plan.outputs.folder))]
     files += _on_the_way(settings, plan.outputs, checkpoint)
     if result.output_kind == "diffusers":
-        files.append(PlannedFile(run, checkpoint, "while the folder is written"))
+        files.append(PlannedFile(run, checkpoint, "while the folder is written", leftover_bytes(run)))
     kept = settings.saving.checkpoints_total_limit + 1  # one is whole while the next is written
     states = kept * state_bytes(plan.base, plan.trained, settings.training, plan.adapter)
     there = _folder_bytes(resumed / "state") if resumed else 0

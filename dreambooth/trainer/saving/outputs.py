@@ -5,10 +5,11 @@ from __future__ import annotations
 import json
 import re
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from dreambooth.shared.aside import remove_leftovers
 from dreambooth.shared.claims import CLAIM_SUFFIX, holder
 from dreambooth.shared.commands import command_line
 from dreambooth.shared.errors import InputError
@@ -31,8 +32,6 @@ _MODELS = {
     "vae": "the VAE that this run uses",
     "init_from": "the adapter that this run goes on from",
 }
-# what a killed process leaves of a checkpoint (weights/writing.py gives these names)
-_HALF_WRITTEN = re.compile(r"\.(?P<stem>.+)-[0-9a-f]{8}\.tmp(\.\w+)?")
 
 
 @dataclass(frozen=True)
@@ -198,21 +197,10 @@ def claim(outputs: Outputs, run: Path) -> None:
         write_json(outputs.claim, content)
 
 
-def remove_half_written(outputs: Outputs) -> None:
-    """Removes what an earlier life of the claim's holder was writing when it was killed: whole gigabytes."""
-    for path in outputs.folder.iterdir():
-        match = _HALF_WRITTEN.fullmatch(path.name)
-        stem = match["stem"] if match else ""
-        if stem == outputs.name or (_is_step_of(outputs, stem) and not _is_claimed(outputs, stem)):
-            shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
-
-
-def _is_step_of(outputs: Outputs, stem: str) -> bool:
-    return stem.startswith(f"{outputs.name}-") and stem.removeprefix(f"{outputs.name}-").isdigit()
-
-
-def _is_claimed(outputs: Outputs, name: str) -> bool:
-    return claimant(Outputs(outputs.folder, name, outputs.suffix)) is not None
+def remove_half_written(folder: Path, say: Callable[[str], None]) -> None:
+    """Removes what killed processes left in a folder that is written into, whole gigabytes, and says each."""
+    for name, size in remove_leftovers(folder).items():
+        say(f"removed {name} ({size_text(size)}), which a killed process had left half written")
 
 
 def release(outputs: Outputs) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any
 
 import torch
 
+from dreambooth.shared.aside import aside
 from dreambooth.shared.config import CONCEPT_PATHS, PATHS, to_mapping
 from dreambooth.shared.errors import InputError
 from dreambooth.shared.runfolder import RunFolder
@@ -22,7 +22,6 @@ from dreambooth.trainer.adapters.writing import training_metadata, write_adapter
 from dreambooth.trainer.machine import DTYPES
 from dreambooth.trainer.models.convert import LoadedModel, convert, export_single_file
 from dreambooth.trainer.models.loading import in_file_order
-from dreambooth.trainer.models.place_base import clip_folder_of
 from dreambooth.trainer.models.sources import open_model
 from dreambooth.trainer.saving.checkpoint import State
 from dreambooth.trainer.saving.outputs import RUN_ID_KEY, SETTINGS_KEY, check_takes_nothing_away
@@ -181,14 +180,13 @@ def write_checkpoint(
         return export_single_file(
             path, base, trained, output_dtype=dtype, metadata=dict(metadata), overwrite=overwrite
         )
-    single = scratch / f"{path.name}.safetensors"
-    try:
-        export_single_file(single, base, trained, output_dtype=dtype, metadata=dict(metadata), overwrite=True)
+    with aside(scratch / path.name) as room:
+        room.mkdir()
+        single = room / f"{path.name}.safetensors"
+        export_single_file(
+            single, base, trained, output_dtype=dtype, metadata=dict(metadata), overwrite=False
+        )
         made = convert(single, path, overwrite=overwrite)
-    finally:
-        single.unlink(missing_ok=True)
-        single.with_suffix(".yaml").unlink(missing_ok=True)
-        shutil.rmtree(clip_folder_of(single), ignore_errors=True)
     return Written(path, made.nbytes, folder_sha256(path))
 
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
-import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
+from dreambooth.shared.aside import aside
 from dreambooth.shared.errors import DreamboothError, InputError
 from dreambooth.shared.paths import fsync_folder
 from dreambooth.trainer.weights import ckpt_file, ckpt_writer, safetensors_file
@@ -52,18 +52,12 @@ def write_whole(
     """See `dreambooth.trainer.weights.write_weights`."""
     writer_for(path)
     _check_free(path, overwrite)
-    # a name that no program takes for a checkpoint's
-    temporary = path.with_name(f".{path.stem[:60]}-{uuid.uuid4().hex[:8]}.tmp")
-    try:
-        with errors_are_said(path):
-            written = write_new(temporary, content, verify=verify, final=path)
-            _check_free(path, overwrite)  # minutes may have passed
-            before_rename()
-            os.replace(temporary, path)
-            fsync_folder(path.parent)
-    finally:
-        with contextlib.suppress(OSError):  # a disk that may not be written any more: what went wrong is said
-            temporary.unlink(missing_ok=True)
+    with errors_are_said(path), aside(path) as temporary:
+        written = write_new(temporary, content, verify=verify, final=path)
+        _check_free(path, overwrite)  # minutes may have passed
+        before_rename()
+        os.replace(temporary, path)
+        fsync_folder(path.parent)
     return written
 
 

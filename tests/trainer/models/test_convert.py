@@ -259,6 +259,24 @@ def test_a_disk_without_room_is_said_before_anything_is_written(tmp_path, monkey
     assert [place.name for place in tmp_path.iterdir()] == ["a.safetensors"]
 
 
+def test_what_a_killed_process_left_beside_it_is_removed_before_room_is_looked_for(tmp_path, monkeypatch):
+    path = write(tmp_path / "a.safetensors", tensors(TINY_SD1))
+    (tmp_path / "b").mkdir()
+    left = tmp_path / "b" / ".b.safetensors-0123abcd.tmp"
+    left.write_bytes(bytes(1000))
+    left.with_name(f"{left.name}.lock").touch()
+    free = shutil.disk_usage
+    monkeypatch.setattr(
+        shutil,
+        "disk_usage",
+        lambda place: shutil._ntuple_diskusage(1, 1, 0) if left.exists() else free(place),
+    )
+    said = []
+    convert(path, tmp_path / "b" / "b.safetensors", say=said.append)
+    assert said == [f"removed {left.name} (1 kB), which a killed process had left half written"]
+    assert [place.name for place in (tmp_path / "b").iterdir()] == ["b.safetensors"]
+
+
 def test_a_disk_that_fills_up_leaves_the_old_folder_and_nothing_else(tmp_path, monkeypatch):
     path = write(tmp_path / "a.safetensors", tensors(TINY_SD1))
     convert(path, tmp_path / "folder")

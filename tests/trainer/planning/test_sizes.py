@@ -127,6 +127,17 @@ def test_a_resumed_run_needs_only_what_is_not_there_yet(tmp_path) -> None:
     assert fresh.volumes[0].needed - resumed.volumes[0].needed == saved
 
 
+def test_what_a_killed_process_left_half_written_is_room_to_be_had(tmp_path) -> None:
+    settings = load_settings(config(tmp_path))
+    needed = make_plan(settings).volumes[0].needed
+    (tmp_path / "out").mkdir()
+    left = tmp_path / "out" / ".sks.safetensors-0123abcd.tmp"
+    left.write_bytes(bytes(1000))
+    left.with_name(f"{left.name}.lock").touch()
+    assert needed - make_plan(settings).volumes[0].needed == 1000
+    assert left.exists(), "a plan changes nothing"
+
+
 def test_a_diffusers_folder_needs_room_twice_while_it_is_written(tmp_path) -> None:
     files = planned(config(tmp_path), "output_kind=diffusers")
     assert files["while"].size == files["the"].size

@@ -10,6 +10,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+from translations import table, untranslated
 
 from dreambooth.shared.config import settings_from
 from dreambooth.shared.errors import InputError
@@ -206,25 +207,16 @@ def test_a_torn_claim_is_none(content, made, run) -> None:
     assert json.loads(made.claim.read_bytes()) == {"run": str(run)}
 
 
-def test_only_what_this_run_left_half_written_is_removed(made, run) -> None:
-    claim(made, run)
-    claim(Outputs(made.folder, "sks-7", ".safetensors"), run.parent)
-    own = [".sks-0123abcd.tmp.safetensors", ".sks-20-0123abcd.tmp.safetensors", ".sks-89abcdef.tmp"]
-    others = [
-        ".sks-7-0123abcd.tmp.safetensors",  # of another run, which has claimed sks-7
-        ".sks2-0123abcd.tmp.safetensors",
-        ".sks-best-0123abcd.tmp.safetensors",
-        "sks-0123abcd.tmp.safetensors",
-        ".sks-0123abcd.safetensors",
-        "sks.safetensors",
-    ]
-    for name in own + others:
-        (made.folder / name).touch()
-    (made.folder / own[-1]).unlink()
-    (made.folder / own[-1] / "unet").mkdir(parents=True)  # a diffusers folder
-    remove_half_written(made)
-    left = {path.name for path in made.folder.iterdir()}
-    assert left == {*others, made.claim.name, "sks-7.claimed-by-a-run"}
+def test_what_is_removed_of_a_killed_process_is_said_with_its_size(tmp_path) -> None:
+    (tmp_path / ".sks-0123abcd.tmp" / "unet").mkdir(parents=True)  # a diffusers folder
+    (tmp_path / ".sks-0123abcd.tmp" / "unet" / "weights").write_bytes(bytes(1500))
+    (tmp_path / ".sks-0123abcd.tmp.lock").touch()
+    said: list[str] = []
+    remove_half_written(tmp_path, said.append)
+    assert said == ["removed .sks-0123abcd.tmp (1.5 kB), which a killed process had left half written"]
+    assert untranslated(said[0], table()) == []
+    remove_half_written(tmp_path, said.append)
+    assert len(said) == 1 and list(tmp_path.iterdir()) == []
 
 
 def test_room_is_counted_once_for_each_disk_and_without_what_is_there(tmp_path, monkeypatch) -> None:
