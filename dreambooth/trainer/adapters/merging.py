@@ -13,7 +13,9 @@ from dreambooth.shared.errors import InputError
 from dreambooth.trainer.adapters import kinds
 from dreambooth.trainer.adapters.plan import AdapterPlan
 from dreambooth.trainer.adapters.reading import Bound, bind, open_adapter
+from dreambooth.trainer.adapters.summary import other_prediction
 from dreambooth.trainer.adapters.targets import Target, targets_of
+from dreambooth.trainer.families import Identified
 from dreambooth.trainer.families.description import Description
 from dreambooth.trainer.models.loading import LoadedModel, in_file_order
 from dreambooth.trainer.weights import TensorInfo, WeightFile
@@ -104,6 +106,7 @@ class MergedFile:
         self.metadata = file.metadata
         self.extras = file.extras
         self.tensors: dict[str, TensorInfo] = file.tensors
+        self.adapters = [merge.bound.file for merge in merges]
         layers: dict[tuple[str, str], list[tuple[Merge, Target]]] = {}
         for merge in merges:
             for target in merge.bound.layers:
@@ -156,6 +159,12 @@ def with_adapters(source: WeightFile, description: Description, requests: Sequen
     """A checkpoint's file with adapters in its weights; itself if there are none. Raises InputError for one that does
     not fit it."""
     return MergedFile(source, description, prepare(requests, source, description)) if requests else source
+
+
+def notes_on_adapters(source: WeightFile, identified: Identified) -> list[str]:
+    """What there is to say of the adapters that are in a checkpoint's weights, if there are any."""
+    adapters = source.adapters if isinstance(source, MergedFile) else []
+    return [note for file in adapters for note in (*file.notes, *other_prediction(file, identified))]
 
 
 @torch.no_grad()

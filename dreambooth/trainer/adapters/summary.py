@@ -5,15 +5,14 @@ from __future__ import annotations
 import dataclasses
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from dreambooth.trainer.adapters import kinds
 from dreambooth.trainer.adapters.forms import misfit
 from dreambooth.trainer.adapters.names import foreign_model
-from dreambooth.trainer.adapters.reading import TITLES, AdapterFile, open_adapter, problems, strangers
+from dreambooth.trainer.adapters.reading import TITLES, AdapterFile, problems, strangers
 from dreambooth.trainer.families import Identified
 from dreambooth.trainer.families.detect import told_by_file
 
@@ -96,14 +95,6 @@ def other_prediction(file: AdapterFile, identified: Identified) -> list[str]:
         f"{file.path.name} was made for a model that predicts {told[0]} ({told[1]}), and this one predicts "
         f"{identified.prediction_type}: its pictures may be worse for it"
     ]
-
-
-def notes_on(paths: Iterable[Path], identified: Identified) -> list[str]:
-    """What there is to say of adapters that are used with a model that is of this kind."""
-    notes = []
-    for adapter in map(open_adapter, paths):
-        notes += [*adapter.notes, *other_prediction(adapter, identified)]
-    return notes
 
 
 def _component(name: str) -> str:

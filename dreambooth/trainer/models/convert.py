@@ -11,8 +11,7 @@ import torch
 
 from dreambooth.shared.errors import InputError
 from dreambooth.shared.paths import check_writable, existing_parent, takes_away
-from dreambooth.trainer.adapters.merging import Request, with_adapters
-from dreambooth.trainer.adapters.summary import notes_on
+from dreambooth.trainer.adapters.merging import Request, notes_on_adapters, with_adapters
 from dreambooth.trainer.families import Identified
 from dreambooth.trainer.models.export_file import export_entries, export_single_file, yaml_beside
 from dreambooth.trainer.models.loading import LoadedModel, canonical_state, load_model, understand
@@ -158,7 +157,7 @@ def _notes_on_marks(source: WeightFile, dst: Path, entries: Sequence[Entry]) -> 
 
 def _notes_on_adapters(source: WeightFile, adapters: Sequence[Request], identified: Identified) -> list[str]:
     notes = [f"merged in: {request.path.name}, weight {request.weight:g}" for request in adapters]
-    notes += notes_on((request.path for request in adapters), identified)
+    notes += notes_on_adapters(source, identified)
     if adapters and any(name.startswith(EMA_PREFIX) for name in source.tensors):
         notes.append("the averaged (EMA) weights were left out: the adapter is not in them")
     return notes

@@ -11,8 +11,7 @@ import torch
 
 from dreambooth.shared.errors import InputError, RunFailed
 from dreambooth.shared.paths import check_writable, write_whole
-from dreambooth.trainer.adapters.merging import Request
-from dreambooth.trainer.adapters.summary import notes_on
+from dreambooth.trainer.adapters.merging import Request, notes_on_adapters
 from dreambooth.trainer.machine import choose_device
 from dreambooth.trainer.models.convert import LoadedModel, load_model
 from dreambooth.trainer.models.tokenizer import default_tokenizer
@@ -56,7 +55,7 @@ def generate(
     device = choose_device()
     # read once, and gone soon
     model = load_model(model_path, dtype=_dtype_for(device.type), mapped=True, adapters=adapters)
-    for note in notes_on((adapter.path for adapter in adapters), model.identified):
+    for note in notes_on_adapters(model.source, model.identified):
         say(note)
     width, height = wanted or model_size(model)
     _check_clip_skip(model, clip_skip)

@@ -17,6 +17,7 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from dreambooth.shared.errors import InputError
+from dreambooth.trainer.adapters import reading
 from dreambooth.trainer.adapters.forms import made_shape
 from dreambooth.trainer.adapters.merging import Request, parse_request
 from dreambooth.trainer.adapters.reading import bind, open_adapter
@@ -359,12 +360,15 @@ def test_an_adapter_for_another_prediction_is_a_note_where_it_is_merged_drawn_or
     monkeypatch.setattr(drawing, "_picture", lambda *given: Image.new("RGB", (64, 64)))
     model, path = models.trained(tmp_path, "sd1")
     path = write(tmp_path / "told.safetensors", load_file(path), told and {"modelspec.prediction_type": told})
-    found = convert(model.source.path, tmp_path / "out.safetensors", adapters=[Request(path)]).notes
     started = models.planned(model, rank=0, init_from=path).notes
+    opened, open_weights = [], reading.open_weights
+    monkeypatch.setattr(reading, "open_weights", lambda path: opened.append(path) or open_weights(path))
+    found = convert(model.source.path, tmp_path / "out.safetensors", adapters=[Request(path)]).notes
     assert started[0] == f"the adapter goes on from {path}"
     drawn: list[str] = []
     picture = {"out": tmp_path / "a.png", "steps": 1, "size": "64"}
     drawing.generate(model.source.path, "a cat", adapters=[Request(path)], say=drawn.append, **picture)
+    assert opened == [path, path], "once in each, for its weights and for its notes"
     for notes in (found, started, drawn):
         said = [note for note in notes if "told.safetensors was made for a model that predicts" in note]
         assert len(said) == noted
