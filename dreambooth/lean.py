@@ -1,10 +1,13 @@
 """Keeps the libraries from importing what a training never uses: it is most of the time before the first step.
+And keeps Python from looking for garbage where there is none.
 
 - diffusers imports transformers, peft, bitsandbytes and others, where they are installed, for pipelines, adapters
   and quantization. It is written to do without each of them, so while diffusers is imported they are not to be found.
 - torch's optimizers, and diffusers, import torch's compiler only to mark functions that it is not to compile, or not
   to look into. Here these marks are remembered, and the compiler is imported once anything else is asked of it; the
   marks are then as if it had been there from the start.
+- torch's hundred thousands of objects stay as long as the process does. Python's collector is not to look through them
+  again and again while they are made, nor whenever it looks through everything, nor at the end.
 
 This is for a process that is ours (`start` is called from `__main__`); whoever imports the package as a library has
 the libraries as they are.
@@ -14,6 +17,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import gc
 import importlib.abc
 import importlib.machinery
 import importlib.util
@@ -42,7 +46,9 @@ class _Finder(importlib.abc.MetaPathFinder):
     ) -> importlib.machinery.ModuleSpec | None:
         top = fullname.partition(".")[0]
         if top == "diffusers":
-            return _with_loader(fullname, path, _WithoutOthers)
+            return _with_loader(fullname, path, functools.partial(_Within, _without_others))
+        if fullname == "torch":
+            return _with_loader(fullname, path, functools.partial(_Within, _never_collected))
         if fullname == COMPILER:
             return _with_loader(fullname, path, _Later)
         if fullname.startswith(COMPILER + "."):
@@ -59,10 +65,15 @@ def _with_loader(
     return spec
 
 
-class _WithoutOthers(importlib.abc.Loader):
-    """Runs a module of diffusers while what is hidden from it cannot be found."""
+class _Within(importlib.abc.Loader):
+    """Runs a module in circumstances of its own."""
 
-    def __init__(self, real: importlib.abc.Loader) -> None:
+    def __init__(
+        self,
+        circumstances: Callable[[], contextlib.AbstractContextManager[None]],
+        real: importlib.abc.Loader,
+    ) -> None:
+        self._circumstances = circumstances
         self._real = real
 
     def create_module(self, spec: importlib.machinery.ModuleSpec) -> ModuleType | None:
@@ -70,21 +81,35 @@ class _WithoutOthers(importlib.abc.Loader):
 
     def exec_module(self, module: ModuleType) -> None:
         _set_loader(module, self._real)
-        with _hidden(HIDDEN_FROM_DIFFUSERS):
+        with self._circumstances():
             self._real.exec_module(module)
 
 
 @contextlib.contextmanager
-def _hidden(names: Sequence[str]) -> Iterator[None]:
-    """None in `sys.modules` is Python's own way to say that there is no such module. What is imported already is
-    left alone: then there is nothing to win."""
-    absent = [name for name in names if name not in sys.modules]
+def _without_others() -> Iterator[None]:
+    """What is hidden from diffusers cannot be found. None in `sys.modules` is Python's own way to say that there is no
+    such module. What is imported already is left alone: then there is nothing to win."""
+    absent = [name for name in HIDDEN_FROM_DIFFUSERS if name not in sys.modules]
     sys.modules.update(dict.fromkeys(absent))  # type: ignore[arg-type]
     try:
         yield
     finally:
         for name in absent:
             del sys.modules[name]
+
+
+@contextlib.contextmanager
+def _never_collected() -> Iterator[None]:
+    """All that is there when the block ends is out of the collector's sight from then on. Nothing of a run is: no model, no
+    picture, of which cycles would never be given back."""
+    collects = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+        gc.freeze()
+    finally:
+        if collects:
+            gc.enable()
 
 
 class _Later(importlib.abc.Loader):

@@ -12,14 +12,20 @@ import pytest
 from dreambooth import lean
 
 STORY = """
-import json, sys
+import gc, json, sys
 from dreambooth import lean
 
 lean.start()
 lean.start()
 told = {"finders": sum(type(finder).__module__ == lean.__name__ for finder in sys.meta_path)}
 
+collections = []
+gc.collect()
+gc.callbacks.append(lambda phase, about: collections.append(phase))
 import torch
+told["collector"] = [len(collections), gc.isenabled(), gc.get_freeze_count() > 50_000]
+told["torch's loader"] = type(torch.__loader__).__module__, type(torch.__spec__.loader).__module__
+
 from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 
@@ -76,6 +82,11 @@ def told():
 
 def test_starting_twice_is_starting_once(told):
     assert told["finders"] == 1
+
+
+def test_torch_is_imported_without_looking_for_garbage_and_never_looked_through_again(told):
+    assert told["collector"] == [0, True, True]
+    assert lean.__name__ not in told["torch's loader"]
 
 
 def test_neither_models_nor_an_optimizer_step_bring_along_what_no_training_uses(told):
