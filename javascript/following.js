@@ -59,9 +59,9 @@
     }
 
     db.following = {
-        /** From the page's own beginning, before anything is asked. */
-        begin(active) {
-            known = {active};
+        /** From the page's own beginning, before anything is asked: `active` and `listed`, as its lists were made. */
+        begin(active, listed) {
+            known = {active, listed};
             db.run.active = active;
             db.run.starting = false;
             clearTimeout(timer);

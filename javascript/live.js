@@ -113,8 +113,8 @@
         }
     }
 
-    /** A trainer is on its way that has not said anything yet: what is known is of an earlier one, or nothing. */
-    const isStarting = (state) => state.state === "running" && !state.ending && ["", "stopped"].includes((state.phase || {}).name || "");
+    /** A trainer is on its way that has not said anything yet, or not what it does: what is known is of an earlier one, or nothing. */
+    const isStarting = (state) => state.state === "running" && (state.starting || (!state.ending && !(state.phase || {}).name));
 
     /** A trainer that was told to stop, or is done: what it does until it is gone. */
     const ENDINGS = {stop: "Stopping", stop_now: "Stopping", done: "Ending"};

@@ -271,7 +271,7 @@
         db.installation.begin(db.page.installation);
         db.form.load(beginning(db.page.form || {}));
         remembered = JSON.stringify(db.form.value);
-        db.following.begin(db.page.active || "");
+        db.following.begin(db.page.active || "", db.page.listed);
         db.show(db.run.active ? "live" : "new", db.run.active);
         db.markActive();
         db.runs.soon();

@@ -137,6 +137,7 @@ def _planned(shared: Services, body: PlanBody, is_gone: Callable[[], bool]) -> d
 
 
 def _page(shared: Services) -> dict[str, Any]:
+    listed = webui.times_listed()  # before the models, of which some may come meanwhile
     active = shared.jobs.active()
     return {
         "version": __version__,
@@ -152,6 +153,7 @@ def _page(shared: Services) -> dict[str, Any]:
         "options": dataclasses.asdict(webui.options()),
         "form": shared.last_form.load() or _newcomers_form(),
         "active": active.run.name if active is not None and active.run is not None else "",
+        "listed": listed,
         "places": {
             "runs": str(webui.runs_dir()),
             "checkpoints": str(webui.checkpoints_dir()),

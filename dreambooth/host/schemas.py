@@ -151,6 +151,9 @@ class LiveAnswer(BaseModel):
     offset: int = Field(0, description="give it back as `since`")
     behind: bool = Field(False, description="there is more to read: ask again at once")
     state: str = ""
+    starting: bool = Field(
+        False, description="of one that runs: its trainer is on its way, and the rest is of the life before"
+    )
     ending: str = Field(
         "",
         description="of one that runs: stop or stop_now once it was told so, done until its process is gone",

@@ -179,6 +179,7 @@ class Look:
     steps: int
     whole: bool
     ending: str = ""  # of one that runs: what it does before it is gone
+    starting: bool = False  # its trainer is on its way, and all that was said is of the life before
 
 
 class Watcher:
@@ -212,6 +213,7 @@ class Watcher:
                 "offset": view.offset,
                 "behind": not look.whole,
                 "state": look.state,
+                "starting": look.starting,
                 "ending": look.ending,
                 "phase": dict(view.phase),
                 "step": look.step,
@@ -294,7 +296,10 @@ class Watcher:
         whole = view.read(budget=budget)
         step, steps = _step(view), _count(view.now.get("of")) or _count(view.plan.get("steps"))
         if alive:
-            return Look("running", None, step, steps, whole, self._what_ends_it(view, held) if whole else "")
+            since = _written(view.run.lock) if held else self._began(view.run)
+            starting = whole and since > view.changed
+            ending = self._what_ends_it(view, held, since) if whole and not starting else ""
+            return Look("running", None, step, steps, whole, ending, starting)
         ended, error, changed = view.ended, view.error, view.changed
         if not whole:
             last = self._last_word(view)
@@ -306,12 +311,9 @@ class Watcher:
             ended, error = "interrupted", self._ending(view.run, changed)
         return Look(ended, error, step, steps, whole)
 
-    def _what_ends_it(self, view: View, held: bool) -> str:
-        """`stop` or `stop_now` of a run that was told so, `done` of one that has nothing more to do though its process is
-        not gone yet, else empty: also while a new trainer is on its way, whose run's last word is of the life before."""
-        since = _written(view.run.lock) if held else self._began(view.run)
-        if since > view.changed:
-            return ""
+    def _what_ends_it(self, view: View, held: bool, since: float) -> str:
+        """`stop` or `stop_now` of a run that was told so after `since`, when its trainer began, `done` of one that has
+        nothing more to do though its process is not gone yet, else empty."""
         if view.ended:
             return "done"
         if held:

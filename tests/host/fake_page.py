@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -79,6 +80,14 @@ class FakeWebUI:
         """The bodies of all requests to a route, the newest last."""
         return [body for name, body in self.asked if name == route]
 
+    def until_sent(self, route: str, times: int) -> list[Any]:
+        """The bodies of all requests to a route, once there are as many: what a click asks for comes after it."""
+        deadline = time.monotonic() + 30
+        while len(self.sent(route)) < times:
+            assert time.monotonic() < deadline, f"{times} times {route}, but {self.sent(route)}"
+            self.page.wait_for_timeout(20)
+        return self.sent(route)
+
     def _answer(self, route: Any, request: Any) -> None:
         path = unquote(urlparse(request.url).path).removeprefix(self.root)
         if path == "/":
@@ -122,6 +131,7 @@ class FakeWebUI:
                 "version": "1", "installation": self.installation, "groups": fields.groups(),
                 "concept_fields": fields.concept_fields(), "presets": as_json(), "checkpoints": MODELS, "vaes": [],
                 "flags": self.flags, "options": {}, "form": self.form, "active": self.active,
+                "listed": 1,
                 "places": {"runs": "/data/runs", "checkpoints": "/models", "photos": "/data/photos"},
             },
             "GET installation": self.installation,

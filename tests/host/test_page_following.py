@@ -77,13 +77,11 @@ def test_what_the_webui_lists_anew_is_among_the_pages_checkpoints_and_in_the_web
             document.body.append(refresh);
         }"""
     )
-    with page.expect_response("**/active"):
-        look_now(page)
     new = {**MODELS[0], "path": "/models/me.safetensors", "title": "me.safetensors [22]", "name": "me"}
     webui.answers["GET models"] = {"checkpoints": [*MODELS, new], "vaes": []}
     webui.answers["GET active"] = {**state, "listed": 2}
     page.wait_for_selector("#dbt_f_model option[value='/models/me.safetensors']", state="attached")
-    assert page.evaluate("window.refreshed") == 1
+    page.wait_for_function("window.refreshed === 1")
     assert page.input_value("#dbt_f_model") == MODELS[1]["path"], "what was chosen stays"
 
 
@@ -181,3 +179,13 @@ def test_what_is_wrong_with_the_next_training_can_be_gone_to_while_one_runs(page
     page.set_input_files("#dbt_c0_files", [{"name": "a.jpg", "mimeType": "image/jpeg", "buffer": b"x"}])
     page.click("#dbt_reason .dbt-error:has-text('is being made') button")
     assert page.evaluate("document.activeElement.id") == "dbt_f_output_name"
+
+
+def test_a_run_that_goes_on_after_a_kill_is_starting_whatever_it_did_last(page):
+    webui = FakeWebUI(page, active="me", answers={"GET runs/me/live": {**LIVE, "starting": True}}).open()
+    page.wait_for_function("document.querySelector('#dbt_phase').textContent === 'Starting'")
+    assert page.inner_text("#dbt_rate") == "–", "its rate is of the life before"
+    assert page.is_disabled("#dbt_do_stop_now"), "nobody hears it yet"
+    webui.answers["GET runs/me/live"] = LIVE
+    page.wait_for_function("document.querySelector('#dbt_phase').textContent === 'Training'")
+    assert page.inner_text("#dbt_rate") == "0.67"

@@ -223,7 +223,7 @@ def test_the_page_gets_all_that_it_is_drawn_from(site):
     page = one.get("/page").json()
     assert set(page) >= {
         "version", "installation", "groups", "concept_fields", "presets", "checkpoints", "vaes", "flags", "options",
-        "form", "active", "places",
+        "form", "active", "listed", "places",
     }  # fmt: skip
     assert [model["name"] for model in page["checkpoints"]] == ["base.safetensors"]
     assert page["form"]["model"] == page["checkpoints"][0]["path"]

@@ -287,10 +287,12 @@ def test_a_run_that_was_told_to_stop_says_so_until_it_is_gone(run, log):
     assert look(here, run)["ending"] == ""
     with run.hold():
         os.utime(run.lock, (time.time() + 60, time.time() + 60))
-        assert look(here, run)["ending"] == "", "a new trainer, whose run said this before"
+        found = look(here, run)
+        assert (found["starting"], found["ending"]) == (True, ""), "a new trainer, whose run said this before"
         log.emit("plan", steps=9)
         os.utime(run.lock, (0, 0))
-        assert look(here, run)["ending"] == ""
+        found = look(here, run)
+        assert (found["starting"], found["ending"]) == (False, "")
 
 
 def test_a_process_that_is_not_gone_yet_is_told_from_one_that_is_on_its_way(run, log):
@@ -298,7 +300,18 @@ def test_a_process_that_is_not_gone_yet_is_told_from_one_that_is_on_its_way(run,
     for began, ending in ((0.0, "done"), (time.time() + 60, "")):
         seen = Watcher(lambda _: Ending("", ""), lambda _: True, began=lambda _, at=began: at)
         found = look(seen, run)
-        assert (found["state"], found["ending"]) == ("running", ending)
+        assert (found["state"], found["ending"], found["starting"]) == ("running", ending, not ending)
+
+
+def test_a_trainer_that_goes_on_after_a_kill_is_starting_until_it_says_something(run, log):
+    log.emit("plan", steps=9)
+    log.emit("phase", name="training", of=9)
+    step(log, 3)
+    seen = Watcher(lambda _: Ending("", ""), lambda _: True, began=lambda _: time.time() + 60)
+    assert look(seen, run)["starting"], "what it did last is of the life before"
+    log.emit("phase", name="training", of=9)
+    seen = Watcher(lambda _: Ending("", ""), lambda _: True, began=lambda _: time.time() - 60)
+    assert not look(seen, run)["starting"]
 
 
 def test_a_stop_that_was_left_for_the_trainer_before_stops_no_later_one(run, log):
