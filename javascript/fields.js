@@ -55,8 +55,17 @@
             return {control, show: (value) => { control.checked = Boolean(value); }, read: () => ({value: control.checked})};
         },
         choice(entry, props) {
-            const control = db.h("select", props, entry.choices.map((choice) => db.h("option", {value: choice}, choice)));
-            return {control, show: (value) => { control.value = value; }, read: () => ({value: control.value})};
+            const control = db.h("select", props);
+            let offered = "";
+            const show = (value) => {
+                const choices = db.form.choices(entry);
+                if (choices.join() !== offered) {
+                    offered = choices.join();
+                    db.fill(control, choices.map((choice) => db.h("option", {value: choice}, choice)));
+                }
+                control.value = value;
+            };
+            return {control, show, read: () => ({value: control.value})};
         },
         /** Choices, and whatever else `entry.other` says. */
         open(entry, props) {
@@ -131,6 +140,7 @@
 
         /** `whole`: another form was opened; else what somebody is just writing stays as it is written. */
         function refresh(whole) {
+            root.hidden = !db.form.means(binding.where);
             if ((whole || document.activeElement !== part.control) && !db.form.wrong.has(binding.where)) {
                 part.show(binding.get());
             }

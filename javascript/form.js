@@ -1,5 +1,6 @@
 "use strict";
-/* The form: one object with the names of a config file, in which only what differs from the default stands. */
+/* The form: one object with the names of a config file, in which only what differs from the default stands. What means
+   nothing for the chosen kind of result is kept in it for when that kind comes back, and takes no part meanwhile. */
 (function (db) {
     const listeners = [];
     const clone = (value) => JSON.parse(JSON.stringify(value));
@@ -30,8 +31,46 @@
             return entry ? entry.default : undefined;
         },
 
+        /** A setting as it takes part. */
         get(name) {
+            return name in this.value && this.takesPart(name) ? this.value[name] : this.default(name);
+        },
+
+        /** A setting as it was filled in, for whatever kind of result. */
+        kept(name) {
             return name in this.value ? this.value[name] : this.default(name);
+        },
+
+        /** Whether a setting, or a field that is none, means something for the chosen kind of result. */
+        means(name) {
+            const kinds = (this.entries.get(name) || {}).kinds || [];
+            return !kinds.length || kinds.includes(this.kept("output_kind"));
+        },
+
+        /** The choices of a setting that the chosen kind of result takes. */
+        choices(entry) {
+            const kinds = entry.choice_kinds || {};
+            return entry.choices.filter((choice) => !kinds[choice] || kinds[choice].includes(this.kept("output_kind")));
+        },
+
+        takesPart(name) {
+            const kinds = ((this.entries.get(name) || {}).choice_kinds || {})[this.value[name]];
+            return this.means(name) && (!kinds || kinds.includes(this.kept("output_kind")));
+        },
+
+        /** What is planned and trained: the form without what takes no part. */
+        asked() {
+            return clone(Object.fromEntries(Object.entries(this.value).filter(([name]) => this.takesPart(name))));
+        },
+
+        /** The names of what stands in the form and takes no part. */
+        idle() {
+            return Object.keys(this.value).filter((name) => !this.takesPart(name));
+        },
+
+        /** What cannot be a value and takes part: [where, text] each. */
+        mistakes() {
+            return [...this.wrong].filter(([where]) => this.means(where));
         },
 
         tidy(name) {
@@ -65,7 +104,7 @@
         },
 
         isDefault(name) {
-            return !(name in this.value);
+            return same(this.get(name), this.default(name));
         },
 
         copy: () => clone(db.form.value),

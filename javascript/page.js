@@ -141,6 +141,7 @@
             db.presets.fresh("");
             db.form.load({...form, model: form.model || db.model.default()});
         }
+        notTaken = [...notTaken, ...db.form.idle().filter((name) => name in form)];
         db.show("new");
         const back = before ? db.button(db.t("Back to the form before"), () => putBack(before), {class: "dbt-link", id: "dbt_put_back"}) : null;
         const understood = db.button(db.t("Understood"), () => db.fill(opened), {class: "dbt-link"});
@@ -162,7 +163,7 @@
 
     async function save() {
         try {
-            const found = await db.api.post("save", {form: db.form.copy()});
+            const found = await db.api.post("save", {form: db.form.asked()});
             const url = URL.createObjectURL(new Blob([found.yaml], {type: "application/yaml"}));
             db.h("a", {href: url, download: found.name || "dreambooth.yaml"}).click();
             setTimeout(() => URL.revokeObjectURL(url), 10000);
@@ -210,6 +211,7 @@
         db.presets.refresh();
         db.model.refresh();
         groups.forEach(({accordion, names}) => {
+            accordion.hidden = !names.some((name) => db.form.means(name));
             const changed = names.filter((name) => !db.form.isDefault(name)).length;
             accordion.setCount(changed ? db.t("{n} changed", {n: changed}) : "");
         });

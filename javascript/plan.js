@@ -51,7 +51,7 @@
         if (name) {  // what it will be called where nothing is written
             name.control.placeholder = found && found.output ? db.baseName(found.output).replace(/\.\w+$/, "") : "";
         }
-        isOfAnother = db.form.wrong.size > 0;
+        isOfAnother = db.form.mistakes().length > 0;
         box.classList.toggle("dbt-stale", Boolean(asked) || isOfAnother);
         if (!found) {
             db.fill(facts);
@@ -91,8 +91,9 @@
         if (db.run.starting) {
             return {text: db.t("A training is being started."), show: () => db.show("live", "")};
         }
-        for (const [where, text] of db.form.wrong) {
-            return {text, where};
+        const [mistake] = db.form.mistakes();
+        if (mistake) {
+            return {text: mistake[1], where: mistake[0]};
         }
         if (db.model.isMissing()) {
             return {text: db.t("There is no checkpoint to begin with yet."), where: "model", beginning: true};
@@ -109,7 +110,7 @@
         if (errors.length) {
             return {problems: errors};
         }
-        if (asked || !db.plan.found || JSON.stringify(db.form.value) !== askedFor) {
+        if (asked || !db.plan.found || formText() !== askedFor) {
             return {text: db.t("Planning …"), quiet: true};
         }
         return null;
@@ -160,17 +161,18 @@
     /** Whether a concept's photos are still those that the last plan has looked at. */
     const isOfFolder = (index) => advised.folders[index] === (db.form.value.concepts[index] || {}).instance_data_dir;
 
+    const formText = () => JSON.stringify(db.form.asked());
     const conceptsText = () => JSON.stringify(db.form.value.concepts);
 
     async function ask() {
         stale = false;
         const waits = db.form.value.concepts.some((concept) => !concept.instance_data_dir);  // nothing is wrong yet
-        if (db.installation.state !== "ready" || db.form.wrong.size || waits) {
+        if (db.installation.state !== "ready" || db.form.mistakes().length || waits) {
             stopAsking();
             settleNothing(waits);
             return;
         }
-        const form = db.form.copy(), text = JSON.stringify(form);
+        const form = db.form.asked(), text = JSON.stringify(form);
         stopAsking();
         asked = new AbortController();
         const own = asked;
@@ -239,7 +241,7 @@
         starting = true;
         drawButton();
         try {
-            const {run} = await db.api.post("runs", {form: db.form.copy()}, {timeout: 300000});
+            const {run} = await db.api.post("runs", {form: db.form.asked()}, {timeout: 300000});
             db.run.awaited = !run;  // the trainer has not made its folder yet
             db.following.hear({active: run, starting: !run});
             db.show("live", run);
@@ -286,10 +288,11 @@
 
         /** After any change: plans if the form is another than that of the last plan. */
         changed() {
-            if (JSON.stringify(db.form.value) !== askedFor || db.form.wrong.size) {
+            const isWrong = db.form.mistakes().length > 0;
+            if (formText() !== askedFor || isWrong) {
                 db.plan.soon();
             }
-            if (isOfAnother !== db.form.wrong.size > 0) {
+            if (isOfAnother !== isWrong) {
                 draw();
             }
             drawButton();

@@ -102,7 +102,7 @@
         const preset = byName(chosen) || presets().find((one) => fits(one, before)), values = {};
         for (const name of preset ? names() : []) {
             const was = valueIn(preset, name, before), is = valueIn(preset, name, now);
-            if (!same(was, is) && same(db.form.get(name), was) && !db.form.typed.has(name)) {
+            if (!same(was, is) && same(db.form.kept(name), was) && !db.form.typed.has(name)) {
                 values[name] = is;
             }
         }
@@ -111,7 +111,7 @@
                 values[name] = preset ? valueIn(preset, name, now) : db.form.default(name);
             });
         }
-        const changed = Object.keys(values).filter((name) => !same(db.form.get(name), values[name]));
+        const changed = Object.keys(values).filter((name) => !same(db.form.kept(name), values[name]));
         if (!changed.length) {
             return false;
         }

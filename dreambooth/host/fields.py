@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import dataclasses
 from dataclasses import dataclass
 from typing import Any
 
-from ..shared.catalog import Entry, catalog, concept_catalog
+from ..shared.catalog import as_json, catalog, concept_catalog
 
 
 @dataclass(frozen=True)
@@ -70,11 +69,6 @@ def groups() -> list[dict[str, Any]]:
 def concept_fields() -> list[dict[str, Any]]:
     """The fields of one concept, in the same form as a group's."""
     return [as_json(entry) for entry in concept_catalog()]
-
-
-def as_json(entry: Entry) -> dict[str, Any]:
-    """One entry of the catalog as plain JSON values."""
-    return dataclasses.asdict(entry) | {"choices": list(entry.choices)}
 
 
 def _fields(index: int, theme: Theme) -> list[dict[str, Any]]:

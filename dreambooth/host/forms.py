@@ -14,11 +14,10 @@ from ..shared.concepts import NOT_TAKEN
 from ..shared.config import CONCEPT_PATHS, PATHS, setting_fields, settings_from
 from ..shared.errors import InputError
 from ..shared.paths import write_json
-from ..shared.settings import Settings
+from ..shared.settings import ADAPTERS, Settings
 from . import folders
 
 Form = dict[str, Any]
-ADAPTERS = frozenset({"lora", "lycoris"})
 
 
 def check(form: Mapping[str, Any]) -> Settings:

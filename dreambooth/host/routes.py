@@ -118,7 +118,6 @@ def _add_form_routes(router: APIRouter, shared: Services) -> None:
         text = forms.to_yaml(
             forms.complete(body.form, places())
         )  # on the command line too it does what the tab does
-        shared.last_form.save(body.form)
         return {"yaml": text, "name": f"{forms.name_of(body.form)}.yaml"}
 
     @router.post("/form", summary="Remembers the form, right or wrong")

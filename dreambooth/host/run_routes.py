@@ -63,7 +63,6 @@ def _add_start_routes(router: APIRouter, shared: Services) -> None:
     def start(body: FormBody) -> Any:
         config = forms.to_yaml(forms.complete(body.form, places()))
         check_environment()
-        shared.last_form.save(body.form)
         with speaking_of_photos(shared):
             run = shared.jobs.start(config, take_card())
         shared.follower.begin(run)

@@ -6,8 +6,9 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from .concepts import Concept
@@ -16,7 +17,8 @@ from .config import groups, number_text
 
 @dataclass(frozen=True)
 class Entry:
-    """One setting: `kind` is int, float, bool, str, dict or concepts; `group` orders page and help."""
+    """One setting: `kind` is int, float, bool, str, dict or concepts; `group` orders page and help; `kinds` and
+    `choice_kinds` are the kinds of result that it and its choices are for (see definition.py)."""
 
     name: str
     group: str
@@ -30,6 +32,8 @@ class Entry:
     unit: str
     common: bool
     other: str = ""
+    kinds: tuple[str, ...] = ()
+    choice_kinds: dict[str, tuple[str, ...]] = field(default_factory=dict)
 
 
 def catalog() -> list[Entry]:
@@ -44,7 +48,13 @@ def concept_catalog() -> list[Entry]:
 
 def schema() -> list[dict[str, Any]]:
     """The catalog as plain JSON values, for a page or a REST client."""
-    return [dataclasses.asdict(entry) | {"choices": list(entry.choices)} for entry in catalog()]
+    return [as_json(entry) for entry in catalog()]
+
+
+def as_json(entry: Entry) -> dict[str, Any]:
+    """One entry as plain JSON values."""
+    plain: dict[str, Any] = json.loads(json.dumps(dataclasses.asdict(entry)))
+    return plain
 
 
 def reference_table() -> str:
@@ -76,6 +86,8 @@ def _entry(group: str, item: dataclasses.Field[Any]) -> Entry:
         unit=about.get("unit", ""),
         common=bool(about.get("common")),
         other=(about.get("other") or ("", ""))[1],
+        kinds=tuple(about.get("kinds") or ()),
+        choice_kinds=dict(about.get("choice_kinds") or {}),
     )
 
 

@@ -11,6 +11,8 @@ import dataclasses
 from dataclasses import dataclass, field
 from typing import Any
 
+from .definition import ADAPTERS, WHOLE
+
 # One token each in CLIP's vocabulary, and rare in what the models were trained on. `sks`, which many guides
 # name, is a rifle to some models.
 RARE_WORDS = ("ohwx", "phol", "nlwx", "ynna", "shma")
@@ -71,11 +73,10 @@ HF_ADVANCED = Source(
     "Hugging Face: LoRA training scripts of the world, unite",
     "https://huggingface.co/blog/sdxl_lora_advanced_script",
 )
-CHECKPOINT, ADAPTER = ("checkpoint", "diffusers"), ("lora", "lycoris")
 
 SDXL_SUBJECT = Variant(
     "sdxl",
-    ADAPTER,
+    ADAPTERS,
     {
         "learning_rate": 1e-4,
         "max_train_steps": 1000,
@@ -90,7 +91,7 @@ SDXL_SUBJECT = Variant(
 )
 SDXL_WHOLE = Variant(
     "sdxl",
-    CHECKPOINT,
+    WHOLE,
     {
         "learning_rate": 1e-6,
         "train_text_encoder": False,
@@ -102,7 +103,7 @@ SDXL_WHOLE = Variant(
 )
 SUBJECT_ADAPTER = Variant(
     "",
-    ADAPTER,
+    ADAPTERS,
     {
         "learning_rate": 1e-4,
         "text_encoder_learning_rate": 5e-5,
@@ -118,7 +119,7 @@ SUBJECT_ADAPTER = Variant(
 STYLE_ADAPTERS = tuple(
     Variant(
         family,
-        ADAPTER,
+        ADAPTERS,
         {"learning_rate": 1e-4, "max_train_steps": 1250, "rank": 32, "prior_loss_weight": 0.0, **more},
         "C",
         "Style LoRA: 1000 to 1500 steps, rank 16 to 32, about 30 captioned pictures, no class prior.",

@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from .concepts import Concept
+from .definition import ADAPTERS as ADAPTERS
 from .definition import setting
 from .training_settings import OPTIMIZERS as OPTIMIZERS
 from .training_settings import SCHEDULERS as SCHEDULERS
@@ -46,6 +47,7 @@ class ModelSettings:
         "How the base of an adapter is kept. int8: in 8 bit, half the memory of bf16, slower. full: as it is computed.",
         label="Precision of the base",
         choices=("auto", "full", "int8"),
+        kinds=ADAPTERS,
     )
     vram_limit: float = setting(
         0.0,
@@ -96,7 +98,11 @@ class ResultSettings:
         common=True,
     )
     output_format: str = setting(
-        "safetensors", "File format of a checkpoint.", label="File format", choices=("safetensors", "ckpt")
+        "safetensors",
+        "File format of a checkpoint.",
+        label="File format",
+        choices=("safetensors", "ckpt"),
+        kinds=("checkpoint",),
     )
     output_dtype: str = setting(
         "float16",
@@ -225,6 +231,7 @@ class PriorSettings:
         "base_prediction: the model without the adapter says what a class is; no class images are made. Adapters only.",
         label="Source of the prior",
         choices=("class_images", "base_prediction"),
+        kinds=ADAPTERS,
     )
     num_class_images: int = setting(
         100,

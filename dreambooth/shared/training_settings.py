@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from .definition import setting
+from .definition import ADAPTERS, WHOLE, setting
 
 SCHEDULERS = ("constant", "constant_with_warmup", "linear", "cosine", "cosine_with_restarts", "polynomial")
 OPTIMIZERS = (
@@ -124,6 +124,7 @@ class TrainingSettings:
         "auto: float32 where that fits.",
         label="Precision of the trained weights",
         choices=("auto", "float32", "bfloat16"),
+        kinds=WHOLE,
     )
     gradient_checkpointing: str = setting(
         "auto",
@@ -204,12 +205,15 @@ class AdapterSettings:
         "Kind of adapter: lora or dora with output_kind lora; loha or lokr with lycoris. auto: lora, or lokr.",
         label="Kind of adapter",
         choices=("auto", "lora", "dora", "loha", "lokr"),
+        kinds=ADAPTERS,
+        choice_kinds={"lora": ("lora",), "dora": ("lora",), "loha": ("lycoris",), "lokr": ("lycoris",)},
     )
     rank: int = setting(
         0,
         "Rank: how much an adapter can learn, and its size. 0: 16, or that of init_from.",
         minimum=0,
         maximum=1024,
+        kinds=ADAPTERS,
     )
     lora_alpha: float = setting(
         0.0,
@@ -217,6 +221,7 @@ class AdapterSettings:
         label="Alpha",
         minimum=0,
         maximum=4096,
+        kinds=ADAPTERS,
     )
     lora_dropout: float = setting(
         0.0,
@@ -224,18 +229,24 @@ class AdapterSettings:
         label="Dropout",
         minimum=0,
         maximum=0.9,
+        kinds=ADAPTERS,
     )
     target_blocks: str = setting(
         "",
         "What an adapter changes: attention, feed-forward, projections, convolutions, embeddings, all; down, mid, up.1. "
         "Empty: the first two.",
         label="Adapted layers",
+        kinds=ADAPTERS,
     )
     clip_rank: bool = setting(
-        False, "Lower the rank where a layer is narrower, instead of refusing it.", label="Clip the rank"
+        False,
+        "Lower the rank where a layer is narrower, instead of refusing it.",
+        label="Clip the rank",
+        kinds=ADAPTERS,
     )
     init_from: str = setting(
         "",
         "An adapter's file to go on from: kohya's, diffusers' or peft's. Empty: a new one.",
         label="Start from",
+        kinds=ADAPTERS,
     )

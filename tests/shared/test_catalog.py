@@ -110,3 +110,12 @@ def test_the_module_prints_the_table_as_utf8_wherever_it_runs() -> None:
     )  # fmt: skip
     assert done.stdout.decode("utf-8") == reference_table()
     assert done.stderr == b""
+
+
+def test_a_setting_that_is_for_some_kinds_of_result_names_kinds_that_there_are() -> None:
+    kinds = set(ENTRIES["output_kind"].choices)
+    named = [set(entry.kinds) for entry in ENTRIES.values()]
+    named += [set(kinds) for entry in ENTRIES.values() for kinds in entry.choice_kinds.values()]
+    assert all(found <= kinds for found in named) and {"lora", "lycoris"} in named
+    assert all(set(entry.choice_kinds) <= set(entry.choices) for entry in ENTRIES.values())
+    assert all(ENTRIES[name].kinds == ("lora", "lycoris") for name in ("rank", "prior", "base_precision"))

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 from dreambooth.shared.errors import InputError
-from dreambooth.shared.settings import Settings
-
-RESULTS = ("lora", "lycoris")
+from dreambooth.shared.settings import ADAPTERS, Settings
 
 
 def is_adapter(settings: Settings) -> bool:
     """Whether an adapter is trained, and not the model itself."""
-    return settings.result.output_kind in RESULTS
+    return settings.result.output_kind in ADAPTERS
 
 
 def from_base(settings: Settings) -> bool:

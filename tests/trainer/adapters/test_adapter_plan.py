@@ -10,6 +10,7 @@ import torch
 from checkpoints import write
 from safetensors.torch import load_file
 
+from dreambooth.shared.config import setting_fields
 from dreambooth.shared.errors import InputError
 from dreambooth.trainer.adapters.attached import attach
 from dreambooth.trainer.adapters.kinds import KINDS, factors
@@ -185,3 +186,8 @@ def test_the_base_is_named_as_kohya_names_it() -> None:
         "sdxl_base_v1-0",
         "sdxl_base_v1-0",
     ]
+
+
+def test_the_page_offers_each_kind_of_adapter_for_the_kind_of_result_that_it_is_written_with() -> None:
+    about = setting_fields()["adapter"][1].metadata
+    assert about["choice_kinds"] == {name: (kind.result,) for name, kind in KINDS.items()}
