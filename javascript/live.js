@@ -5,9 +5,9 @@
     const COMMANDS = [
         {do: "stop", title: "Stop", help: "Stops after saving, so that it can go on later."},
         {do: "stop_now", title: "Stop now", help: "Stops at once. What came after the last save is lost.", ask: stopNowText, no: "Go on"},
-        {do: "save", title: "Save", help: "Saves the state to go on from."},
-        {do: "export", title: "Export now", help: "Writes a checkpoint that can be used at once, and goes on."},
-        {do: "sample", title: "Sample now", help: "Makes the sample pictures, and goes on."},
+        {do: "save", title: "Save", help: "Saves the state to go on from.", inTraining: true},
+        {do: "export", title: "Export now", help: "Writes a checkpoint that can be used at once, and goes on.", inTraining: true},
+        {do: "sample", title: "Sample now", help: "Makes the sample pictures, and goes on.", inTraining: true},
     ];
     const savedStep = (state) => (state.saved || {}).step || 0;
     const lostSteps = (state) => Math.max(0, (state.step || 0) - savedStep(state));
@@ -34,8 +34,9 @@
     let view = null, shown = "", offset = 0, last = {}, empty = null, root = null, timer = 0, polling = false, again = false, waitingKey = "", elsewhere = null;
 
     const tile = (name, id) => {
-        const value = db.h("span", {class: "dbt-tile-value", id}, "–");
-        return {root: db.h("div", {class: "dbt-tile"}, db.h("span", {class: "dbt-tile-name"}, name), value), show(text) {
+        const value = db.h("span", {class: "dbt-tile-value", id}, "–"), title = db.h("span", {class: "dbt-tile-name"}, name);
+        return {root: db.h("div", {class: "dbt-tile"}, title, value), show(text, other) {
+            db.setText(title, other || name);
             db.setText(value, text);
             this.root.hidden = text === "";
         }};
@@ -120,8 +121,12 @@
     const ENDINGS = {stop: "Stopping", stop_now: "Stopping", done: "Ending"};
     const badgeText = (state) => db.t((state.state === "running" && ENDINGS[state.ending]) || STATES[state.state] || state.state || "");
 
-    /** Whether an order makes sense: none before the trainer hears any, and after a stop only a quicker one. */
-    const canOrder = (state, order) => !isStarting(state) && (!state.ending || (state.ending === "stop" && order === "stop_now"));
+    /** Whether steps are being made, and more are to come: only then is there something to save, or to look at. */
+    const isTraining = (state) => ["training", "samples"].includes((state.phase || {}).name) && !(state.of && state.step >= state.of);
+
+    /** Whether an order makes sense: none before the trainer hears any, a stop at all times, after a stop only a quicker one. */
+    const canOrder = (state, order) => !isStarting(state) && (isTraining(state) || !order.inTraining)
+        && (!state.ending || (state.ending === "stop" && order.do === "stop_now"));
 
     function phaseText(state) {
         const phase = state.phase || {};
@@ -179,17 +184,18 @@
         view.bar.setAttribute("aria-valuenow", Math.round(share * 100));
         view.bar.className = "dbt-bar dbt-state-" + state.state;
         view.tiles.step.show(state.of ? (state.step || 0).toLocaleString() + " / " + state.of.toLocaleString() : "–");
-        view.tiles.eta.show(!running || state.ending ? "" : state.eta_s === null || isStarting(state) ? "–" : db.duration(state.eta_s));
+        drawTimeLeft(state, running);
         view.tiles.rate.show(!running ? "" : isStarting(state) ? "–" : rate(state.it_s));
         view.tiles.loss.show(smooth.length ? smooth[smooth.length - 1].toPrecision(3) : "–");
         view.tiles.memory.show(typeof state.memory_gb === "number" && state.memory_gb > 0 ? number(state.memory_gb, 1) + " GB" : "–");
         view.tiles.lr.show(typeof state.lr === "number" ? db.plainNumber(Number(state.lr.toPrecision(3))) : "–");
         view.buttons.hidden = !running;
         view.asking();
-        view.commands.forEach((button, index) => { button.disabled = !canOrder(state, COMMANDS[index].do); });
-        if (view.chartCard.hidden !== !((state.chart || {}).steps || []).length && !running) {
-            view.chartCard.hidden = !((state.chart || {}).steps || []).length;
-        }
+        view.commands.forEach((button, index) => {
+            button.disabled = !canOrder(state, COMMANDS[index]);
+            button.title = db.t(COMMANDS[index].help) + (COMMANDS[index].inTraining && running && !isTraining(state) ? " " + db.t("Can be asked for while steps are made.") : "");
+        });
+        view.chartCard.hidden = !((state.chart || {}).steps || []).length;
         view.chart.show(state.chart, state.of);
         view.samplesCard.hidden = !(state.samples || []).length;
         view.samples.show(state.samples || []);
@@ -204,6 +210,14 @@
             db.following.hear({active: ""});
             db.following.now();
         }
+    }
+
+    /** Of the whole training once its steps have a pace, before that of the phase that it is in. */
+    function drawTimeLeft(state, running) {
+        const ofPhase = running && !isStarting(state) && typeof state.phase_eta_s === "number";
+        const seconds = ofPhase ? state.phase_eta_s : state.eta_s;
+        view.tiles.eta.show(!running || state.ending ? "" : typeof seconds !== "number" || isStarting(state) ? "–" : db.duration(seconds),
+            ofPhase ? db.t("Time left for this phase") : "");
     }
 
     function drawOnce(name, content, act) {

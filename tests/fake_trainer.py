@@ -82,7 +82,7 @@ class FakeTrainer:
         count = self.settings.prior.num_class_images if self.step == 0 else 0
         if count:
             self.log.emit("phase", name="class images", of=count)
-            for done in range(1, count + 1):
+            for done in range(count + 1):
                 self.log.emit("progress", name="class images", done=done, of=count)
 
     def train_step(self) -> None:

@@ -159,6 +159,9 @@ class LiveAnswer(BaseModel):
         description="of one that runs: stop or stop_now once it was told so, done until its process is gone",
     )
     phase: dict[str, Any] = Field({}, description="`{name, of, done}`")
+    phase_eta_s: float | None = Field(
+        None, description="seconds until a phase before the training is over, where its pace is known"
+    )
     step: int = 0
     of: int = 0
     loss: float | None = None

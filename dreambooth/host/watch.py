@@ -34,6 +34,7 @@ class View:
     plan: dict[str, Any] = field(default_factory=dict)
     phase: dict[str, Any] = field(default_factory=lambda: {"name": "", "of": 0, "done": 0})
     phases: list[dict[str, Any]] = field(default_factory=list)
+    pace: tuple[str, float, int] = ("", 0.0, 0)  # a phase, and what its pace is counted from
     now: dict[str, Any] = field(default_factory=dict)
     chart: Chart = field(default_factory=Chart)
     samples: dict[tuple[int, int], dict[str, Any]] = field(default_factory=dict)
@@ -68,6 +69,7 @@ class View:
             self.ended = "stopped"
         self.phase = {"name": name, "of": _count(fields.get("of")), "done": 0}
         self.phases.append({**self.phase, "time": self.changed})
+        self.pace = (name, self.changed, 0)
 
     def _on_progress(self, fields: dict[str, Any]) -> None:
         self.phase = {
@@ -75,6 +77,15 @@ class View:
             "of": _count(fields.get("of")),
             "done": _count(fields.get("done")),
         }
+        if self.phase["name"] != self.pace[0] or not self.phase["done"]:
+            self.pace = (self.phase["name"], self.changed, self.phase["done"])
+
+    def phase_eta(self) -> float | None:
+        """Seconds that the phase still took when it last said something, as fast as it went so far."""
+        (_, began, before), made, of = self.pace, int(self.phase["done"]), int(self.phase["of"])
+        if made <= before or self.phase["name"] in ("training", "samples"):
+            return None
+        return round((self.changed - began) / (made - before) * (of - made), 1)
 
     def _on_step(self, fields: dict[str, Any]) -> None:
         step = _count(fields.get("step"))
@@ -216,6 +227,7 @@ class Watcher:
                 "starting": look.starting,
                 "ending": look.ending,
                 "phase": dict(view.phase),
+                "phase_eta_s": view.phase_eta(),
                 "step": look.step,
                 "of": look.steps,
                 **{name: now.get(name) for name in ("loss", "eta_s", "it_s", "memory_gb", "lr")},

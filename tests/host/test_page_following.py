@@ -122,6 +122,29 @@ def test_a_run_that_is_being_stopped_says_so_and_takes_no_order_that_makes_no_se
     assert orders == [f"dbt_do_{name}" for name in on]
 
 
+def test_class_images_have_a_bar_and_a_time_and_take_no_order_but_a_stop(page):
+    making = {**LIVE, "phase": {"name": "class images", "of": 300, "done": 60}, "phase_eta_s": 62.4}
+    making.update(step=0, eta_s=None, it_s=None, chart={**LIVE["chart"], "steps": []})
+    webui = FakeWebUI(page, active="me", answers={"GET runs/me/live": making}).open()
+    page.wait_for_selector("#dbt_phase:has-text('Making class images: 60 of 300')")
+    assert page.get_attribute(".dbt-live .dbt-bar", "aria-valuenow") == "20"
+    assert page.eval_on_selector(".dbt-live .dbt-bar i", "bar => bar.style.width") == "20%"
+    assert page.inner_text(".dbt-tile:has(#dbt_eta)").split("\n") == ["Time left for this phase", "1 min 2 s"]
+    assert page.is_hidden(".dbt-chart"), "nothing is learned yet"
+    off = "all => all.filter((one) => one.disabled).map((one) => one.id)"
+    orders = "[id^=dbt_do_]"
+    assert page.eval_on_selector_all(orders, off) == ["dbt_do_save", "dbt_do_export", "dbt_do_sample"]
+    assert "while steps are made" in page.get_attribute("#dbt_do_save", "title")
+    webui.answers["GET runs/me/live"] = LIVE
+    page.wait_for_selector("#dbt_do_save:not([disabled])")
+    assert page.inner_text(".dbt-tile:has(#dbt_eta)").split("\n") == ["Time left", "1 min 30 s"]
+    assert page.is_visible(".dbt-chart")
+    drawing = {"name": "samples", "of": 2, "done": 0}
+    webui.answers["GET runs/me/live"] = {**LIVE, "step": 100, "phase": drawing}
+    page.wait_for_selector("#dbt_do_save[disabled]")
+    assert page.is_enabled("#dbt_do_stop"), "the pictures of the result are made, which takes its time"
+
+
 def test_remarks_on_photos_go_with_the_photos(page):
     advice = [
         {"level": "warning", "text": "5 photos: with 10 to 20 different ones it is better", "files": []}

@@ -67,6 +67,28 @@ def test_pictures_between_steps_are_told_of_and_training_goes_on_after_them(run,
         assert look(seen, run)["phase"] == {"name": "training", "of": 100, "done": 1}
 
 
+def test_how_long_class_images_take_is_told_from_when_their_model_was_there(run):
+    def line(moment, event, **fields):
+        return json.dumps({"time": moment, "event": event, **fields}) + "\n"
+
+    seen, name = watcher(), {"name": "class images", "of": 8}
+    moments = [
+        (line(100, "phase", **name), None),
+        (line(130, "progress", done=0, **name), None),
+        (line(134, "progress", done=2, **name), 12.0),
+        (line(142, "progress", done=8, **name), 0.0),
+        (line(143, "progress", name="captions", done=1, of=3), None),
+        (line(145, "progress", name="captions", done=2, of=3), 2.0),
+        (line(150, "phase", name="training", of=9), None),
+        (line(151, "step", step=3, of=9), None),
+    ]
+    with run.hold(), run.events.open("a") as file:
+        for text, seconds in moments:
+            file.write(text)
+            file.flush()
+            assert look(seen, run)["phase_eta_s"] == seconds, text
+
+
 def test_a_second_look_reads_only_what_is_new(run, log):
     seen = watcher()
     step(log, 1)

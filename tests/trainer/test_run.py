@@ -134,7 +134,7 @@ def test_events_have_the_schema_s_fields_and_come_in_order(finished) -> None:
     for event in steps:
         assert event["loss"] == pytest.approx(event["instance_loss"] + event["prior_loss"], rel=1e-5)
     made = [event for event in told if event.name == "progress" and event["name"] == "class images"]
-    assert [(event["done"], event["of"]) for event in made] == [(1, 2), (2, 2)]
+    assert [(event["done"], event["of"]) for event in made] == [(0, 2), (1, 2), (2, 2)]
     assert [event.time for event in told] == sorted(event.time for event in told)
     for event in told:
         if event.name in ("sample", "exported", "done") or (event.name, event.fields.get("step")) == (

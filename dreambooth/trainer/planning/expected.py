@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import math
 import time
@@ -59,12 +60,13 @@ class Expected:
 
 @dataclass(frozen=True)
 class Earlier:
-    """What an earlier run took: seconds before its first step, for a class image (None: it made none), for a step,
-    and after its last."""
+    """What an earlier run took: seconds before its first step, for a class image (None: it made none), for a sampling
+    step of a picture (None: it made none), for a step, and after its last."""
 
     name: str
     before: float
     class_image: float | None
+    sampling_step: float | None
     step: float
     after: float
 
@@ -88,7 +90,8 @@ def expect(plan: Plan, *, measure: bool) -> Expected:
         earlier = _earlier(run, wanted)
         if earlier is not None:
             seconds = earlier.before + plan.steps * earlier.step + earlier.after
-            seconds += _pictures(plan, earlier.step, earlier.class_image, previews=1)
+            sampling_step = earlier.sampling_step or _sampling_step(plan, earlier.step)
+            seconds += _pictures(plan, sampling_step, earlier.class_image, previews=1)
             return Expected(round(seconds, 1), f"as fast as the run {earlier.name}, which had like settings")
     if not measure:
         return Expected(None, "no earlier run had like settings")
@@ -110,12 +113,17 @@ def _weights(plan: Plan) -> dict[str, int]:
     return {name: parameters(plan.base, name) for name in sorted(plan.base.description.bindings)}
 
 
-def _pictures(plan: Plan, step: float, class_image: float | None, *, previews: int) -> float:
-    """Seconds for class images and sample pictures, whose two forward passes a sampling step are known from the
-    three of a training step's images. `previews` is how often the latter are made besides every so many steps."""
-    saving = plan.settings.saving
+def _sampling_step(plan: Plan, step: float) -> float:
+    """Seconds of a picture's two forward passes, from those of a training step with its three for each image. A small
+    model's step is mostly other work, so that this is too much."""
     images = plan.batch // plan.processes * (2 if plan.prior else 1)
-    sampling_step = step / images * 2 / (1 + BACKWARD)
+    return step / images * 2 / (1 + BACKWARD)
+
+
+def _pictures(plan: Plan, sampling_step: float, class_image: float | None, *, previews: int) -> float:
+    """Seconds for class images and sample pictures. `previews` is how often the latter are made besides every so many
+    steps."""
+    saving = plan.settings.saving
     if class_image is None:
         class_image = plan.settings.prior.class_infer_steps * sampling_step
     often = (plan.steps - 1) // saving.validation_steps if saving.validation_steps else 0
@@ -170,12 +178,25 @@ def _told(name: str, head: list[dict[str, Any]], tail: list[dict[str, Any]]) -> 
     done = [event for event in tail if event["event"] == "done"]
     if not steps or not training or not done:
         return None
-    drawn = [event for event in head if event.get("name") == "class images"]  # the phase, then each image
+    drawn = [event for event in head if event.get("name") == "class images"]  # the phase, 0 images, then each
     made = drawn[-1].get("done", 0) if drawn else 0
-    drawing = drawn[-1]["time"] - drawn[0]["time"] if made else 0.0
+    began = max((event["time"] for event in drawn if not event.get("done")), default=0.0)
+    drawing = drawn[-1]["time"] - began if made else 0.0
     before = training[0]["time"] - head[0]["time"] - drawing
     after = done[-1]["time"] - steps[-1]["time"]
-    return Earlier(name, before, drawing / made if made else None, 1 / steps[-1]["it_s"], after)
+    class_image = drawing / made if made else None
+    return Earlier(name, before, class_image, _sampled(head, tail), 1 / steps[-1]["it_s"], after)
+
+
+def _sampled(head: list[dict[str, Any]], tail: list[dict[str, Any]]) -> float | None:
+    """Seconds of a sampling step of a sample picture, when they came fastest: the first ones warm the device up."""
+    fastest = math.inf
+    for part in (head, tail):
+        told = [event for event in part if event["event"] == "progress" and event["name"] == "samples"]
+        for first, last in itertools.pairwise(event for event in told if event["done"] in (0, event["of"])):
+            if first["done"] == 0 and last["done"] == last["of"] > 0:
+                fastest = min(fastest, (last["time"] - first["time"]) / last["of"])
+    return fastest / PREVIEW_STEPS if 0 < fastest < math.inf else None
 
 
 # ---- arithmetic ----------------------------------------------------------------------------------------------------
@@ -198,7 +219,9 @@ def _computed(plan: Plan) -> Expected:
     step = images * forward * passes / (EFFICIENCY * rate) + moved + SECONDS_A_TENSOR * tensors * passed
     encoded = plan.survey.instance_count + sum(entry.class_wanted for entry in plan.survey.concepts)
     encoding = encoded * ENCODE * weights["vae"] / VAE_WEIGHTS * area / (EFFICIENCY * rate)
-    seconds = START + encoding + plan.steps * step + _pictures(plan, step, None, previews=2)
+    launched = SECONDS_A_TENSOR / (1 + BACKWARD) * len(plan.base.description.bindings["unet"])
+    sampling_step = 2 * forward / (EFFICIENCY * rate) + launched / plan.settings.prior.sample_batch_size
+    seconds = START + encoding + plan.steps * step + _pictures(plan, sampling_step, None, previews=2)
     by = f"arithmetic and this device's measured {rate / 1e12:.2g} TFLOP/s; the first run here will tell better"
     return Expected(float(f"{seconds:.2g}"), by)
 

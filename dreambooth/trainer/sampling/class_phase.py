@@ -60,7 +60,10 @@ class ClassPhase:
         return [plan_class_images(folder, recipe).share(*place) for folder in folders]
 
     def make(self, model: LoadedModel, share: Sequence[ClassImagePlan]) -> None:
-        """Makes this process's part with the untrained model; each image is kept as soon as it is done."""
+        """Makes this process's part with the untrained model; each image is kept as soon as it is done.
+
+        The first news, of none, is the moment from which their pace is counted: the model is there by now."""
+        self.emit("progress", name="class images", done=0, of=sum(len(plan.missing) for plan in share))
         while True:
             try:
                 self._make(model, share)

@@ -21,16 +21,17 @@ def planned(folder, *, measure: bool = False, **values):
     return make_plan(load_settings(config(folder, **values)), measure=measure)
 
 
-def earlier(folder, like: str, name: str = "before", *, it_s: float = 2.0, ends: bool = True) -> None:
-    """A run that had 4 s before its first step (without 10 s for 5 class images), and 3 s after its last."""
+def earlier(folder, like, name="before", *, it_s: float = 2.0, more=(), ends: bool = True) -> None:
+    """A run that had 4 s before its first step (without 10 s for 5 class images), and 3 s after its last; `more` are
+    other moments of it."""
     run = create_run(folder / "runs", name, "")
     moments = [
         (0, "plan", {"like": like}), (1, "phase", {"name": "class images", "of": 5}),
         (11, "progress", {"name": "class images", "done": 5, "of": 5}), (14, "phase", {"name": "training", "of": 9}),
-        (20, "step", {"step": 9, "it_s": it_s}), (23, "done", {"path": "x"}),
+        (20, "step", {"step": 9, "it_s": it_s}), *more, (23, "done", {"path": "x"}),
     ]  # fmt: skip
     with run.events.open("w") as file:
-        for moment, event, fields in moments if ends else moments[:-1]:
+        for moment, event, fields in sorted(moments, key=lambda one: one[0])[: None if ends else -1]:
             file.write(json.dumps({"time": 1000.0 + moment, "event": event, **fields}) + "\n")
 
 
@@ -41,6 +42,33 @@ def test_an_earlier_run_with_like_settings_tells_by_its_own_pace(tmp_path) -> No
     found = planned(tmp_path, max_train_steps=100, num_class_images=7).expected
     assert found.seconds == pytest.approx(4 + 7 * 2.0 + 100 / 2.0 + 3)
     assert "before" in found.by
+
+
+def test_the_pace_of_class_images_is_counted_from_when_the_model_was_there(tmp_path) -> None:
+    before = planned(tmp_path, max_train_steps=100, num_class_images=7)
+    loaded = (6, "progress", {"name": "class images", "done": 0, "of": 5})
+    earlier(tmp_path, likeness(before), more=[loaded])
+    found = planned(tmp_path, max_train_steps=100, num_class_images=7).expected
+    assert found.seconds == pytest.approx((4 + 5) + 7 * 1.0 + 100 / 2.0 + 3)
+
+
+def test_an_earlier_run_s_sample_pictures_tell_what_pictures_take(tmp_path) -> None:
+    """Its first two came in 30 s, its last two in 2 s: 0.04 s a sampling step of one, and so for class images."""
+    values = {"max_train_steps": 100, "num_class_images": 3, "class_infer_steps": 10}
+    pictures = [
+        (moment, "progress", {"name": "samples", "done": done, "of": 2})
+        for moment, done in ((14.0, 0), (15.0, 1), (44.0, 2), (60.5, 0), (62.0, 1), (62.5, 2))
+    ]
+    like = likeness(planned(tmp_path, **values))
+    run = create_run(tmp_path / "runs", "before", "")
+    moments = [
+        (0, "plan", {"like": like}), (4, "phase", {"name": "training", "of": 9}), *pictures,
+        (60, "step", {"step": 9, "it_s": 2.0}), (63, "done", {"path": "x"}),
+    ]  # fmt: skip
+    told = [json.dumps({"time": moment, "event": event, **fields}) for moment, event, fields in moments]
+    run.events.write_text("\n".join(told) + "\n")
+    found = planned(tmp_path, **values, num_validation_images=1).expected
+    assert found.seconds == pytest.approx(4 + 3 * 10 * 0.04 + 25 * 0.04 + 100 / 2.0 + 3, abs=0.06)
 
 
 def test_sample_pictures_are_counted_by_their_forward_passes(tmp_path) -> None:
