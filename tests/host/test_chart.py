@@ -10,13 +10,15 @@ from dreambooth.host.chart import MOST, SMOOTHING, Chart
 
 
 def test_ten_thousand_steps_become_at_most_four_hundred_points():
-    chart = Chart()
+    chart, random_loss = Chart(), random.Random(1)
     for step in range(1, 10_001):
-        chart.add(step, 1.0, 0.5, 0.5)
+        chart.add(step, random_loss.random(), 0.5, 0.5)
+        assert len(chart.as_json()["steps"]) <= MOST
     made = chart.as_json()
-    assert MOST // 2 <= len(made["steps"]) <= MOST
+    assert len(made["steps"]) >= MOST // 3
     assert {len(line) for line in made.values()} == {len(made["steps"])}
-    assert made["steps"][-1] > 10_000 - chart.stride
+    assert made["steps"] == sorted(set(made["steps"]))
+    assert made["steps"][-1] == 10_000, "the newest step, whatever was thinned"
 
 
 def test_few_steps_are_all_there():
@@ -28,16 +30,34 @@ def test_few_steps_are_all_there():
     assert made["loss"] == [1, 2, 3, 4, 5]
 
 
-def test_a_point_is_the_mean_of_its_steps():
+@pytest.mark.parametrize("steps", [400, 401, 1000, 5000])
+def test_every_point_is_a_step_as_it_was_and_no_peak_is_lost(steps):
     chart, random_loss = Chart(), random.Random(1)
-    losses = [random_loss.random() for _ in range(2000)]
+    losses = [random_loss.random() for _ in range(steps)]
+    peak, valley = steps // 3, steps // 2
+    losses[peak - 1], losses[valley - 1] = 7.6, -0.5
     for step, loss in enumerate(losses, 1):
         chart.add(step, loss, loss, 0)
+    found = dict(zip(*(chart.as_json()[name] for name in ("steps", "loss")), strict=True))
+    assert found == {step: pytest.approx(losses[step - 1], rel=1e-4) for step in found}
+    assert (found[peak], found[valley]) == (7.6, -0.5)
+    for begin in range(0, steps - chart.stride, chart.stride):  # and so in every stretch
+        stretch = losses[begin : begin + chart.stride]
+        kept = [loss for step, loss in found.items() if begin < step <= begin + chart.stride]
+        assert (min(kept), max(kept)) == pytest.approx((min(stretch), max(stretch)), rel=1e-4)
+
+
+def test_a_long_run_that_goes_on_from_its_state_replaces_what_followed():
+    chart, random_loss = Chart(), random.Random(3)
+    for step in range(1, 5001):
+        chart.add(step, random_loss.random(), None, None)
+    for step in range(4001, 4501):
+        chart.add(step, 2.0 + random_loss.random(), None, None)
     made = chart.as_json()
-    assert chart.stride == 8
-    for index in (0, 7, len(made["steps"]) - 1):
-        end = made["steps"][index]
-        assert made["loss"][index] == pytest.approx(sum(losses[end - 8 : end]) / 8, rel=1e-4)
+    after = [loss for step, loss in zip(made["steps"], made["loss"], strict=True) if step > 4000]
+    assert made["steps"] == sorted(set(made["steps"])) and made["steps"][-1] == 4500
+    assert min(after) >= 2.0 and max(made["loss"][: -len(after)]) < 1.0
+    assert made["smooth"][-1] == pytest.approx(2.5, abs=0.1)
 
 
 def test_the_smoothed_line_is_an_exponential_average_with_its_beginning_corrected():
