@@ -26,7 +26,7 @@
         }
     }
 
-    async function call(method, path, {body, form, signal, timeout} = {}) {
+    async function call(method, path, {body, form, signal, timeout, outlives} = {}) {
         const ends = new AbortController();
         const timer = setTimeout(() => ends.abort(), timeout || 30000);
         if (signal) {
@@ -35,7 +35,7 @@
         let answer;
         try {
             answer = await fetch(db.api.url(path), {
-                method, signal: ends.signal, credentials: "same-origin", cache: "no-store",
+                method, signal: ends.signal, credentials: "same-origin", cache: "no-store", keepalive: Boolean(outlives),
                 headers: body === undefined ? {} : {"Content-Type": "application/json"},
                 body: form || (body === undefined ? undefined : JSON.stringify(body)),
             });

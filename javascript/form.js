@@ -17,11 +17,12 @@
             groups.forEach((group) => group.fields.forEach((entry) => this.entries.set(entry.name, entry)));
         },
 
-        load(form) {
+        /** Draws another form; `typed` names what of it was written by hand. */
+        load(form, typed) {
             this.value = clone(form || {});
             this.value.concepts = Array.isArray(this.value.concepts) ? this.value.concepts : [];
             this.wrong.clear();
-            this.typed.clear();
+            this.typed = new Set(typed || []);
             Object.keys(this.value).forEach((name) => this.tidy(name));
             this.changed(true);
         },

@@ -2,7 +2,7 @@
 /* The page: draws itself into the tab's root, and ties its parts together. */
 (function (db) {
     const VIEWS = [{name: "new", title: "New training"}, {name: "live", title: "Live"}, {name: "runs", title: "Runs"}];
-    let panels = {}, tabs = {}, banner = null, opened = null, groups = null, rememberTimer = 0, remembered = "", drawn = false;
+    let panels = {}, tabs = {}, banner = null, opened = null, groups = null, drawn = false;
 
     db.parts = {};
     db.run = {active: ""};
@@ -133,7 +133,7 @@
 
     /** Takes a form from a file or a run; what was not taken is listed by name. */
     db.opened = function (form, notTaken) {
-        const before = isUntouched() ? null : db.form.copy();
+        const before = isUntouched() ? null : db.keeping.snapshot();
         if (Object.keys(form).every((name) => name === "concepts")) {
             db.form.setAll(form);  // a list of concepts says nothing of any other setting
             db.form.changed(true);
@@ -155,9 +155,8 @@
         opened.scrollIntoView({block: "nearest"});
     };
 
-    function putBack(form) {
-        db.presets.fresh("");
-        db.form.load(form);
+    function putBack(before) {
+        db.keeping.restore(before);
         db.fill(opened);
     }
 
@@ -173,7 +172,7 @@
     }
 
     function afresh() {
-        db.form.load(beginning({}));
+        db.keeping.restore({...beginning({}), family: db.model.family});
         db.fill(opened);
     }
 
@@ -185,20 +184,20 @@
         return {model: db.model.default(), ...(first || {}).settings, concepts: [concept]};
     }
 
-    /** A form to begin with: what is kept of an earlier visit, or a new one. */
-    function beginning(form) {
+    /** A form to begin with, and its preset: what is `kept` of an earlier visit, or a new one. */
+    function beginning(kept) {
+        const form = kept.form || {};
         const begun = {...form, model: form.model || db.model.default()};
         begun.concepts = (begun.concepts || []).filter((concept) => Object.keys(concept).length);
         const isNew = Object.keys(begun).every((name) => ["model", "concepts"].includes(name)) && !begun.concepts.length;
         const first = (db.page.presets || [])[0];
         if (isNew && first) {
-            db.presets.fresh(first.name);
-            return {...newForm(), model: begun.model};
+            return {form: {...newForm(), model: begun.model}, preset: first.name};
         }
         if (!begun.concepts.length) {
             begun.concepts = newForm().concepts;
         }
-        return begun;
+        return {...kept, form: begun};
     }
 
     function onChange(whole) {
@@ -216,22 +215,6 @@
             accordion.setCount(changed ? db.t("{n} changed", {n: changed}) : "");
         });
         db.plan.changed();
-        clearTimeout(rememberTimer);
-        rememberTimer = setTimeout(remember, 1200);
-    }
-
-    /** The server keeps the form, so that a reloaded page has it. */
-    async function remember() {
-        const text = JSON.stringify(db.form.value);
-        if (text === remembered) {
-            return;
-        }
-        try {
-            await db.api.post("form", {form: db.form.copy()});
-            remembered = text;
-        } catch (error) {
-            remembered = "";  // said by the plan, which asks the same server
-        }
     }
 
     function awayBanner() {
@@ -271,8 +254,8 @@
         db.fill(db.root, awayBanner(), installation, nav, panels.new, panels.live, panels.runs, db.parts.toast);
         db.form.onChange(onChange);
         db.installation.begin(db.page.installation);
-        db.form.load(beginning(db.page.form || {}));
-        remembered = JSON.stringify(db.form.value);
+        db.keeping.restore(beginning({...db.page.kept, form: db.page.form}));
+        db.keeping.begin();
         db.following.begin(db.page.active || "", db.page.listed);
         db.show(db.run.active ? "live" : "new", db.run.active);
         db.markActive();

@@ -191,6 +191,7 @@
 
     db.presets = {
         current,
+        chosen: () => chosen,
         choose: (name) => byName(name) && choose(byName(name)),
         fresh(name) {
             chosen = name || "";

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import json
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +16,12 @@ from ..shared.concepts import NOT_TAKEN
 from ..shared.config import CONCEPT_PATHS, PATHS, setting_fields, settings_from
 from ..shared.errors import InputError
 from ..shared.paths import write_json
+from ..shared.presets import PRESETS
 from ..shared.settings import ADAPTERS, Settings
 from . import folders
 
 Form = dict[str, Any]
+_ABOUT = "page"  # in the file of the last form: what stands beside its settings
 
 
 def check(form: Mapping[str, Any]) -> Settings:
@@ -164,18 +168,30 @@ def folder_to_read(text: str, places: Places) -> Path:
     return folders.allowed(path, roots=[places.photos], free=places.free, setting="path")
 
 
+@dataclass(frozen=True)
+class Kept:
+    """A form between visits. What `preset` filled in, all but what is `typed`, goes on moving with the kind of result and
+    the model's `family`; each is empty where it is not known."""
+
+    form: Form
+    preset: str = ""
+    typed: tuple[str, ...] = ()
+    family: str = ""
+
+
 class LastForm:
     """The form as it was last, in a file of the WebUI's data."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
 
-    def save(self, form: Mapping[str, Any]) -> None:
+    def save(self, kept: Kept) -> None:
         """Remembers the form, right or wrong."""
+        about = {name: value for name, value in dataclasses.asdict(kept).items() if name != "form"}
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        write_json(self.path, dict(form))
+        write_json(self.path, {**kept.form, _ABOUT: about})
 
-    def load(self) -> Form | None:
+    def load(self) -> Kept | None:
         """The last form without names that mean nothing any more, None if there is none."""
         found = None
         with contextlib.suppress(OSError, ValueError, RecursionError):
@@ -190,4 +206,18 @@ class LastForm:
             for one in form.get("concepts", [])
             if isinstance(one, dict)
         ]
-        return form
+        return Kept(form, **_about(found.get(_ABOUT)))
+
+
+def _about(found: Any) -> dict[str, Any]:
+    """What a file says of how its form came to be, without what means nothing any more."""
+    told = found if isinstance(found, dict) else {}
+    texts = {name: told[name] for name in ("preset", "family") if isinstance(told.get(name), str)}
+    if texts.get("preset") not in {preset.name for preset in PRESETS}:
+        texts.pop("preset", None)
+    typed = told.get("typed")
+    names = typed if isinstance(typed, list) else []
+    return {
+        **texts,
+        "typed": tuple(name for name in names if isinstance(name, str) and name in setting_fields()),
+    }

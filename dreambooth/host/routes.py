@@ -20,7 +20,16 @@ from .extension import PREFIX
 from .forms import Form
 from .photo_routes import add_photo_routes, speaking_of_photos
 from .run_routes import add_run_routes, readable
-from .schemas import ErrorAnswer, FormAnswer, FormBody, InstallationAnswer, OpenBody, PlanBody, SaveAnswer
+from .schemas import (
+    ErrorAnswer,
+    FormAnswer,
+    FormBody,
+    InstallationAnswer,
+    KeptBody,
+    OpenBody,
+    PlanBody,
+    SaveAnswer,
+)
 from .services import Services, check_environment, places, services
 
 
@@ -121,8 +130,8 @@ def _add_form_routes(router: APIRouter, shared: Services) -> None:
         return {"yaml": text, "name": f"{forms.name_of(body.form)}.yaml"}
 
     @router.post("/form", summary="Remembers the form, right or wrong")
-    def remember(body: FormBody) -> Any:
-        shared.last_form.save(body.form)
+    def remember(body: KeptBody) -> Any:
+        shared.last_form.save(forms.Kept(body.form, body.preset, tuple(body.typed), body.family))
         return {}
 
 
@@ -138,6 +147,7 @@ def _planned(shared: Services, body: PlanBody, is_gone: Callable[[], bool]) -> d
 def _page(shared: Services) -> dict[str, Any]:
     listed = webui.times_listed()  # before the models, of which some may come meanwhile
     active = shared.jobs.active()
+    kept = shared.last_form.load() or forms.Kept(_newcomers_form())
     return {
         "version": __version__,
         "installation": dataclasses.asdict(installation.state()),
@@ -150,7 +160,8 @@ def _page(shared: Services) -> dict[str, Any]:
             "paths_may_be_chosen": webui.flags().paths_may_be_chosen,
         },
         "options": dataclasses.asdict(webui.options()),
-        "form": shared.last_form.load() or _newcomers_form(),
+        "form": kept.form,
+        "kept": {"preset": kept.preset, "typed": list(kept.typed), "family": kept.family},
         "active": active.run.name if active is not None and active.run is not None else "",
         "listed": listed,
         "places": {

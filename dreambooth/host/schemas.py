@@ -16,6 +16,12 @@ class FormBody(BaseModel):
     )
 
 
+class KeptBody(FormBody):
+    preset: str = Field("", max_length=64, description="the preset that the form was filled in by")
+    typed: list[str] = Field([], description="the settings that somebody wrote by hand")
+    family: str = Field("", max_length=64, description="the family of its model, where it is known")
+
+
 class PlanBody(FormBody):
     page: str = Field(
         "", max_length=64, description="who asks: a newer plan of the same page ends its older one (409)"

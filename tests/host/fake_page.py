@@ -61,6 +61,7 @@ class FakeWebUI:
     answers: dict[str, Any] = field(default_factory=dict)
     asked: list[tuple[str, Any]] = field(default_factory=list)
     form: dict[str, Any] = field(default_factory=dict)
+    kept: dict[str, Any] = field(default_factory=dict)
     active: str = ""
     installation: dict[str, Any] = field(
         default_factory=lambda: {"state": "ready", "text": "", "remedy": "", "log": []}
@@ -130,7 +131,8 @@ class FakeWebUI:
             "GET page": {
                 "version": "1", "installation": self.installation, "groups": fields.groups(),
                 "concept_fields": fields.concept_fields(), "presets": as_json(), "checkpoints": MODELS, "vaes": [],
-                "flags": self.flags, "options": {}, "form": self.form, "active": self.active,
+                "flags": self.flags, "options": {}, "form": self.form, "kept": self.kept,
+                "active": self.active,
                 "listed": 1,
                 "places": {"runs": "/data/runs", "checkpoints": "/models", "photos": "/data/photos"},
             },

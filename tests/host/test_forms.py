@@ -117,26 +117,36 @@ def test_no_path_of_the_form_leads_to_another_machine_or_a_device(places, settin
 def test_the_last_form_is_remembered_right_or_wrong(tmp_path):
     last = forms.LastForm(tmp_path / "data" / "form.json")
     assert last.load() is None
-    last.save({"resolution": "wrong", "concepts": [{"instance_prompt": "x"}]})
-    assert last.load() == {"resolution": "wrong", "concepts": [{"instance_prompt": "x"}]}
+    kept = forms.Kept(
+        {"resolution": "wrong", "concepts": [{"instance_prompt": "x"}]}, "style", ("resolution",), "sd1"
+    )
+    last.save(kept)
+    assert last.load() == kept
 
 
 def test_a_form_from_when_a_choice_was_yes_or_no_is_drawn_as_it_was(tmp_path) -> None:
     path = tmp_path / "form.json"
     path.write_text('{"gradient_checkpointing": true, "use_ema": true, "concepts": []}', encoding="utf-8")
-    assert forms.LastForm(path).load() == {"gradient_checkpointing": "yes", "use_ema": True, "concepts": []}
+    found = {"gradient_checkpointing": "yes", "use_ema": True, "concepts": []}
+    assert forms.LastForm(path).load() == forms.Kept(found)
 
 
 def test_names_of_another_version_are_forgotten(tmp_path):
     last = forms.LastForm(tmp_path / "form.json")
-    last.save({"resolution": 64, "gone": 1, "concepts": [{"instance_prompt": "x", "n_save_sample": 1}, 7]})
-    assert last.load() == {"resolution": 64, "concepts": [{"instance_prompt": "x"}]}
+    form = {"resolution": 64, "gone": 1, "concepts": [{"instance_prompt": "x", "n_save_sample": 1}, 7]}
+    last.save(forms.Kept(form, "gone", ("gone", "rank")))
+    assert last.load() == forms.Kept(
+        {"resolution": 64, "concepts": [{"instance_prompt": "x"}]}, typed=("rank",)
+    )
 
 
-@pytest.mark.parametrize("content", ["", "[]", "{", "null", "[" * 10_000, '{"concepts": 7}'])
+BROKEN = ["", "[]", "{", "null", "[" * 10_000, '{"concepts": 7}', '{"page": {"typed": [[]], "preset": 7}}']
+
+
+@pytest.mark.parametrize("content", BROKEN)
 def test_a_broken_last_form_is_as_none(tmp_path, content):
     (tmp_path / "form.json").write_text(content)
-    assert forms.LastForm(tmp_path / "form.json").load() in (None, {"concepts": []})
+    assert forms.LastForm(tmp_path / "form.json").load() in (None, forms.Kept({"concepts": []}))
 
 
 def test_a_form_has_a_name_as_a_file():

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from fake_page import MODELS, FakeWebUI
+from servers import install_extension
 from test_page import ON, PHOTO, drop_photos, planned
+from walking import Tab
 
 LORA = {"output_kind": "lora", "concepts": [{"instance_prompt": "sks dog"}]}
 
@@ -88,3 +90,71 @@ def test_an_opened_files_settings_that_mean_nothing_for_its_kind_of_result_are_n
     page.set_input_files("#dbt_open_file", [{"name": "x.yaml", "mimeType": "text/plain", "buffer": b"x"}])
     page.wait_for_selector(".dbt-opened code")
     assert page.inner_text(".dbt-opened code") == "old_name, rank"
+
+
+def keeping(page, **values) -> FakeWebUI:
+    """A WebUI that gives a page the form that was sent last, as ours does."""
+    webui = FakeWebUI(page, **values)
+
+    def keep(body):
+        webui.form, webui.kept = body["form"], {name: body[name] for name in ("preset", "typed", "family")}
+        return {}
+
+    webui.answers["POST form"] = keep
+    return webui.open()
+
+
+def reloaded(page, webui: FakeWebUI) -> None:
+    page.reload()
+    page.wait_for_selector("#dbt_train", state="attached")
+
+
+def value(page, name: str) -> str:
+    return page.input_value(f"#dbt_f_{name}")
+
+
+def test_the_chosen_preset_is_there_after_a_reload_and_what_it_filled_in_goes_on_moving_with_the_kind(page):
+    webui = keeping(page)
+    page.click("[data-preset=subject] input")
+    choose_kind(page, "lora")
+    page.fill("#dbt_f_max_train_steps", "700")
+    webui.until_sent("POST form", 1)
+    page.wait_for_timeout(500)
+    reloaded(page, webui)
+    assert page.is_checked("[data-preset=subject] input")
+    assert "Changed since: Steps." in page.inner_text(".dbt-evidence")
+    assert (value(page, "prior_loss_weight"), value(page, "rank")) == ("0", "64")
+    choose_kind(page, "checkpoint")
+    assert (value(page, "prior_loss_weight"), value(page, "num_class_images")) == ("1", "100")
+    assert (value(page, "learning_rate"), value(page, "max_train_steps")) == ("2e-6", "700")
+
+
+def test_a_rate_that_was_typed_is_still_nobodys_to_change_after_a_reload(page):
+    webui = keeping(page)
+    page.fill("#dbt_f_learning_rate", "5e-6")
+    page.wait_for_timeout(500)
+    reloaded(page, webui)
+    choose_kind(page, "lora")
+    assert value(page, "learning_rate") == "5e-6"
+
+
+def test_what_is_written_in_the_moment_before_a_reload_is_kept(start_standin, page, tmp_path, trainer):
+    """In the stand-in: a request of a page that is gone never comes to a test's own answers."""
+    install_extension(tmp_path)
+    tab = Tab(page, start_standin(data=tmp_path, environ={"DREAMBOOTH_PYTHON": trainer}).url).open()
+    page.fill("#dbt_f_output_name", "at the last moment")
+    page.reload()
+    tab.come_back()
+    assert value(page, "output_name") == "at the last moment"
+
+
+def test_the_form_before_comes_back_with_its_preset(page):
+    opened = {"form": {"model": MODELS[0]["path"], "resolution": 64}, "not_taken": []}
+    FakeWebUI(page, answers={"POST open": opened}).open()
+    page.click("[data-preset=subject] input")
+    page.fill("#dbt_f_max_train_steps", "700")
+    page.set_input_files("#dbt_open_file", [{"name": "x.yaml", "mimeType": "text/plain", "buffer": b"x"}])
+    page.click("#dbt_put_back")
+    assert page.is_checked("[data-preset=subject] input")
+    choose_kind(page, "lora")
+    assert (value(page, "rank"), value(page, "max_train_steps")) == ("64", "700")

@@ -223,7 +223,7 @@ def test_the_page_gets_all_that_it_is_drawn_from(site):
     page = one.get("/page").json()
     assert set(page) >= {
         "version", "installation", "groups", "concept_fields", "presets", "checkpoints", "vaes", "flags", "options",
-        "form", "active", "listed", "places",
+        "form", "kept", "active", "listed", "places",
     }  # fmt: skip
     assert [model["name"] for model in page["checkpoints"]] == ["base.safetensors"]
     assert page["form"]["model"] == page["checkpoints"][0]["path"]
@@ -233,8 +233,10 @@ def test_the_page_gets_all_that_it_is_drawn_from(site):
 
 def test_a_form_is_remembered(site):
     one = site()
-    assert one.post("/form", {"form": {"resolution": "wrong", "concepts": []}}).status_code == 200
-    assert one.get("/page").json()["form"] == {"resolution": "wrong", "concepts": []}
+    about = {"preset": "style", "typed": ["resolution"], "family": "sdxl"}
+    assert one.post("/form", {"form": {"resolution": "wrong", "concepts": []}, **about}).status_code == 200
+    page = one.get("/page").json()
+    assert page["form"] == {"resolution": "wrong", "concepts": []} and page["kept"] == about
 
 
 def test_a_form_is_saved_as_yaml(site):
