@@ -242,7 +242,7 @@
         // where the folder cannot be looked into the plan says so beside it, and it is not said twice
         const isSaid = look.failed && db.plan.isWrong("concepts[" + card.index + "].instance_data_dir");
         const looked = (isSaid ? [] : look.problems || []).map((problem) => (typeof problem === "string" ? {text: problem} : problem));
-        const refused = (card.refused || []).filter((item) => item.of === folderOf(card)).map((item) => ({level: "error", text: (item.name ? item.name + ": " : "") + db.said(item.why)}));
+        const refused = (card.refused || []).filter((item) => item.of === folderOf(card)).map((item) => ({level: "error", text: (item.name ? item.name + ": " : "") + item.why}));
         return [...refused, ...looked, ...withoutCaptions(look.files || []), ...folded(planned)];
     }
 

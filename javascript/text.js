@@ -44,14 +44,19 @@
     }
 
     /** A text that came from the trainer or the server, translated where the localization knows it. */
-    db.said = function (text) {
+    db.said = (text) => said(text).text;
+
+    /** A text as `db.said` has it, and its `form`: that without what is filled in ({}); none, if nothing translates it. */
+    function said(text) {
         text = String(text || "");
         const whole = known(text);
         if (whole || !text || !window.localization) {
-            return whole || text;
+            return {text: whole || text, form: whole || ""};
         }
         if (text.includes("\n")) {  // a sentence, and a line for each thing that it is about
-            return text.split("\n").map((line) => /^\s*/.exec(line)[0] + db.said(line.trim())).join("\n");
+            const lines = text.split("\n").map((line) => ({...said(line.trim()), indent: /^\s*/.exec(line)[0]}));
+            const form = lines.some((line) => line.form) ? lines.map((line) => line.form || "{}").join("\n") : "";
+            return {text: lines.map((line) => line.indent + line.text).join("\n"), form};
         }
         if (!patterns) {
             makePatterns();
@@ -59,19 +64,27 @@
         for (const {key, names, test} of patterns) {
             const found = test.exec(text);
             if (found) {
-                const values = {};
-                names.forEach((name, index) => { values[name] = db.said(found[index + 1]); });
-                return fill(known(key), values);
+                const values = {}, forms = {};
+                names.forEach((name, index) => {
+                    const value = said(found[index + 1]);
+                    values[name] = value.text;
+                    forms[name] = value.form || "{}";
+                });
+                return {text: fill(known(key), values), form: fill(known(key), forms)};
             }
         }
         return afterPlace(text);
-    };
+    }
 
     /** `place: what`, where the place is a file or a setting, and only what is said of it is known. */
     function afterPlace(text) {
         const at = text.indexOf(": ");
-        const rest = at > 0 ? text.slice(at + 2) : "", said = rest ? db.said(rest) : "";
-        return said === rest ? text : db.said(text.slice(0, at)) + ": " + said;
+        const rest = at > 0 ? said(text.slice(at + 2)) : {form: ""};
+        if (!rest.form) {
+            return {text, form: ""};
+        }
+        const place = said(text.slice(0, at));
+        return {text: place.text + ": " + rest.text, form: (place.form || "{}") + ": " + rest.form};
     }
 
     let labels = null;
@@ -97,17 +110,27 @@
         return text.replace(/`([^`]+)`/g, (_, said) => db.t("“{label}”", {label: said}));
     };
 
+    const CHINESE = /[\u3000-\u9fff\uff00-\uffef]/;
+
     /** Words of the trainer's as sentences: it writes them as parts of a line. Paths and names stay as they are. */
-    db.sentences = function (...texts) {
-        return texts.filter(Boolean).map((text) => {
-            let sentence = db.named(db.said(text)).trim();
-            if (/^[a-z]+(?=[ ,'’])/.test(sentence)) {
-                sentence = sentence[0].toUpperCase() + sentence.slice(1);
-            }
-            const last = sentence[sentence.length - 1];
-            return /[.!?:…。！？：]/.test(last) ? sentence : sentence + (/[\u3000-\u9fff\uff00-\uffef]/.test(sentence) ? "。" : ".");
-        }).join(" ");
-    };
+    db.sentences = (...texts) => db.joined(...texts.filter(Boolean).map(sentence));
+
+    function sentence(whole) {
+        const {text, form} = said(whole);
+        const shown = db.named(text).trim(), last = shown[shown.length - 1];
+        // the language is that of the sentence, whatever the names in it are written in
+        const stop = /[.!?:…。！？：]/.test(last) ? "" : CHINESE.test(form.split("\n").pop()) ? "。" : ".";
+        const isEnglish = !CHINESE.test(form);
+        return (isEnglish && isWord(form || shown) ? shown[0].toUpperCase() + shown.slice(1) : shown) + stop;
+    }
+
+    /** Whether a text begins with a word, and not with a file that it is about (`my cat.jpg: it is empty`). A name at the
+        beginning of a sentence stands in quotes: tests/test_first_words.py holds the trainer and the server to it. */
+    const isWord = (text) => /^[a-z]+(?=[ ,'’])/.test(text) && !/^[^:\n]*\.\w+(, \w+ \d+)*: /.test(text);
+
+    /** Sentences one after the other; Chinese ones need no gap between them. */
+    db.joined = (...sentences) => sentences.filter(Boolean).reduce((text, next) => text + db.gap(text) + next, "");
+    db.gap = (text) => (!text || /[。！？：；]$/.test(text) ? "" : " ");
 
     /** A number as it is typed: 0.000002 is 2e-6. */
     db.plainNumber = function (value) {

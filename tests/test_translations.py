@@ -17,6 +17,7 @@ PLACES = (
         "shared/concepts.py",
         "shared/paths.py",
         "shared/runfolder.py",
+        "shared/settings_file.py",
         "shared/text_files.py",
     ),
     *(

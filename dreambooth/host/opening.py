@@ -39,7 +39,7 @@ def open_content(content: str, name: str) -> Opened:
     """What a text means that came from the page; `name` is only shown. Raises InputError."""
     shown = name[:80] or "the file"
     if len(content.encode(errors="replace")) > MAX_BYTES:
-        raise InputError("is too large to hold settings", where=shown, remedy="open a YAML or JSON file")
+        raise InputError("it is too large to hold settings", where=shown, remedy="open a YAML or JSON file")
     listed = _as_list(content, shown)
     if listed is not None:
         return _concepts(listed, shown, None)
@@ -62,9 +62,9 @@ def open_path(path: Path) -> Opened:
         with path.open("rb") as file:
             content = decode_text(file.read(MAX_BYTES + 1))
     except OSError as error:
-        raise InputError(f"cannot be read ({error.strerror})", where=str(path)) from error
+        raise InputError(f"it cannot be read ({error.strerror})", where=str(path)) from error
     except ValueError as error:
-        raise InputError("is no text file", where=str(path), remedy="open a YAML or JSON file") from error
+        raise InputError("it is no text file", where=str(path), remedy="open a YAML or JSON file") from error
     listed = _as_list(content, str(path))
     if listed is not None:
         return _concepts(listed, str(path), path.parent)

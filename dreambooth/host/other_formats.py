@@ -4,7 +4,7 @@ from __future__ import annotations
 
 READ = "PNG, JPEG, WebP and BMP"
 SAVE_ANEW = f"Save it as one of {READ}."
-DAMAGED = "is damaged: a part of the picture is missing or broken"
+DAMAGED = "it is damaged: a part of the picture is missing or broken"
 COPY_ANEW = "Copy it anew from where it came."
 _EXPORT = (
     "Export it as JPEG from the Photos app; Settings > Camera > Formats > Most Compatible lets an iPhone take JPEG "
@@ -29,10 +29,10 @@ def about(content: bytes) -> tuple[str, str]:
     if head[4:8] == b"ftyp":
         kind = _BRANDS.get(head[8:12], "film")
     if kind == "film":
-        return "is a film, no picture", f"Save single pictures of it as one of {READ}."
+        return "it is a film, no picture", f"Save single pictures of it as one of {READ}."
     if kind:
-        return f"is a {kind} file; {READ} are read", _EXPORT if kind == "HEIC" else SAVE_ANEW
+        return f"it is a {kind} file; {READ} are read", _EXPORT if kind == "HEIC" else SAVE_ANEW
     return (
-        f"is no picture that can be read; {READ} are",
+        f"it is no picture that can be read; {READ} are",
         "Open it in a viewer, and save it anew as one of these.",
     )

@@ -45,7 +45,7 @@ def look_at(source: Path | bytes) -> Size:
     used, or would need too much memory."""
     length = len(source) if isinstance(source, bytes) else source.stat().st_size
     if length > MOST_BYTES:
-        raise InputError(f"is larger than {MOST_BYTES >> 20} MB", remedy="Save it smaller.")
+        raise InputError(f"it is larger than {MOST_BYTES >> 20} MB", remedy="Save it smaller.")
     with opened(source) as image:
         width, height = image.size
         turned = _orientation(image) in (5, 6, 7, 8)
@@ -93,7 +93,7 @@ def opened(source: Path | bytes):  # type: ignore[no-untyped-def]  # noqa: ANN20
     except InputError:
         raise
     except Image.DecompressionBombError as error:  # Pillow's own limit may be lower
-        most = f"has too many pixels: {MOST_PIXELS // _MILLION} million are the most"
+        most = f"it has too many pixels: {MOST_PIXELS // _MILLION} million are the most"
         raise InputError(most, remedy="Save it smaller.") from error
     except Exception as error:
         # Pillow's decoders raise nearly anything for a broken file

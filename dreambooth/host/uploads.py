@@ -153,7 +153,7 @@ class Photos:
 
 def _keep(one: Incoming, folder: Path) -> Path:
     if not one.content:
-        raise InputError("is empty")
+        raise InputError("it is empty")
     size = look_at(one.content)
     check_whole(one.content)
     path = folder / f"{hashlib.sha256(one.content).hexdigest()[:24]}{FORMATS[size.format]}"
@@ -189,13 +189,13 @@ def _keep_names(folder: Path, called: Mapping[str, str]) -> None:
 def _keep_caption(caption: Incoming, photo: Path | None) -> str:
     """Keeps a caption beside its photo. Why not, if not."""
     if photo is None or not photo.exists():
-        return "is no photo, and there is no photo of that name beside it"
+        return "it is no photo, and there is no photo of that name beside it"
     if len(caption.content) > LONGEST_CAPTION:
-        return "is too long for a caption"
+        return "it is too long for a caption"
     try:
         text = decode_text(caption.content)
     except ValueError:
-        return "is no text"
+        return "it is no text"
     write_whole(photo.with_suffix(".txt"), text.encode())
     return ""
 
@@ -285,7 +285,7 @@ def _about(path: Path, folder: Path, thumbnail: Callable[[Path], str]) -> dict[s
         return "a link that leads out of the folder"
     try:
         if not path.is_file():
-            return "is no file"
+            return "it is no file"
         size = look_at(path)
         return {
             "thumbnail": thumbnail(path), "width": size.width, "height": size.height, "caption": _caption(path),
@@ -293,7 +293,7 @@ def _about(path: Path, folder: Path, thumbnail: Callable[[Path], str]) -> dict[s
     except InputError as error:
         return error.what
     except OSError as error:
-        return f"cannot be read ({error.strerror})"
+        return f"it cannot be read ({error.strerror})"
 
 
 def _caption(path: Path) -> str | None:

@@ -40,7 +40,7 @@ def read_file(path: Path, *, path_keys: Collection[str] = ()) -> dict[str, Any]:
         return {}
     if not isinstance(content, dict):
         raise InputError(
-            "does not hold settings (names and values)", where=str(path),
+            "it does not hold settings (names and values)", where=str(path),
             remedy="write one `name: value` a line; a list of concepts belongs under `concepts:`",
         )  # fmt: skip
     return content
@@ -55,11 +55,11 @@ def _content(path: Path) -> bytes:
     except (OSError, ValueError) as error:  # ValueError: a NUL in the name
         reason = error.strerror if isinstance(error, OSError) else error
         raise InputError(
-            f"cannot be read ({reason})", where=str(path), remedy="name a YAML or JSON file"
+            f"it cannot be read ({reason})", where=str(path), remedy="name a YAML or JSON file"
         ) from error
     if len(content) > MAX_BYTES:
         raise InputError(
-            f"is too large to hold settings (more than {MAX_BYTES // 2**20} MiB)", where=str(path),
+            f"it is too large to hold settings (more than {MAX_BYTES // 2**20} MiB)", where=str(path),
             remedy="name a YAML or JSON file; the checkpoint to train is named in it, under `model:`",
         )  # fmt: skip
     return content
@@ -74,7 +74,7 @@ def _decoded(content: bytes, path: Path) -> str:
     except UnicodeDecodeError as error:
         line = content.count(b"\n", 0, error.start) + 1
         raise InputError(
-            f"is not UTF-8 text (line {line})", where=str(path), remedy="save it as UTF-8"
+            f"it is not UTF-8 text (line {line})", where=str(path), remedy="save it as UTF-8"
         ) from error
 
 
@@ -83,7 +83,7 @@ def _parse_json(text: str, where: str, path_keys: Collection[str]) -> Any:
         return _as_text(tolerant_json.loads(text, path_keys=path_keys))
     except tolerant_json.BrokenJSON as error:
         raise InputError(
-            f"is no JSON at line {error.line}, column {error.column}: {error.what}", where=where,
+            f"it is no JSON at line {error.line}, column {error.column}: {error.what}", where=where,
             remedy="look at that place: a missing comma, a quote or a bracket that is not closed",
         ) from error  # fmt: skip
 
@@ -107,18 +107,20 @@ def parse_yaml(text: str, *, where: str) -> Any:
         mark = error.problem_mark
         place = f" at line {mark.line + 1}, column {mark.column + 1}" if mark else ""
         raise InputError(
-            f"cannot be read{place}: {error.problem}", where=where,
+            f"it cannot be read{place}: {error.problem}", where=where,
             remedy=error.note or "look at that line: indentation, a colon without a space, a quote that is not "
             "closed, a tab, a value that begins with a special sign (put it in quotes)",
         ) from error  # fmt: skip
     except yaml.reader.ReaderError as error:
         line = text.count("\n", 0, error.position) + 1
         raise InputError(
-            f"has a character at line {line} that text may not have (U+{error.character:04X})", where=where,
+            f"it has a character at line {line} that text may not have (U+{error.character:04X})", where=where,
             remedy="remove it, or save the file as plain text",
         ) from error  # fmt: skip
     except RecursionError as error:
-        raise InputError("is nested too deep", where=where, remedy="look for brackets not closed") from error
+        raise InputError(
+            "it is nested too deep", where=where, remedy="look for brackets not closed"
+        ) from error
 
 
 def _wrong(problem: str, node: yaml.Node, remedy: str) -> yaml.MarkedYAMLError:

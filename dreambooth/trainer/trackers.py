@@ -24,6 +24,6 @@ def check_trackers(settings: Settings) -> None:
             )
         if importlib.util.find_spec(tracker) is None:
             raise InputError(
-                f"{tracker} is not installed in the trainer's environment", where="report_to",
+                f"the package {tracker} is not installed in the trainer's environment", where="report_to",
                 remedy=f"install it there (pip install {tracker}), or leave report_to empty",
             )  # fmt: skip

@@ -48,9 +48,9 @@ def test_a_traceback_is_said_in_a_sentence_with_what_to_do(tmp_path, last, said)
     ("said", "where", "text"),
     [
         (
-            "concept 2, class_prompt: is empty",
+            "concept 2, class_prompt: it is empty",
             "concepts[1].class_prompt",
-            "concept 2, class_prompt: is empty",
+            "concept 2, class_prompt: it is empty",
         ),
         ("/photos/a.png: is no image", "", "/photos/a.png: is no image"),
         ("stopped: by hand", "", "stopped: by hand"),

@@ -151,7 +151,7 @@ def test_what_was_refused_is_still_said_after_a_preset(page):
         "folder": "s",
         "path": "/data/photos/s",
         "files": [],
-        "refused": [{"name": "a.gif", "why": "is a GIF"}],
+        "refused": [{"name": "a.gif", "why": "it is a GIF"}],
     }
     FakeWebUI(page, answers={"POST photos": answer}).open()
     drop_photos(page)

@@ -8,7 +8,7 @@ from test_page import OFF, ON, drop_photos
 from test_page_newcomer import without_checkpoints
 
 MADE = {
-    "text": "me.safetensors is being made at this moment by the run me",
+    "text": "'me.safetensors' is being made at this moment by the run 'me'",
     "where": "output_name",
     "remedy": "choose another name, wait until that run ends, or stop it (`stop /data/runs/me`)",
 }
@@ -32,9 +32,12 @@ def test_a_run_that_another_page_starts_and_that_is_deleted_there_turns_train_of
     page.wait_for_selector(OFF, timeout=10_000)
     page.wait_for_selector("#dbt_reason :text('is being made at this moment')")
     webui.answers["GET runs"] = runs("", "me")
-    webui.answers["POST plan"] = (400, {"error": {**MADE, "text": "me.safetensors belongs to the run me"}})
+    webui.answers["POST plan"] = (
+        400,
+        {"error": {**MADE, "text": "'me.safetensors' belongs to the run 'me'"}},
+    )
     look_now(page)
-    page.wait_for_selector("#dbt_reason :text('belongs to the run me')")
+    page.wait_for_selector("#dbt_reason :text(\"belongs to the run 'me'\")")
     assert page.is_disabled("#dbt_train")
     webui.answers["GET runs"] = runs()
     del webui.answers["POST plan"]
@@ -154,7 +157,7 @@ def test_remarks_on_photos_go_with_the_photos(page):
         "folder": "s",
         "path": "/data/photos/s",
         "files": [],
-        "refused": [{"name": "a.gif", "why": "is a GIF"}],
+        "refused": [{"name": "a.gif", "why": "it is a GIF"}],
     }
     webui = FakeWebUI(page, answers={"POST plan": plan, "POST photos": refused}).open()
     drop_photos(page)

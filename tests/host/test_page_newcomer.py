@@ -240,7 +240,7 @@ def test_of_several_concepts_the_one_without_photos_is_named(page):
     page.click("#dbt_reason button")
     assert page.evaluate("document.activeElement.id") == "dbt_c1_instance_data_dir"
     webui.answers["POST plan"] = (
-        400, {"error": {"text": "is empty", "where": "concepts[1].instance_prompt", "remedy": ""}},
+        400, {"error": {"text": "it is empty", "where": "concepts[1].instance_prompt", "remedy": ""}},
     )  # fmt: skip
     page.fill("#dbt_c1_instance_data_dir", "/b")
     page.wait_for_selector("#dbt_reason strong:has-text('Concept 2, Instance prompt')")
@@ -262,11 +262,14 @@ def test_a_number_beyond_all_numbers_is_called_too_large(page):
 
 
 def test_a_problem_beside_its_field_does_not_name_the_field_again(page):
-    error = {"text": "concept 1, instance_prompt: is empty, and no photo has a caption", "remedy": "Say it"}
+    error = {
+        "text": "concept 1, instance_prompt: it is empty, and no photo has a caption",
+        "remedy": "Say it",
+    }
     answer = (400, {"error": {**error, "where": "concepts[0].instance_prompt"}})
     FakeWebUI(page, answers={"POST plan": answer}).open()
     page.set_input_files("#dbt_c0_files", [PHOTO])
     page.wait_for_selector("#dbt_reason .dbt-error")
-    told = "Is empty, and no photo has a caption. Say it."
+    told = "It is empty, and no photo has a caption. Say it."
     assert page.inner_text("[data-field='concepts[0].instance_prompt'] .dbt-error-text") == told
     assert page.inner_text("#dbt_reason").startswith(f"Instance prompt: {told}")

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
+import page_texts
 import pytest
 from fake_page import PLAN, FakeWebUI
 from test_page import PHOTO
@@ -75,13 +77,13 @@ def test_while_a_training_runs_the_next_one_is_planned_and_keeps_its_remarks(pag
     run = {"name": "me", "state": "running", "step": 0, "steps": 9, "error": "", "changed": 1, "result": None}
     webui.answers["GET runs"] = {"runs": [run], "active": "me", "starting": None, "failed_start": None}
     taken = {
-        "text": "me.safetensors belongs to the run me",
+        "text": "'me.safetensors' belongs to the run 'me'",
         "where": "output_name",
         "remedy": "choose another name",
     }
     webui.answers["POST plan"] = (400, {"error": taken})
     page.fill("#dbt_f_output_name", "me")
-    page.wait_for_selector("#dbt_reason :text('belongs to the run me')")
+    page.wait_for_selector("#dbt_reason :text(\"belongs to the run 'me'\")")
     page.wait_for_selector("#dbt_reason :text('A training is running')")
     assert page.is_visible(".dbt-advice :text('look blurred')")
 
@@ -125,7 +127,7 @@ def test_a_sentence_of_the_trainers_is_shown_in_chinese_with_its_values(page, sa
         ("", "`learning_rate` cannot be -1", "“Learning rate” cannot be -1."),
         ("", "set overwrite: yes, or num_class_images: 0", "Set “Replace an existing file” to yes, or “Class images”: 0."),
         ("", "no file: /a/use_ema/x, C:\\use_ema, use_ema.pt", "No file: /a/use_ema/x, C:\\use_ema, use_ema.pt."),
-        ("zh_CN", "concept 2, class_data_dir: is not a folder: /x", "概念 2，“类别图像文件夹”: 不是文件夹：/x。"),
+        ("zh_CN", "concept 2, class_data_dir: it is not a folder: /x", "概念 2，“类别图像文件夹”: 不是文件夹：/x。"),
         ("zh_CN", "`max_train_steps` cannot be 'many'", "“步数” 不能是 'many'。"),
     ],
 )  # fmt: skip
@@ -172,3 +174,60 @@ def test_sample_pictures_that_do_not_fit_are_told_from_a_training_that_does_not(
     page.set_input_files("#dbt_c0_files", [PHOTO])
     page.wait_for_selector(".dbt-memory :text('fits but for sample pictures')")
     assert "may not fit" not in page.inner_text(".dbt-memory")
+
+
+NUMBERS = {"n", "m", "h", "s", "all", "step", "steps", "of", "done", "count", "low", "high"}
+NAME = "/data/我的 cat.safetensors"
+CHINESE = re.compile("[\u3000-\u9fff\uff00-\uffef]")
+
+
+def filled(key: str) -> str:
+    """A text with numbers and names in it; what stands before a colon is no file, or it would be a place."""
+
+    def value(found: re.Match[str]) -> str:
+        usual = "我的" if key.startswith(": ", found.end()) else NAME
+        return "7" if found[1] in NUMBERS else "7 photos" if found[1] == "photos" else usual
+
+    return re.sub(r"\{(\w+)\}", value, key)
+
+
+def test_each_text_has_the_capital_and_the_full_stop_of_its_own_language(page):
+    table = json.loads((ROOT / "localizations" / "zh_CN.json").read_text(encoding="utf-8"))
+    said = table.keys() - page_texts.of_page()  # the page's own words are no parts of sentences
+    texts = {key: filled(key) for key in sorted(said)}
+    FakeWebUI(page).open()
+    ask = "(texts) => texts.map((text) => window.dreamboothTrainer.sentences(text))"
+    shown = dict(zip(texts, page.evaluate(ask, list(texts.values())), strict=True))
+    begins = {key: re.match(r"[a-z]+(?=[ ,'’])", key) for key in texts}
+    assert [key for key, word in begins.items() if word and shown[key][0] != key[0].upper()] == []
+    assert [
+        key for key, word in begins.items() if not word and shown[key][0] not in (texts[key][0], "“")
+    ] == []
+    assert [key for key in texts if shown[key][-1] == "。" and not CHINESE.search(key)] == []
+    page.unroute_all()
+    FakeWebUI(page, localization=table).open()
+    shown = dict(zip(texts, page.evaluate(ask, list(texts.values())), strict=True))
+    in_chinese = [key for key in texts if CHINESE.search(re.sub(r"\{\w+\}", "", table[key]))]
+    assert len(in_chinese) > 600
+    assert [(key, shown[key]) for key in in_chinese if shown[key][-1] not in "。！？：….:"] == []
+    stops = [
+        shown[key] for key in in_chinese if shown[key][-1] == "." and not table[key].endswith((".", "…"))
+    ]
+    assert stops == []
+
+
+@pytest.mark.parametrize(
+    ("said", "shown"),
+    [
+        ("my cat.jpg: it is damaged", "my cat.jpg: it is damaged."),
+        ("my settings.yaml, line 3: it is no JSON", "my settings.yaml, line 3: it is no JSON."),
+        ("'my cat.safetensors' is being made", "'my cat.safetensors' is being made."),
+        ("images/my cat is there already", "images/my cat is there already."),
+        ("this may be a name: 我的猫 (v1)", "This may be a name: 我的猫 (v1)."),
+        ("concept 2, class_prompt: it is empty", "Concept 2, “Class prompt”: it is empty."),
+        ("no file: x.\n  mine: it is empty", "No file: x.\n  mine: it is empty."),
+    ],
+)
+def test_a_name_keeps_its_letters_and_makes_no_full_stop_chinese(page, said, shown):
+    FakeWebUI(page).open()
+    assert page.evaluate("(text) => window.dreamboothTrainer.sentences(text)", said) == shown

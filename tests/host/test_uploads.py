@@ -272,7 +272,7 @@ def test_links_that_lead_out_of_a_folder_are_named_and_not_shown(tmp_path):
 def test_what_is_no_file_hangs_nobody(tmp_path):
     os.mkfifo(tmp_path / "a.png")
     found = look(tmp_path, str)
-    assert found["problems"] == ["a.png: is no file"]
+    assert found["problems"] == ["a.png: it is no file"]
 
 
 def test_broken_photos_are_named_and_not_counted(tmp_path):

@@ -425,7 +425,7 @@ def test_of_two_runs_into_one_name_at_once_the_later_one_leaves_nothing(
 
     monkeypatch.setattr(run, "create_run", a_moment_later)
     assert dreambooth("train", config(tmp_path), "--note", tmp_path / "note") == 2
-    assert "belongs to the run sks" in capsys.readouterr().err
+    assert "belongs to the run 'sks'" in capsys.readouterr().err
     assert [path.name for path in (tmp_path / "runs").iterdir()] == ["sks"]
     assert claimant(made) == quicker.path and not (tmp_path / "note").exists()
 

@@ -192,10 +192,10 @@ def _all_paths(concepts: Sequence[Concept]) -> list[list[Path]]:
 def _instance_paths(number: int, concept: Concept) -> list[Path]:
     where = f"concept {number}, instance_data_dir"
     if not concept.instance_data_dir:
-        raise InputError("is empty", where=where, remedy="Name the folder that holds the photos.")
+        raise InputError("it is empty", where=where, remedy="Name the folder that holds the photos.")
     folder = Path(concept.instance_data_dir)
     if not folder.is_dir():
-        what = "is not a folder" if folder.exists() else "there is no such folder"
+        what = "it is not a folder" if folder.exists() else "there is no such folder"
         raise InputError(f"{what}: {folder}", where=where, remedy="Check the path.")
     paths = _found(folder, where)
     if not paths:
@@ -227,7 +227,7 @@ def _there(number: int, concept: Concept) -> int:
 def _check_class_prompt(number: int, concept: Concept) -> None:
     if not concept.class_prompt:
         raise InputError(
-            "is empty, but prior preservation is on",
+            "it is empty, but prior preservation is on",
             where=f"concept {number}, class_prompt",
             setting=setting_name(number, "class_prompt"),
             remedy="Describe the class (such as: photo of a dog), or set prior_loss_weight: 0.",
@@ -240,7 +240,7 @@ def _class_dir(number: int, concept: Concept, class_root: Path | None) -> Path:
         return Path(concept.class_data_dir)
     if class_root is None:
         raise InputError(
-            "is empty, but prior preservation is on",
+            "it is empty, but prior preservation is on",
             where=f"concept {number}, class_data_dir",
             setting=setting_name(number, "class_data_dir"),
             remedy="Name a folder for the class images.",
@@ -253,7 +253,7 @@ def _class_paths(number: int, folder: Path) -> list[Path]:
     if not folder.exists():
         return []
     if not folder.is_dir():
-        raise InputError(f"is not a folder: {folder}", where=where, remedy="Check the path.")
+        raise InputError(f"it is not a folder: {folder}", where=where, remedy="Check the path.")
     return _found(folder, where)
 
 
@@ -320,7 +320,7 @@ def _check_said(entry: ConceptImages) -> None:
     if entry.concept.instance_prompt or any(caption_file(image.path) for image in entry.instance):
         return
     raise InputError(
-        "is empty, and no photo has a caption",
+        "it is empty, and no photo has a caption",
         where=f"concept {entry.number}, instance_prompt",
         setting=setting_name(entry.number, "instance_prompt"),
         remedy=f"Say what the photos show, with a rare word for the subject (such as: photo of {RARE_WORDS[0]} dog). Or put "

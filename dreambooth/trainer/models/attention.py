@@ -24,16 +24,18 @@ def choose(asked: str, device: torch.device) -> str:
         return "sdpa"
     if not is_installed():
         raise InputError(
-            "xformers is not installed in the trainer's environment",
+            "the package xformers is not installed in the trainer's environment",
             where="attention",
             remedy="use attention: auto (torch's own attention is as fast)",
         )
     if device.type != "cuda":
-        raise InputError("xformers needs an NVIDIA card", where="attention", remedy="use attention: auto")
+        raise InputError(
+            "attention by xformers needs an NVIDIA card", where="attention", remedy="use attention: auto"
+        )
     fault = xformers_fault()
     if fault:
         raise InputError(
-            f"xformers does not work here: {fault}",
+            f"attention by xformers does not work here: {fault}",
             where="attention",
             remedy="use attention: auto, or install the xformers that was built for this torch",
         )

@@ -311,7 +311,7 @@ def _json(path: Path) -> dict[str, Any]:
     except FileNotFoundError as error:
         raise InputError("the folder lacks this file", where=str(path), remedy=AGAIN) from error
     except (ValueError, OSError) as error:
-        raise InputError(f"cannot be read: {error}", where=str(path), remedy=AGAIN) from error
+        raise InputError(f"it cannot be read: {error}", where=str(path), remedy=AGAIN) from error
     if not isinstance(content, dict):
         raise InputError("this is no table", where=str(path), remedy=AGAIN)
     return content

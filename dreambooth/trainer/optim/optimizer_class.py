@@ -34,7 +34,7 @@ def class_of(kind: OptimizerKind) -> type[torch.optim.Optimizer]:
         found = getattr(importlib.import_module(module), name, None)
     except Exception as error:  # whatever a library raises while it is imported
         raise InputError(
-            f"{module} cannot be imported: {type(error).__name__}: {error}",
+            f"the module {module} cannot be imported: {type(error).__name__}: {error}",
             where="optimizer",
             remedy=f"reinstall it, or use one of {', '.join(TABLE)}",
         ) from error
@@ -61,7 +61,7 @@ def require(kind: OptimizerKind) -> None:
         return
     if kind.library is None:
         raise InputError(
-            f"{module} is not installed in the trainer's environment",
+            f"the package {module} is not installed in the trainer's environment",
             where="optimizer",
             remedy=f"{pip_install('--no-deps', module)} may install it; or use one of {', '.join(TABLE)}",
         )

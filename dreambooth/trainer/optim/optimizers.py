@@ -66,7 +66,7 @@ def build_optimizer(
             optimizer: torch.optim.Optimizer = made_of(made, **arguments)
     except Exception as error:  # each library has errors of its own for an argument that it refuses
         raise InputError(
-            f"{kind.name} refuses its arguments: {error}",
+            f"{kind.title} refuses its arguments: {error}",
             where="optimizer_args",
             remedy="take out or mend the argument that it names",
         ) from error

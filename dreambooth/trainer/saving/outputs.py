@@ -12,7 +12,7 @@ from pathlib import Path
 from dreambooth.shared.aside import remove_leftovers
 from dreambooth.shared.claims import CLAIM_SUFFIX, holder
 from dreambooth.shared.commands import command_line
-from dreambooth.shared.errors import InputError
+from dreambooth.shared.errors import InputError, quoted
 from dreambooth.shared.lock import is_held
 from dreambooth.shared.paths import (
     check_file_name,
@@ -165,12 +165,12 @@ def _taken_steps(outputs: Outputs, settings: Settings) -> list[Path]:
 def _claimed(outputs: Outputs, run: Path) -> InputError:
     if is_held(run / "lock"):
         return InputError(
-            f"{outputs.final.name} is being made at this moment by the run {run.name}",
+            f"{quoted(outputs.final.name)} is being made at this moment by the run {quoted(run.name)}",
             where="output_name",
             remedy=f"choose another name, wait until that run ends, or stop it (`stop {command_line(run)}`)",
         )
     return InputError(
-        f"{outputs.final.name} belongs to the run {run.name}, which has not ended",
+        f"{quoted(outputs.final.name)} belongs to the run {quoted(run.name)}, which has not ended",
         where="output_name",
         remedy=f"choose another name, go on with that run (`resume {command_line(run)}`), or delete its folder",
     )

@@ -31,7 +31,7 @@ def open_weights(path: str | Path) -> WeightFile:
         with path.open("rb") as file:
             start = file.read(16)
     except OSError as error:
-        raise InputError(f"cannot be read: {error.strerror}", where=str(path)) from error
+        raise InputError(f"it cannot be read: {error.strerror}", where=str(path)) from error
     if start[:4] == b"PK\x03\x04" or (path.suffix.lower() in CKPT_SUFFIXES and start[8:9] != b"{"):
         from dreambooth.trainer.weights.ckpt_file import CkptFile
 

@@ -141,7 +141,7 @@ class OpenedFile:
         try:
             file = self.path.open("rb", buffering=0)
         except OSError as error:
-            raise InputError(f"cannot be read any more: {error.strerror}", where=str(self.path)) from error
+            raise InputError(f"it cannot be read any more: {error.strerror}", where=str(self.path)) from error
         stat = os.fstat(file.fileno())
         if (stat.st_size, stat.st_mtime_ns) != (self.size, self._modified):
             file.close()

@@ -95,7 +95,7 @@ def test_a_concepts_own_count_wins_and_per_image_counts_are_multiplied(tmp_path)
         ({"class_data_dir": __file__}, "concept 2, class_data_dir", "not a folder"),
         ({"class_prompt": "photo of a cat"}, "concept 2, class_data_dir", "another class prompt"),
         ({"class_negative_prompt": "blur"}, "concept 2, class_data_dir", "another class prompt"),
-        ({"instance_prompt": ""}, "concept 2, instance_prompt", "is empty, and no photo has a caption"),
+        ({"instance_prompt": ""}, "concept 2, instance_prompt", "it is empty, and no photo has a caption"),
         ({"instance_prompt": "[filewords]"}, "concept 2, instance_prompt", "no caption for 0.png, 1.png"),
     ],
 )

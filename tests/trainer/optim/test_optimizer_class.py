@@ -50,7 +50,7 @@ def test_a_module_without_a_spec_is_no_library():
 @pytest.mark.parametrize(
     ("path", "said"),
     [
-        ("no_such_library.Optimizer", "no_such_library is not installed"),
+        ("no_such_library.Optimizer", "the package no_such_library is not installed"),
         ("torch.optim.NoSuch", "there is no NoSuch in torch.optim"),
         ("torch.no_such.SGD", "torch.no_such cannot be imported"),
         ("torch.nn.Linear", "torch.nn.Linear is no optimizer"),
