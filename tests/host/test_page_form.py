@@ -158,3 +158,14 @@ def test_the_form_before_comes_back_with_its_preset(page):
     assert page.is_checked("[data-preset=subject] input")
     choose_kind(page, "lora")
     assert (value(page, "rank"), value(page, "max_train_steps")) == ("64", "700")
+
+
+def test_a_quick_try_of_a_lora_is_quick_and_no_class_images_are_filled_in_without_a_prior(page):
+    FakeWebUI(page).open()
+    assert value(page, "num_class_images") == "200"
+    choose_kind(page, "lora")
+    assert (value(page, "prior_loss_weight"), value(page, "num_class_images")) == ("0", "100")
+    assert not page.locator("[data-field=num_class_images].dbt-changed").count()
+    page.click("[data-preset=quick] input")
+    filled = [value(page, name) for name in ("max_train_steps", "learning_rate", "rank")]
+    assert filled == ["200", "2e-4", "16"] and not page.is_checked("#dbt_f_train_text_encoder")

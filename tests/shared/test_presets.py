@@ -7,6 +7,7 @@ import pytest
 
 from dreambooth.shared.config import setting_fields, settings_from
 from dreambooth.shared.presets import GRADES, PRESETS, RARE_WORDS, Preset, as_json
+from dreambooth.shared.settings import PriorSettings
 
 each = pytest.mark.parametrize("preset", PRESETS, ids=lambda preset: preset.name)
 
@@ -39,7 +40,47 @@ def test_every_variant_of_a_preset_is_a_valid_config_of_its_kinds(preset: Preset
 @each
 def test_adapters_and_sdxl_have_rates_of_their_own(preset: Preset) -> None:
     kinds = {(variant.family, kind) for variant in preset.variants for kind in variant.kinds}
-    assert kinds >= {("sdxl", "checkpoint"), ("sdxl", "lora"), ("", "lora")}
+    assert {("sdxl", "checkpoint"), ("", "lora")} <= kinds
+
+
+def every_situation() -> list[tuple[str, dict]]:
+    """Each preset's settings for each family and kind of result, as the page fills them in."""
+    found = []
+    for preset in PRESETS:
+        for family in ("sd1", "sd2", "sdxl"):
+            for kind in ("checkpoint", "diffusers", "lora", "lycoris"):
+                fitting = (
+                    one for one in preset.variants if family.startswith(one.family) and kind in one.kinds
+                )
+                variant = next(fitting, None)
+                found.append(
+                    (
+                        f"{preset.name}, {family}, {kind}",
+                        {**preset.settings, **(variant.settings if variant else {})},
+                    )
+                )
+    return found
+
+
+def test_class_images_are_filled_in_only_where_there_is_a_prior() -> None:
+    for where, values in every_situation():
+        if not values["prior_loss_weight"]:
+            usual = PriorSettings().num_class_images
+            assert values.get("num_class_images", usual) == usual, where
+
+
+def test_a_quick_try_is_the_quickest_of_all_with_every_model_and_result_and_leaves_the_text_encoder_alone() -> (
+    None
+):
+    situations = dict(every_situation())
+    for where, quick in situations.items():
+        if where.startswith("quick"):
+            others = [
+                values for name, values in situations.items() if name.split(",")[1:] == where.split(",")[1:]
+            ]
+            assert not quick["train_text_encoder"], where
+            assert quick["max_train_steps"] == min(values["max_train_steps"] for values in others), where
+            assert quick["learning_rate"] == max(values["learning_rate"] for values in others), where
 
 
 @each
