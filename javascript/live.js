@@ -149,7 +149,7 @@
         if (state.state === "finished") {
             return 1;
         }
-        if (state.state === "running" && phase.of && !["training", "samples", "export"].includes(phase.name) && typeof phase.done === "number") {
+        if (state.state === "running" && !isStarting(state) && phase.of && !["training", "samples", "export"].includes(phase.name) && typeof phase.done === "number") {
             return phase.done / phase.of;
         }
         return state.of ? (state.step || 0) / state.of : 0;

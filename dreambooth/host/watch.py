@@ -162,9 +162,9 @@ def _count(value: Any) -> int:
     return value if isinstance(value, int) and not isinstance(value, bool) else 0
 
 
-def _step(view: View) -> int:
-    """The last step that was said, or else the one of the last state."""
-    return _count(view.now.get("step")) or _count((view.saved or {}).get("step"))
+def _step(view: View, starting: bool = False) -> int:
+    """The last step that was said, or else that of the last state, from which a run that is `starting` goes on."""
+    return (0 if starting else _count(view.now.get("step"))) or _count((view.saved or {}).get("step"))
 
 
 def _written(path: Path) -> float:
@@ -278,8 +278,8 @@ class Watcher:
         """A run's step, its steps, and when it last said something."""
         view = self._view(run)
         with view.lock:
-            view.read()
-            return _step(view), _count(view.plan.get("steps")), view.changed
+            look = self._look(view)
+            return look.step, _count(view.plan.get("steps")), view.changed
 
     def ordered(self, run: RunFolder, identifier: str, do: str) -> None:
         """Hears what a run was told to do; the trainer's answer has no more than the order's id."""
@@ -311,7 +311,7 @@ class Watcher:
             since = _written(view.run.lock) if held else self._began(view.run)
             starting = whole and since > view.changed
             ending = self._what_ends_it(view, held, since) if whole and not starting else ""
-            return Look("running", None, step, steps, whole, ending, starting)
+            return Look("running", None, _step(view, starting), steps, whole, ending, starting)
         ended, error, changed = view.ended, view.error, view.changed
         if not whole:
             last = self._last_word(view)

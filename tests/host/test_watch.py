@@ -43,12 +43,12 @@ def step(log: EventLog, number: int, of: int = 100, **more) -> None:
 
 
 def test_a_view_shows_phase_step_samples_and_exports(run, log):
-    log.emit("plan", steps=100)
-    log.emit("phase", name="training", of=100)
-    step(log, 3)
-    log.emit("sample", step=0, number=0, seed=7, prompt="a dog", path=run.samples / "step-0.png")
-    log.emit("exported", step=3, path=run.path / "dog-3.safetensors", sha256="ab")
     with run.hold():
+        log.emit("plan", steps=100)
+        log.emit("phase", name="training", of=100)
+        step(log, 3)
+        log.emit("sample", step=0, number=0, seed=7, prompt="a dog", path=run.samples / "step-0.png")
+        log.emit("exported", step=3, path=run.path / "dog-3.safetensors", sha256="ab")
         found = look(watcher(), run)
     assert found["state"] == "running"
     assert found["phase"] == {"name": "training", "of": 100, "done": 3}
@@ -286,6 +286,7 @@ def test_a_living_run_is_read_in_parts_so_that_no_poll_is_slow(run, log):
     fill(run, log, 10_000)
     seen = watcher()
     with run.hold():
+        os.utime(run.lock, (0, 0))  # it said all of that in this life
         assert seen.live(run, url=str)["behind"]
         assert look(seen, run)["step"] == 10_000
 
@@ -331,6 +332,10 @@ def test_a_trainer_that_goes_on_after_a_kill_is_starting_until_it_says_something
     step(log, 3)
     seen = Watcher(lambda _: Ending("", ""), lambda _: True, began=lambda _: time.time() + 60)
     assert look(seen, run)["starting"], "what it did last is of the life before"
+    assert (look(seen, run)["step"], seen.progress(run)[0]) == (0, 0), "nothing was saved"
+    log.emit("checkpoint", step=2, path="x")
+    step(log, 4)
+    assert (look(seen, run)["step"], seen.progress(run)[0]) == (2, 2), "it goes on from there"
     log.emit("phase", name="training", of=9)
     seen = Watcher(lambda _: Ending("", ""), lambda _: True, began=lambda _: time.time() - 60)
     assert not look(seen, run)["starting"]
