@@ -2,7 +2,7 @@
 /* The page: draws itself into the tab's root, and ties its parts together. */
 (function (db) {
     const VIEWS = [{name: "new", title: "New training"}, {name: "live", title: "Live"}, {name: "runs", title: "Runs"}];
-    let panels = {}, tabs = {}, banner = null, opened = null, groups = null, drawn = false;
+    let panels = {}, tabs = {}, banner = null, opened = null, note = null, groups = null, drawn = false;
 
     db.parts = {};
     db.run = {active: ""};
@@ -127,8 +127,24 @@
             const found = await db.api.post("open", {kind: "file", name: file.name, content: await file.text()});
             db.opened(found.form, found.not_taken || []);
         } catch (error) {
-            db.fill(opened, db.problem(error));
+            db.fill(opened, unopened(file, error), note);  // the form is still what it was, and so is the way back
         }
+    }
+
+    /** Why a file was not opened, with the place in it. */
+    function unopened(file, error) {
+        const isPlace = String(error.where).startsWith(file.name.slice(0, 80));
+        const shown = db.problem(error);
+        if (error.status > 0) {
+            shown.prepend(db.h("strong", {}, db.said(isPlace ? error.where : file.name) + ": "));
+        }
+        return shown;
+    }
+
+    /** What is to be said of the form that was opened last, until it is understood. */
+    function say(...parts) {
+        note = parts.length ? db.h("div", parts[0], parts.slice(1)) : null;
+        db.fill(opened, note);
     }
 
     /** Takes a form from a file or a run; what was not taken is listed by name. */
@@ -139,17 +155,18 @@
             db.form.changed(true);
         } else {
             db.presets.fresh("");
-            db.form.load({...form, model: form.model || db.model.default()});
+            const concepts = (form.concepts || []).length ? form.concepts : newForm().concepts;
+            db.form.load({...form, concepts, model: form.model || db.model.default()});
         }
         notTaken = [...notTaken, ...db.form.idle().filter((name) => name in form)];
         db.show("new");
         const back = before ? db.button(db.t("Back to the form before"), () => putBack(before), {class: "dbt-link", id: "dbt_put_back"}) : null;
-        const understood = db.button(db.t("Understood"), () => db.fill(opened), {class: "dbt-link"});
+        const understood = db.button(db.t("Understood"), () => say(), {class: "dbt-link"});
         if (notTaken.length) {
-            db.fill(opened, db.h("div", {class: "dbt-note dbt-warning"},
-                db.h("span", {}, db.t("Taken over, but for what means nothing here:")), " ", db.h("code", {}, notTaken.join(", ")), " ", understood, " ", back));
+            say({class: "dbt-note dbt-warning"}, db.h("span", {}, db.t("Taken over, but for what means nothing here:")), " ",
+                db.h("code", {}, notTaken.join(", ")), " ", understood, " ", back);
         } else {
-            db.fill(opened, back ? db.h("div", {class: "dbt-note"}, db.h("span", {}, db.t("Taken over.")), " ", understood, " ", back) : null);
+            say(...(back ? [{class: "dbt-note"}, db.h("span", {}, db.t("Taken over.")), " ", understood, " ", back] : []));
             db.toast(db.t("Taken over."));
         }
         opened.scrollIntoView({block: "nearest"});
@@ -157,7 +174,7 @@
 
     function putBack(before) {
         db.keeping.restore(before);
-        db.fill(opened);
+        say();
     }
 
     async function save() {
@@ -173,7 +190,7 @@
 
     function afresh() {
         db.keeping.restore({...beginning({}), family: db.model.family});
-        db.fill(opened);
+        say();
     }
 
     /** A new form: the loaded checkpoint, the first preset, one concept with its prompts. */

@@ -169,3 +169,38 @@ def test_a_quick_try_of_a_lora_is_quick_and_no_class_images_are_filled_in_withou
     page.click("[data-preset=quick] input")
     filled = [value(page, name) for name in ("max_train_steps", "learning_rate", "rank")]
     assert filled == ["200", "2e-4", "16"] and not page.is_checked("#dbt_f_train_text_encoder")
+
+
+def open_file(page, name: str) -> None:
+    page.set_input_files("#dbt_open_file", [{"name": name, "mimeType": "text/plain", "buffer": b"x"}])
+
+
+def test_a_file_without_concepts_leaves_one_to_drop_photos_into(page):
+    opened = {"form": {"model": MODELS[0]["path"], "resolution": 64}, "not_taken": []}
+    form = {"output_name": "mine", "concepts": [{"instance_prompt": "sks dog", "instance_data_dir": "/mine"}] * 2}
+    FakeWebUI(page, answers={"POST open": opened}, form=form).open()
+    open_file(page, "x.yaml")
+    page.wait_for_selector("#dbt_put_back")
+    assert page.locator(".dbt-drop").count() == 1 and page.is_visible("#dbt_c0_drop")
+    assert page.input_value("#dbt_c0_instance_data_dir") == ""
+    drop_photos(page)
+
+
+def test_a_file_that_cannot_be_opened_is_named_and_takes_no_way_back_away(page):
+    def answer(body):
+        if body["name"] == "good.yaml":
+            return {"form": {"model": MODELS[0]["path"], "resolution": 64}, "not_taken": ["old_name"]}
+        error = {"text": "it cannot be read: a bracket is not closed", "where": "a bad one.json, line 3, column 5"}
+        return (400, {"error": {**error, "remedy": "mend the file at this place"}})
+
+    FakeWebUI(page, answers={"POST open": answer}).open()
+    page.fill("#dbt_f_output_name", "mine")
+    open_file(page, "good.yaml")
+    page.wait_for_selector("#dbt_put_back")
+    open_file(page, "a bad one.json")
+    page.wait_for_selector(".dbt-opened .dbt-error")
+    assert page.inner_text(".dbt-opened .dbt-error").startswith("a bad one.json, line 3, column 5: It cannot be read")
+    assert "old_name" in page.inner_text(".dbt-opened")
+    page.click("#dbt_put_back")
+    assert value(page, "output_name") == "mine"
+    assert page.locator(".dbt-opened > *").count() == 0
