@@ -177,7 +177,10 @@ def open_file(page, name: str) -> None:
 
 def test_a_file_without_concepts_leaves_one_to_drop_photos_into(page):
     opened = {"form": {"model": MODELS[0]["path"], "resolution": 64}, "not_taken": []}
-    form = {"output_name": "mine", "concepts": [{"instance_prompt": "sks dog", "instance_data_dir": "/mine"}] * 2}
+    form = {
+        "output_name": "mine",
+        "concepts": [{"instance_prompt": "sks dog", "instance_data_dir": "/mine"}] * 2,
+    }
     FakeWebUI(page, answers={"POST open": opened}, form=form).open()
     open_file(page, "x.yaml")
     page.wait_for_selector("#dbt_put_back")
@@ -190,7 +193,10 @@ def test_a_file_that_cannot_be_opened_is_named_and_takes_no_way_back_away(page):
     def answer(body):
         if body["name"] == "good.yaml":
             return {"form": {"model": MODELS[0]["path"], "resolution": 64}, "not_taken": ["old_name"]}
-        error = {"text": "it cannot be read: a bracket is not closed", "where": "a bad one.json, line 3, column 5"}
+        error = {
+            "text": "it cannot be read: a bracket is not closed",
+            "where": "a bad one.json, line 3, column 5",
+        }
         return (400, {"error": {**error, "remedy": "mend the file at this place"}})
 
     FakeWebUI(page, answers={"POST open": answer}).open()
@@ -199,7 +205,9 @@ def test_a_file_that_cannot_be_opened_is_named_and_takes_no_way_back_away(page):
     page.wait_for_selector("#dbt_put_back")
     open_file(page, "a bad one.json")
     page.wait_for_selector(".dbt-opened .dbt-error")
-    assert page.inner_text(".dbt-opened .dbt-error").startswith("a bad one.json, line 3, column 5: It cannot be read")
+    assert page.inner_text(".dbt-opened .dbt-error").startswith(
+        "a bad one.json, line 3, column 5: It cannot be read"
+    )
     assert "old_name" in page.inner_text(".dbt-opened")
     page.click("#dbt_put_back")
     assert value(page, "output_name") == "mine"
