@@ -20,6 +20,7 @@ from dreambooth.trainer.families.description import Description
 from dreambooth.trainer.models.loading import LoadedModel, in_file_order
 from dreambooth.trainer.weights import TensorInfo, WeightFile
 from dreambooth.trainer.weights.base import RawBytes
+from dreambooth.trainer.weights.casting import is_finite
 
 MOST_WEIGHT = 100.0
 
@@ -143,7 +144,7 @@ class MergedFile:
 
     @torch.no_grad()
     def _merged(self, name: str) -> torch.Tensor:
-        """The tensor in float32 and the file's shape."""
+        """The tensor in float32 and the file's shape. Raises InputError if that is too narrow for what becomes of it."""
         binding, layers = self._touched[name]
         whole = self._file.read(name)
         parts = []
@@ -151,6 +152,12 @@ class MergedFile:
             weight = part.float()
             for merge, target in own:
                 weight = merge.merged(target, weight)
+            if own and not is_finite(weight):
+                raise InputError(
+                    f"with the adapter in it {name} is no longer made of finite numbers",
+                    where=str(self.path),
+                    remedy="give the adapter less weight (--lora FILE:1), or take another",
+                )
             parts.append(weight)
         return binding.join(parts, whole.shape)
 

@@ -19,6 +19,7 @@ from dreambooth.trainer.families import Family, Identified
 from dreambooth.trainer.models.loading import LoadedModel
 from dreambooth.trainer.models.modelspec import modelspec
 from dreambooth.trainer.weights import Entry, Written, write_weights
+from dreambooth.trainer.weights.casting import narrowed
 
 Trained = Mapping[str, Mapping[str, torch.Tensor]]
 # What the WebUI tells a LoRA's family by, and kohya's name for it
@@ -39,7 +40,8 @@ def write_adapter(
 ) -> Written:
     """Writes the trained numbers (by component and "path.tensor") as an adapter's file, whole and read back.
 
-    `metadata` wins over what is said of the base and the adapter. Raises as `write_weights` does.
+    `metadata` wins over what is said of the base and the adapter. Raises as `write_weights` does, and Overflow for
+    numbers that have no room in `output_dtype`.
     """
     network = {"ss_output_name": path.stem, **_network(base.identified, plan)}
     about = {**_modelspec(base, plan, path.stem), **network, **_base(base)}
@@ -55,12 +57,12 @@ def adapter_entries(
         name = kohya_name(family, layer.target)
         for tensor, shape in layer.shapes.items():
             held = trained[layer.target.component][f"{layer.target.path}.{tensor}"]
-            yield Entry(f"{name}.{tensor}", dtype, shape, partial(_written, held, dtype))
+            yield Entry(f"{name}.{tensor}", dtype, shape, partial(_written, f"{name}.{tensor}", held, dtype))
         yield Entry(f"{name}.alpha", torch.float32, (), partial(torch.tensor, float(layer.alpha)))
 
 
-def _written(tensor: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    return tensor.detach().to("cpu", dtype).contiguous()
+def _written(name: str, tensor: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    return narrowed(name, tensor, dtype).contiguous()
 
 
 def adapter_bytes(plan: AdapterPlan, family: Family, dtype: torch.dtype) -> int:

@@ -31,6 +31,7 @@ from dreambooth.trainer.models.place_base import (
 )
 from dreambooth.trainer.models.sources import EMA_PREFIX
 from dreambooth.trainer.weights import Entry, WeightFile, Written, write_weights
+from dreambooth.trainer.weights.casting import check_fits, narrowed
 
 WEIGHT_PREFIXES = ("model.diffusion_model.", "first_stage_model.", "cond_stage_model.", "conditioner.")
 EMA_COUNTERS = ("model_ema.decay", "model_ema.num_updates")
@@ -54,8 +55,8 @@ def export_single_file(
     The modelspec metadata and the base's hash are added, `metadata` wins. A `.yaml` is written beside every SD2
     or v-prediction result and every one whose base has one.
 
-    Raises InputError if `dst` exists and `overwrite` is not set, DreamboothError if the disk is full or the file
-    does not read back as it was meant; then nothing is left behind.
+    Raises InputError if `dst` exists and `overwrite` is not set, Overflow if a weight has no room in `output_dtype`,
+    DreamboothError if the disk is full or the file does not read back as it was meant; then nothing is left behind.
     """
     source, dst = model.source, Path(dst)
     entries = export_entries(source, model.description, trained, output_dtype)
@@ -176,8 +177,8 @@ class Replacement:
     parts: list[torch.Tensor]
 
     def whole(self, shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
-        """What is written, in the file's shape."""
-        return self.binding.join([part.detach().to("cpu", dtype) for part in self.parts], shape)
+        """What is written, in the file's shape. Raises Overflow for what the dtype has no room for."""
+        return self.binding.join([narrowed(self.binding.original, part, dtype) for part in self.parts], shape)
 
 
 def _replacements(description: Description, trained: Trained) -> dict[str, Replacement]:
@@ -224,6 +225,12 @@ def kept(source: WeightFile, name: str, dtype: torch.dtype) -> Entry:
 
 
 def _cast(source: WeightFile, name: str, dtype: torch.dtype) -> torch.Tensor:
-    out = torch.empty(source.tensors[name].shape, dtype=dtype)
-    source.read_into(name, out)
-    return out
+    def read(wanted: torch.dtype) -> torch.Tensor:
+        out = torch.empty(source.tensors[name].shape, dtype=wanted)
+        source.read_into(name, out)
+        return out
+
+    made = read(dtype)
+    # what is infinite in the source already stays so
+    check_fits(name, made, lambda: read(torch.float64), where=str(source.path))
+    return made

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
@@ -12,7 +13,7 @@ import torch
 
 from dreambooth.shared.aside import aside
 from dreambooth.shared.config import CONCEPT_PATHS, PATHS, to_mapping
-from dreambooth.shared.errors import InputError
+from dreambooth.shared.errors import InputError, RunFailed
 from dreambooth.shared.runfolder import RunFolder
 from dreambooth.shared.settings import Settings
 from dreambooth.trainer.adapters.merging import adapted_weights
@@ -27,6 +28,7 @@ from dreambooth.trainer.saving.checkpoint import State
 from dreambooth.trainer.saving.outputs import RUN_ID_KEY, SETTINGS_KEY, check_takes_nothing_away
 from dreambooth.trainer.weights import Written
 from dreambooth.trainer.weights.base import file_sha256, folder_sha256
+from dreambooth.trainer.weights.casting import Overflow
 
 Trained = Mapping[str, Mapping[str, torch.Tensor]]
 
@@ -166,28 +168,42 @@ def write_checkpoint(
     """Writes the base with the trained weights in their place, or an adapter, whole and read back, or not at all.
 
     A diffusers folder is made from a single file that is written into `scratch` first, and has the
-    sha256 that `folder_sha256` gives it.
+    sha256 that `folder_sha256` gives it. Raises RunFailed for weights that `output_dtype` has no room for.
     """
     check_takes_nothing_away(path, settings)
     path.parent.mkdir(parents=True, exist_ok=True)
     overwrite = may_replace(path, metadata[RUN_ID_KEY], overwrite=settings.result.overwrite)
     dtype = DTYPES[settings.result.output_dtype]
-    if adapter is not None:
-        return write_adapter(
-            path, base, adapter, trained, output_dtype=dtype, metadata=metadata, overwrite=overwrite
-        )
-    if settings.result.output_kind == "checkpoint":
-        return export_single_file(
-            path, base, trained, output_dtype=dtype, metadata=dict(metadata), overwrite=overwrite
-        )
-    with aside(scratch / path.name) as room:
-        room.mkdir()
-        single = room / f"{path.name}.safetensors"
-        export_single_file(
-            single, base, trained, output_dtype=dtype, metadata=dict(metadata), overwrite=False
-        )
-        made = convert(single, path, overwrite=overwrite)
-    return Written(path, made.nbytes, folder_sha256(path))
+    with _overflow_is_said(scratch):
+        if adapter is not None:
+            return write_adapter(
+                path, base, adapter, trained, output_dtype=dtype, metadata=metadata, overwrite=overwrite
+            )
+        if settings.result.output_kind == "checkpoint":
+            return export_single_file(
+                path, base, trained, output_dtype=dtype, metadata=dict(metadata), overwrite=overwrite
+            )
+        with aside(scratch / path.name) as room:
+            room.mkdir()
+            single = room / f"{path.name}.safetensors"
+            export_single_file(
+                single, base, trained, output_dtype=dtype, metadata=dict(metadata), overwrite=False
+            )
+            made = convert(single, path, overwrite=overwrite)
+        return Written(path, made.nbytes, folder_sha256(path))
+
+
+@contextlib.contextmanager
+def _overflow_is_said(run: Path) -> Iterator[None]:
+    """What is trained is saved, and a run reads its settings anew when it goes on."""
+    try:
+        yield
+    except Overflow as error:
+        raise RunFailed(
+            error.what,
+            where="output_dtype",
+            remedy=f"nothing was written, and what was trained is saved: set output_dtype: float32 in {run / 'config.yaml'}",
+        ) from error
 
 
 def files_of(written: Written) -> list[dict[str, str]]:

@@ -252,6 +252,26 @@ def test_merging_says_that_a_strength_is_nowhere_told(tmp_path) -> None:
     assert any("no alpha is told for peft" in note for note in done.notes)
 
 
+def test_an_adapter_that_makes_weights_too_large_is_not_merged(tmp_path, capsys) -> None:
+    _, path = models.trained(tmp_path, "sd1")
+    held = load_file(path)
+    write(path, {name: tensor * (1e6 if UP in name else 1) for name, tensor in held.items()})
+    base = models.base(tmp_path, "sd1")
+    narrow = tmp_path / "narrow.safetensors"
+    convert(base, narrow, prediction_type="epsilon", dtype="float16")
+    there = sorted(tmp_path.iterdir())
+    for model, file in ((narrow, "out.safetensors"), (narrow, "folder")):
+        assert tiny.dreambooth("convert", model, tmp_path / file, "--lora", f"{path}:100") == 2
+        assert "holds numbers that are too large for float16" in capsys.readouterr().err
+        assert sorted(tmp_path.iterdir()) == there
+    assert convert(narrow, tmp_path / "wide.safetensors", adapters=[Request(path, 100)], dtype="float32")
+    write(path, {name: tensor * (1e30 if "weight" in name else 1) for name, tensor in held.items()})
+    with pytest.raises(
+        InputError, match=r"with the adapter in it model\.\S+ is no longer made of finite numbers"
+    ):
+        convert(base, tmp_path / "out.safetensors", adapters=[Request(path)])
+
+
 def test_tucker_forms_make_what_their_formulas_say() -> None:
     from dreambooth.trainer.adapters.kinds import KINDS
 
