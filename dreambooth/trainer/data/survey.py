@@ -218,10 +218,23 @@ def _found(folder: Path, where: str) -> list[Path]:
 
 
 def _there(number: int, concept: Concept) -> int:
-    """How many class images a concept has that are to be used as they are; its prompt is needed in any case."""
+    """How many class images a concept has that are to be used as they are; its prompt is needed in any case. Raises
+    InputError for a folder that was named and has none, since none will be made."""
     _check_class_prompt(number, concept)
+    if not concept.class_data_dir:
+        return 0
     with concerning(setting_name(number, "class_data_dir")):
-        return len(_class_paths(number, Path(concept.class_data_dir))) if concept.class_data_dir else 0
+        folder = Path(concept.class_data_dir)
+        found = len(_class_paths(number, folder))
+        if not found:
+            raise InputError(
+                f"there are no images in {folder}"
+                if folder.exists()
+                else f"there is no such folder: {folder}",
+                where=f"concept {number}, class_data_dir",
+                remedy="Check the path, or leave it empty: with prior: base_prediction no class images are made.",
+            )
+        return found
 
 
 def _check_class_prompt(number: int, concept: Concept) -> None:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 
-from dreambooth.shared.settings import AdapterSettings, Settings
-from dreambooth.trainer.adapters.results import is_adapter
+from dreambooth.shared.settings import AdapterSettings, PriorSettings, Settings
+from dreambooth.trainer.adapters.results import from_base, is_adapter
 from dreambooth.trainer.families.detect import told_by_file
 from dreambooth.trainer.models.convert import LoadedModel
 from dreambooth.trainer.models.sources import EMA_PREFIX, open_model
@@ -55,11 +55,26 @@ def _without_effect(settings: Settings) -> list[str]:
         )
     if settings.captions.keep_tokens and not settings.captions.shuffle_tags:
         notes.append("keep_tokens has no effect without shuffle_tags")
+    if _counts_in_vain(settings):
+        notes.append(
+            "num_class_images has no effect with prior: base_prediction: none are made, and all in class_data_dir are used"
+        )
     if not training.train_text_encoder and training.text_encoder_stop < 1:
         notes.append("text_encoder_stop has no effect: the text encoder is not trained")
     if not is_adapter(settings) and (given := _of_adapters(settings.adapters)):
         notes.append(f"no effect, since the whole model is trained and no adapter: {', '.join(given)}")
     return notes
+
+
+def _counts_in_vain(settings: Settings) -> bool:
+    """Whether a number of class images was asked for where none are made."""
+    prior = settings.prior
+    if not from_base(settings) or not prior.prior_loss_weight:
+        return False
+    asked = prior.num_class_images not in (0, PriorSettings().num_class_images)
+    return asked or any(
+        concept.num_class_images or concept.num_class_images_per for concept in settings.concepts.concepts
+    )
 
 
 def _of_adapters(asked: AdapterSettings) -> list[str]:

@@ -106,6 +106,18 @@ def test_what_is_wrong_with_a_concept_is_said_with_its_number_and_key(tmp_path, 
     assert error.remedy
 
 
+def test_a_folder_of_class_images_that_is_named_has_some_where_none_are_made(tmp_path):
+    (tmp_path / "empty").mkdir()
+    for folder, says in (("dgos", "there is no such folder: "), ("empty", "there are no images in ")):
+        concept = sks(tmp_path, class_data_dir=str(tmp_path / folder))
+        error = refused(concept, makes_class_images=False)
+        assert (error.what, error.setting) == (says + concept.class_data_dir, "concepts[0].class_data_dir")
+        assert "or leave it empty" in error.remedy
+    assert look(sks(tmp_path, class_data_dir=""), makes_class_images=False).concepts[0].class_dir is None
+    photos(tmp_path / "dogs", 2)
+    assert len(look(sks(tmp_path), makes_class_images=False).concepts[0].class_images) == 2
+
+
 def test_a_forgotten_prompt_does_not_make_captions_of_the_photos_names(tmp_path):
     folder = tmp_path / "named"
     folder.mkdir()

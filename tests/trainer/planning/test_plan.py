@@ -183,6 +183,11 @@ def test_a_prediction_type_against_what_the_file_says_is_a_note(tmp_path) -> Non
         ({"keep_tokens": 1, "shuffle_tags": True}, None),
         ({"text_encoder_stop": 0.5, "train_text_encoder": False}, "text_encoder_stop has no effect"),
         ({"text_encoder_stop": 0.5}, None),
+        (
+            {"prior": "base_prediction", "output_kind": "lora", "num_class_images": 50},
+            "num_class_images has no effect with prior: base_prediction",
+        ),
+        ({"prior": "base_prediction", "output_kind": "lora", "num_class_images": 100}, None),
         ({"train_text_encoder": False}, None),
     ],
 )
