@@ -144,7 +144,7 @@
         // the next training is prepared while one runs: what is wrong with it is said meanwhile
         const problems = found.problems || (found.show && !found.beginning ? errors : []);
         db.fill(reason, own.map((one) => line(one, one.text, one.show || one.beginning)),
-            problems.map((one) => line(one, db.sentences(one.text, one.remedy))));
+            problems.map((one) => line(one, db.sentences(one.text, one.remedy), isOfRunning(one))));
     }
 
     /** Why Train is off: of which field, what, and the way there. `isCalm`: nothing is wrong yet. */
@@ -157,6 +157,9 @@
     const problemsOf = (problem) => (!problem ? [] : ((problem.more || {}).problems || [problem]).map(placed));
     const placed = (problem) => (db.fields.find(problem.where)
         ? {...problem, text: String(problem.text).replace(/^concept \d+, \w+: /, "")} : problem);
+
+    /** Whether only the training that runs is in the way, and nothing is wrong with the form: its end changes that. */
+    const isOfRunning = (problem) => Boolean(db.run.active) && / is being made at this moment by the run /.test(problem.text);
 
     /** Whether a concept's photos are still those that the last plan has looked at. */
     const isOfFolder = (index) => advised.folders[index] === (db.form.value.concepts[index] || {}).instance_data_dir;
@@ -230,7 +233,7 @@
 
     function drawAll() {
         draw();
-        db.fields.showErrors(asked ? [] : errors);
+        db.fields.showErrors(asked ? [] : errors.filter((one) => !isOfRunning(one)));
         drawButton();
     }
 

@@ -203,8 +203,16 @@ def test_what_is_wrong_with_the_next_training_can_be_gone_to_while_one_runs(page
     answers = {"GET runs": runs("me", "me"), "POST plan": (400, {"error": MADE})}
     FakeWebUI(page, answers=answers).open()
     page.set_input_files("#dbt_c0_files", [{"name": "a.jpg", "mimeType": "image/jpeg", "buffer": b"x"}])
-    page.click("#dbt_reason .dbt-error:has-text('is being made') button")
+    page.click("#dbt_reason .dbt-note:has-text('is being made') button")
     assert page.evaluate("document.activeElement.id") == "dbt_f_output_name"
+    assert not page.locator(".dbt-error, .dbt-wrong").count(), "nothing is wrong: the run's end gives the name back"
+
+
+def test_a_name_that_a_run_of_elsewhere_has_is_wrong_beside_its_field(page):
+    FakeWebUI(page, answers={"POST plan": (400, {"error": MADE})}).open()
+    page.set_input_files("#dbt_c0_files", [{"name": "a.jpg", "mimeType": "image/jpeg", "buffer": b"x"}])
+    page.wait_for_selector("#dbt_reason .dbt-error:has-text('is being made')")
+    assert page.locator(".dbt-wrong #dbt_f_output_name").count()
 
 
 def test_a_run_that_goes_on_after_a_kill_is_starting_whatever_it_did_last(page):

@@ -172,7 +172,7 @@ def _claimed(outputs: Outputs, run: Path) -> InputError:
     return InputError(
         f"{quoted(outputs.final.name)} belongs to the run {quoted(run.name)}, which has not ended",
         where="output_name",
-        remedy=f"choose another name, go on with that run (`resume {command_line(run)}`), or delete its folder",
+        remedy=f"choose another name, go on with that run (`resume {command_line(run)}`), or delete that run",
     )
 
 
