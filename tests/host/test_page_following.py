@@ -205,7 +205,9 @@ def test_what_is_wrong_with_the_next_training_can_be_gone_to_while_one_runs(page
     page.set_input_files("#dbt_c0_files", [{"name": "a.jpg", "mimeType": "image/jpeg", "buffer": b"x"}])
     page.click("#dbt_reason .dbt-note:has-text('is being made') button")
     assert page.evaluate("document.activeElement.id") == "dbt_f_output_name"
-    assert not page.locator(".dbt-error, .dbt-wrong").count(), "nothing is wrong: the run's end gives the name back"
+    assert not page.locator(".dbt-error, .dbt-wrong").count(), (
+        "nothing is wrong: the run's end gives the name back"
+    )
 
 
 def test_a_name_that_a_run_of_elsewhere_has_is_wrong_beside_its_field(page):
@@ -223,3 +225,19 @@ def test_a_run_that_goes_on_after_a_kill_is_starting_whatever_it_did_last(page):
     webui.answers["GET runs/me/live"] = LIVE
     page.wait_for_function("document.querySelector('#dbt_phase').textContent === 'Training'")
     assert page.inner_text("#dbt_rate") == "0.67"
+
+
+def test_a_question_in_the_list_of_runs_leaves_a_narrow_page_s_name_its_room(page):
+    page.set_viewport_size({"width": 800, "height": 900})
+    state = {"step": 381, "steps": 500, "saved": 250, "error": "", "changed": 1, "result": None}
+    rows = [{"name": "a cat of mine", "state": "stopped", **state}]
+    answer = {"runs": rows, "active": "", "starting": None, "failed_start": None}
+    FakeWebUI(page, answers={"GET runs": answer}).open()
+    page.click("#dbt_nav_runs")
+    name = page.locator(".dbt-run-name")
+    before = name.bounding_box()["height"]
+    page.click(".dbt-run .dbt-quiet")
+    page.wait_for_selector(".dbt-run .dbt-confirm")
+    assert name.bounding_box()["height"] == before
+    assert page.locator(".dbt-run-main").bounding_box()["width"] >= 240
+    assert page.evaluate("document.documentElement.scrollWidth") <= 800
