@@ -14,9 +14,11 @@ from .. import __version__
 from ..shared.catalog import schema
 from ..shared.errors import InputError
 from ..shared.presets import as_json as presets
+from ..shared.settings import ADAPTERS
 from . import fields, forms, installation, opening, webui
 from .answers import Guarded, Json, caller
 from .extension import PREFIX
+from .folders import is_inside
 from .forms import Form
 from .photo_routes import add_photo_routes, speaking_of_photos
 from .run_routes import add_run_routes, readable
@@ -202,11 +204,24 @@ def _opened(body: OpenBody) -> opening.Opened:
 
 def _warnings(form: Form, plan: dict[str, Any]) -> list[str]:
     """What only the WebUI's side knows of a plan."""
-    name = Path(str(plan.get("output", ""))).stem
+    output = Path(str(plan.get("output", "")))
+    name, notes = output.stem, []
     taken = webui.vae_that_takes(name) if name else ""
-    if not taken:
-        return []
-    return [
-        f"The WebUI would use the VAE {taken} with the result, because its file name begins with {name}: "
-        "choose another name for the result, if that is not meant."
-    ]
+    if taken:
+        notes.append(
+            f"The WebUI would use the VAE {taken} with the result, because its file name begins with {name}: "
+            "choose another name for the result, if that is not meant."
+        )
+    if name and _is_unlisted(output.parent, str(form.get("output_kind") or "checkpoint")):
+        notes.append(
+            f"The WebUI does not look into the folder {output.parent}: leave output_dir empty, if it is to use the result."
+        )
+    return notes
+
+
+def _is_unlisted(folder: Path, kind: str) -> bool:
+    """Whether a result of this `output_kind` is one that the WebUI lists, and would not list there. It follows links."""
+    if kind == "diffusers":
+        return False
+    listed = webui.listed_folders(adapters=kind in ADAPTERS)
+    return not is_inside(folder, listed) and not any(folder.is_relative_to(one) for one in listed)

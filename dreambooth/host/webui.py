@@ -99,6 +99,15 @@ def lora_dir() -> Path:
     return Path(_flag("lora_dir") or Path(models_path) / "Lora").absolute()
 
 
+def listed_folders(*, adapters: bool) -> list[Path]:
+    """Where the WebUI looks for checkpoints, or for adapters: in these folders and all below them."""
+    from modules import sd_models
+
+    told = _flag("lyco_dir_backcompat") if adapters else sd_models.model_path
+    own = lora_dir() if adapters else checkpoints_dir()
+    return [own, *([Path(told).absolute()] if told else [])]
+
+
 def runs_dir() -> Path:
     """Where runs are kept: as set in Settings, else below the WebUI's data."""
     told = options().runs_dir.strip()

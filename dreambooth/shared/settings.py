@@ -83,7 +83,7 @@ class ResultSettings:
 
     output_name: str = setting(
         "",
-        "Name of the result, without ending. Empty: the model's name and a number.",
+        "Name of the result; it needs no ending. Empty: the model's name and a number.",
         label="Name of the result",
         common=True,
     )

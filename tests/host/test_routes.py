@@ -323,6 +323,24 @@ def test_a_name_that_captures_a_vae_is_said_in_the_plan(site):
     assert "dog-kl" in one.post("/plan", {"form": FORM}).json()["notes"][0]
 
 
+@pytest.mark.parametrize("kind", ["checkpoint", "lora", "diffusers"])
+def test_a_folder_that_the_webui_does_not_look_into_is_said_in_the_plan(site, tmp_path, kind):
+    one = site()
+
+    def notes(folder: Path) -> list[str]:
+        form = {**FORM, "output_kind": kind, "output_dir": str(folder)}
+        return one.post("/plan", {"form": form}).json()["notes"]
+
+    own = one.webui.data / "models" / ("Lora" if kind == "lora" else "Stable-diffusion")
+    (own / "link").parent.mkdir(parents=True, exist_ok=True)
+    (own / "link").symlink_to(tmp_path, target_is_directory=True)
+    assert notes(own) == notes(own / "pets") == notes(own / "link") == []
+    told = notes(tmp_path / "elsewhere")
+    assert bool(told) == (kind != "diffusers"), "no folder in diffusers' form is for the WebUI"
+    if told:
+        assert str(tmp_path / "elsewhere") in told[0] and "leave output_dir empty" in told[0]
+
+
 def test_without_an_environment_a_plan_says_what_to_do(site, monkeypatch):
     one = site()
     installation = importlib.import_module("dreambooth.host.installation")

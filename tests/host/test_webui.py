@@ -67,6 +67,13 @@ def test_places_follow_the_flags(standin, tmp_path):
     assert facade().photos_dir() == webui.data / "dreambooth" / "photos"
 
 
+def test_the_webui_looks_for_checkpoints_also_beside_the_folder_of_its_flag(standin, tmp_path):
+    webui = standin("--ckpt-dir", str(tmp_path / "ckpt"), "--lora-dir", str(tmp_path / "loras"))
+    usual = webui.data / "models" / "Stable-diffusion"
+    assert facade().listed_folders(adapters=False) == [tmp_path / "ckpt", usual]
+    assert facade().listed_folders(adapters=True) == [tmp_path / "loras"]
+
+
 def test_flags_hide_folders_and_name_the_cards_thrift(standin):
     standin("--medvram")
     assert facade().flags().paths_may_be_chosen and facade().flags().low_memory == "medvram"

@@ -13,7 +13,6 @@ from typing import Any
 
 from dreambooth import __version__
 from dreambooth.shared.errors import concerning
-from dreambooth.shared.paths import check_file_name
 from dreambooth.shared.problems import Problems
 from dreambooth.shared.settings import Settings
 from dreambooth.trainer import machine as machines
@@ -66,7 +65,7 @@ from dreambooth.trainer.planning.plan_settings import (
 )
 from dreambooth.trainer.planning.plan_text import plan_text
 from dreambooth.trainer.planning.sizes import optimizer_bytes, parameters, planned_files
-from dreambooth.trainer.saving.outputs import Outputs, PlannedFile, Volume, check_room, outputs_of
+from dreambooth.trainer.saving.outputs import Outputs, PlannedFile, Volume, asked_name, check_room, outputs_of
 
 
 @dataclass(frozen=True)
@@ -242,7 +241,7 @@ def _check_name(settings: Settings, base: LoadedModel | None, run: Path | None) 
     if base is not None:
         _with_outputs(settings, base, run)
     elif settings.result.output_name:
-        check_file_name(settings.result.output_name, setting="output_name")
+        asked_name(settings.result)
 
 
 def _machine(settings: Settings, processes: int) -> Machine:

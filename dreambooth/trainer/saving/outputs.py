@@ -24,6 +24,7 @@ from dreambooth.shared.paths import (
 from dreambooth.shared.settings import ResultSettings, Settings
 
 # what stands behind the model's name where none is given, for results that are no models
+_ENDINGS = (".safetensors", ".ckpt")
 _WORDS = {"lora": "lora", "lycoris": "lycoris"}
 RUN_ID_KEY, SETTINGS_KEY = "dreambooth.run_id", "dreambooth.settings"
 # What a run reads, as it is called when a result would take its place: of models, each file of theirs is needed
@@ -65,8 +66,8 @@ def outputs_of(settings: Settings, *, run: Path | None = None) -> Outputs:
     suffix = _suffix(result)
     folder = Path(result.output_dir) if result.output_dir else model.absolute().parent
     if result.output_name:
-        name = check_file_name(result.output_name, setting="output_name")
-        made = Outputs(folder, name, suffix)
+        made = Outputs(folder, result.output_name if run is not None else asked_name(result), suffix)
+        check_file_name(made.name, setting="output_name")
         _check_inputs(made, settings)
         if run is None:
             _check_free(made, settings)
@@ -77,6 +78,29 @@ def outputs_of(settings: Settings, *, run: Path | None = None) -> Outputs:
         _check_inputs(made, settings)
     check_writable(folder, setting="output_dir")
     return made
+
+
+def asked_name(result: ResultSettings) -> str:
+    """The name that `output_name` means: the ending that is written anyway may stand in it. Raises InputError for what is
+    no file name, and for another ending than the result's."""
+    name, suffix = check_file_name(result.output_name, setting="output_name"), _suffix(result)
+    ending = next((one for one in _ENDINGS if name.lower().endswith(one)), "")
+    if ending in ("", suffix):
+        return check_file_name(name[: len(name) - len(ending)], setting="output_name")
+    if not suffix:
+        raise InputError(
+            f"{quoted(name)} ends in {ending}, and the result is a folder",
+            where="output_name",
+            remedy="leave the ending out",
+        )
+    is_choice = result.output_kind == "checkpoint"
+    raise InputError(
+        f"{quoted(name)} ends in {ending}, and the result is a {suffix} file",
+        where="output_name",
+        remedy=f"leave the ending out, or set output_format: {ending[1:]}"
+        if is_choice
+        else "leave the ending out",
+    )
 
 
 def _suffix(result: ResultSettings) -> str:

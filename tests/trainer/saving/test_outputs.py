@@ -82,6 +82,48 @@ def test_a_name_that_is_no_file_name_somewhere_or_leaves_its_folder_is_refused(n
     assert refused.value.where == "output_name" and refused.value.remedy
 
 
+@pytest.mark.parametrize(
+    ("name", "values", "written"),
+    [
+        ("sks.safetensors", {}, "sks.safetensors"),
+        ("sks.SafeTensors", {"output_kind": "lora"}, "sks.safetensors"),
+        ("sks.ckpt", {"output_format": "ckpt"}, "sks.ckpt"),
+        ("sks.v2", {}, "sks.v2.safetensors"),
+        ("sks.v2", {"output_kind": "diffusers"}, "sks.v2"),
+    ],
+)
+def test_an_ending_that_is_written_anyway_may_stand_in_the_name(name, values, written, tmp_path) -> None:
+    assert outputs_of(settings(tmp_path, output_name=name, **values)).final.name == written
+
+
+@pytest.mark.parametrize(
+    ("name", "values", "why", "remedy"),
+    [
+        ("sks.ckpt", {}, "a .safetensors file", "leave the ending out, or set output_format: ckpt"),
+        ("sks.CKPT", {"output_kind": "lora"}, "a .safetensors file", "leave the ending out"),
+        ("sks.safetensors", {"output_kind": "diffusers"}, "a folder", "leave the ending out"),
+    ],
+)
+def test_another_ending_than_the_results_is_refused(name, values, why, remedy, tmp_path) -> None:
+    with pytest.raises(InputError) as refused:
+        outputs_of(settings(tmp_path, output_name=name, **values))
+    assert refused.value.what.endswith(f", and the result is {why}") and refused.value.remedy == remedy
+    assert refused.value.where == "output_name"
+    assert untranslated(refused.value.what, table()) == untranslated(remedy, table()) == []
+
+
+@pytest.mark.parametrize("name", [".safetensors", "sks .safetensors", "con.safetensors"])
+def test_what_is_no_name_without_its_ending_is_refused(name, tmp_path) -> None:
+    with pytest.raises(InputError, match=r"dot or a space|device"):
+        outputs_of(settings(tmp_path, output_name=name))
+
+
+def test_a_run_that_goes_on_keeps_a_name_that_has_an_ending(tmp_path) -> None:
+    """Of an earlier version, which wrote it twice."""
+    found = outputs_of(settings(tmp_path, output_name="sks.safetensors"), run=tmp_path / "run")
+    assert found.final.name == "sks.safetensors.safetensors"
+
+
 def test_what_is_there_is_never_replaced_unasked(made, tmp_path) -> None:
     made.folder.mkdir()
     for taken, values in (
