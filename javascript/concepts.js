@@ -401,6 +401,6 @@
         planned() {
             cards.forEach((card) => { drawTokens(card); drawPhotos(card); });
         },
-        busy: () => cards.some((card) => card.busy),
+        busy: () => cards.some((card) => card.busy || (card.waiting.length && !card.asking)),
     };
 })(window.dreamboothTrainer = window.dreamboothTrainer || {});

@@ -65,15 +65,18 @@
         }
     }
 
-    /** Waits until the WebUI has the file as its checkpoint. True if it came to that. */
-    async function whenLoaded(path, title) {
-        for (let tries = 0; tries < 90; tries += 1) {
-            await new Promise((resolve) => setTimeout(resolve, 1000));
+    /** Waits until the WebUI has the file in memory. What it says if it comes to something else. */
+    async function untilLoaded(path, title, failures) {
+        for (let tries = 0; tries < 360; tries += 1) {
+            await new Promise((resolve) => setTimeout(resolve, 500));
             try {
-                const {checkpoints} = await db.api.get("models");
-                db.page.checkpoints = checkpoints || db.page.checkpoints;
-                if (checkpoints.some((model) => model.selected && (model.path === path || model.title === title || model.name === title))) {
-                    return true;
+                const found = await db.api.get("models");
+                db.page.checkpoints = found.checkpoints || db.page.checkpoints;
+                if (found.failures > failures) {
+                    return found.failure;
+                }
+                if (found.checkpoints.some((model) => model.selected && model.loaded && (model.path === path || model.title === title))) {
+                    return "";
                 }
             } catch (error) {
                 if (error.status > 0) {
@@ -81,7 +84,7 @@
                 }
             }
         }
-        return false;
+        return db.t("the WebUI has not loaded it in three minutes");
     }
 
     async function use(run, file, button, notice) {
@@ -92,21 +95,21 @@
             const found = await db.api.post(db.api.run(run, "use"), {path: file.path}, {timeout: 180000});
             db.fill(notice);
             const isAdapter = found.load_with === "prompt";  // the prompt calls for it, on the checkpoint that it was made on
+            const isThere = isAdapter && (!found.title || found.base === found.selected);
+            db.setText(button, db.t("Loading …"));
+            if (!isThere && !await load(run, file, found, notice)) {
+                return;
+            }
             if (isAdapter) {
                 listAdapters();
             }
             putPrompt(found.prompt, notice);
             putSize(found.resolution, notice);
-            const name = found.name || file.name;
             if (isAdapter && !found.title) {
                 withoutBase(found, notice);
                 return;
             }
-            db.setText(button, db.t("Loading …"));
-            const isThere = isAdapter && found.base === found.selected;
-            if (!isThere && !await load(run, file, found, notice)) {
-                return;
-            }
+            const name = found.name || file.name;
             db.toast(isAdapter ? db.t("{name} is in the prompt of txt2img now, on {base}.", {name, base: found.base})
                 : db.t("{name} is the WebUI's checkpoint now.", {name}));
             db.model.forget();
@@ -127,11 +130,12 @@
         } else {
             await db.api.post(db.api.run(run, "use"), {path: file.path, load: true}, {timeout: 180000});
         }
-        if (await whenLoaded(found.path || file.path, found.title)) {
+        const why = await untilLoaded(found.path || file.path, found.title, found.failures);
+        if (!why) {
             return true;
         }
-        const error = {text: db.t("{name} was chosen, and the WebUI has not loaded it.", {name: found.base || found.name || file.name}),
-            remedy: db.t("Its console says why; the checkpoint before is still in use.")};
+        const error = {text: db.t("{name} could not be loaded: {why}", {name: found.base || found.name || file.name, why}),
+            remedy: db.t("The WebUI's console says more. Nothing in txt2img was changed.")};
         notice.append(db.problem(error));
         db.toast(error.text, "error");
         return false;

@@ -50,9 +50,14 @@ def _refusal() -> Any:
     return CardIsBusy
 
 
-def refusing(function: Any, reason: Reason, first: Callable[[], object] | None = None) -> Any:
+def refusing(
+    function: Any,
+    reason: Reason,
+    first: Callable[[], object] | None = None,
+    failed: Callable[[Exception], object] = lambda error: None,
+) -> Any:
     """`function`, which raises an error with the reason while there is one: 503 in the API, a message in the page.
-    Otherwise `first` is called before it."""
+    Otherwise `first` is called before it, and `failed` hears what it raises."""
     function = original(function)
 
     @functools.wraps(function)
@@ -62,7 +67,11 @@ def refusing(function: Any, reason: Reason, first: Callable[[], object] | None =
             raise _refusal()(why)
         if first is not None:
             first()
-        return function(*args, **kwargs)
+        try:
+            return function(*args, **kwargs)
+        except Exception as error:
+            failed(error)
+            raise
 
     setattr(guarded, _REASON, reason)
     return _marked(guarded, function)

@@ -55,9 +55,13 @@ def guard(reason: Reason) -> None:
     """
     from modules import sd_models
 
-    sd_models.reload_model_weights = busy.refusing(sd_models.reload_model_weights, reason)
+    sd_models.reload_model_weights = busy.refusing(
+        sd_models.reload_model_weights, reason, failed=webui.note_failed_load
+    )
     kind = type(sd_models.model_data)
-    kind.get_sd_model = busy.unless(kind.get_sd_model, lambda: _none_is_loaded() and bool(reason()))
+    kind.get_sd_model = busy.instead(
+        kind.get_sd_model, lambda data: _none_is_loaded() and bool(reason()), webui.leave_unloaded
+    )
     for name in _OWN_MODELS:
         _replace(name, functools.partial(busy.refusing, reason=reason))
     for name in _OWN_CHECKPOINT:

@@ -175,9 +175,12 @@ def _page(shared: Services) -> dict[str, Any]:
 
 
 def _models() -> dict[str, Any]:
+    failures, failure = webui.failed_loads()
     return {
         "checkpoints": [dataclasses.asdict(model) for model in webui.checkpoints()],
         "vaes": [dataclasses.asdict(model) for model in webui.vaes()],
+        "failures": failures,
+        "failure": failure,
     }
 
 

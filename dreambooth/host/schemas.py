@@ -205,6 +205,7 @@ class UseAnswer(BaseModel):
         "selectCheckpoint", description="or prompt: an adapter, which the prompt calls for"
     )
     loaded: bool = False
+    failures: int = Field(0, description="how often the WebUI could not load a checkpoint so far")
     resolution: int = Field(0, description="the side in pixels that it was trained on; 0: not known")
     base: str = Field("", description="of an adapter: the checkpoint that it was made on")
     selected: str = Field("", description="of an adapter: the WebUI's checkpoint as it is now")

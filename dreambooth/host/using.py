@@ -26,8 +26,9 @@ def use(shared: Services, run: RunFolder, body: UseBody) -> dict[str, Any]:
     """Makes the WebUI list an export, and loads it (an adapter's base) where `body.load` says so. Raises InputError."""
     path, sha256 = _export(shared, run, body.path)
     checkpoint_file.check_whole(path, sha256=sha256)
-    told = _settings(run)
-    common = {"prompt": _prompt(told), "resolution": _resolution(told)}
+    webui.await_first_load()
+    told, (failures, _) = _settings(run), webui.failed_loads()
+    common = {"prompt": _prompt(told), "resolution": _resolution(told), "failures": failures}
     if is_inside(path, [webui.lora_dir()]):
         return common | _use_adapter(path, told, load=body.load)
     model = webui.load_checkpoint(path) if body.load else _listed(path)

@@ -27,6 +27,7 @@ ALLOW_GENERATING = "dreambooth_trainer_allow_generating"
 UNLOAD_MODEL = "dreambooth_trainer_unload_model"
 _SELECTED = "sd_model_checkpoint"
 _listings: list[None] = []  # one for each time that we had the checkpoints listed anew
+_failed_loads: list[str] = []  # why, of each checkpoint that the WebUI could not load
 
 
 @dataclass(frozen=True)
@@ -263,6 +264,40 @@ def loaded_info() -> Any:
 
 def _loaded_path() -> str | None:
     return getattr(loaded_info(), "filename", None)
+
+
+def note_failed_load(error: Exception) -> None:
+    """Remembers why the WebUI could not load a checkpoint: it tells its console alone."""
+    _failed_loads.append(str(error) or type(error).__name__)
+
+
+def failed_loads() -> tuple[int, str]:
+    """How often the WebUI could not load a checkpoint, and why the last time."""
+    return len(_failed_loads), _failed_loads[-1] if _failed_loads else ""
+
+
+def leave_unloaded() -> None:
+    """Nothing is loaded at the WebUI's start, and from then on its model is as one that has left for a training: what
+    needs it brings it back. Otherwise whatever looks for a first one later, like Refresh above the LoRAs' cards, would
+    load it outside of the queue, beside one that is being chosen."""
+    from modules import sd_models
+
+    sd_models.model_data.was_loaded_at_least_once = True
+
+
+def await_first_load(*, patience: float = 120.0) -> None:
+    """The WebUI's start loads its model outside of the queue: one that is chosen meanwhile would be loaded beside it,
+    into the same place. Raises DreamboothError if that takes longer."""
+    from modules import sd_models
+
+    loading = getattr(sd_models.model_data, "lock", None)
+    if loading is None:
+        return
+    if not loading.acquire(timeout=patience):
+        raise DreamboothError(
+            "the WebUI is still loading its model", remedy="try again when its console says that it is loaded"
+        )
+    loading.release()
 
 
 def list_again() -> None:

@@ -80,7 +80,30 @@ def test_a_webui_that_starts_while_a_training_runs_leaves_the_card_alone(standin
     guard(lambda: why[0])
     assert webui.shared.sd_model is None and webui.devices.card.used_gb == 0
     why[0] = ""
-    assert webui.shared.sd_model is not None
+    assert webui.shared.sd_model is None, "whoever looks loads none beside one that is being chosen"
+    assert "Model: a" in picture(webui)
+
+
+def test_why_a_checkpoint_could_not_be_loaded_is_remembered(guarded):
+    webui, why = guarded
+    broken = webui.checkpoint("broken")
+    broken.write_bytes(broken.read_bytes()[:-1])
+    webui.sd_models.list_models()
+    before, _ = facade().failed_loads()
+    assert not webui.shared.opts.set("sd_model_checkpoint", "broken.safetensors")
+    assert facade().failed_loads() == (
+        before + 1, "Error while deserializing header: MetadataIncompleteBuffer"
+    )  # fmt: skip
+    why[0] = "busy"
+    webui.shared.opts.set("sd_model_checkpoint", "b.safetensors")
+    assert facade().failed_loads()[0] == before + 1, "held back is not failed"
+
+
+def test_a_model_that_is_being_loaded_at_the_start_is_waited_for(loaded):
+    webui = loaded()
+    facade().await_first_load(patience=0)
+    with webui.sd_models.model_data.lock, pytest.raises(DreamboothError, match="still loading"):
+        facade().await_first_load(patience=0)
 
 
 def test_a_checkpoint_chosen_while_the_card_is_busy_is_loaded_later(guarded):

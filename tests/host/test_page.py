@@ -461,7 +461,9 @@ def test_a_result_is_used_with_one_click_and_the_old_prompt_can_be_put_back(page
         "result": {"path": path, "files": files, "weight_change": {"unet": {"relative": 0.0123}}},
     }
     models = {
-        "checkpoints": [{**MODELS[0], "path": path, "title": "me.safetensors [ab]", "selected": True}],
+        "checkpoints": [
+            {**MODELS[0], "path": path, "title": "me.safetensors [ab]", "selected": True, "loaded": True}
+        ],
         "vaes": [],
     }
     used = {
@@ -495,7 +497,8 @@ def finished_adapter(page, **used) -> FakeWebUI:
         "result": {"path": path, "files": [], "weight_change": {}},
     }
     usual = {"name": "me", "prompt": "photo of ohwx cat <lora:me:1>", "load_with": "prompt", "resolution": 64}
-    models = {"checkpoints": [{**MODELS[0], "selected": True}, {**MODELS[1], "selected": False}], "vaes": []}
+    checkpoints = [{**MODELS[0], "selected": True, "loaded": True}, {**MODELS[1], "selected": False}]
+    models = {"checkpoints": checkpoints, "vaes": [], "failures": 0, "failure": ""}
     answers = {"GET runs/me/live": done, "POST runs/me/use": {**usual, **used}, "GET models": models}
     webui = FakeWebUI(page, active="me", answers=answers).open()
     page.evaluate(
@@ -535,6 +538,22 @@ def test_an_adapter_whose_checkpoint_is_not_there_is_said_to_be_made_for_another
     assert "made on small.safetensors, which is not among" in told and "With mycat, which is in use" in told
     assert page.input_value("#txt2img_prompt textarea") == "photo of ohwx cat <lora:me:1>"
     assert page.evaluate("[window.chosen, window.switched]") == [None, None], "it is to be read first"
+
+
+def test_a_checkpoint_that_the_webui_cannot_load_is_said_with_its_reason_and_changes_nothing(page):
+    base = {"title": MODELS[0]["title"], "path": MODELS[0]["path"], "base": "other", "selected": "base"}
+    webui = finished_adapter(page, **base, failures=2)
+    models = webui.answers["GET models"]
+    chosen = {**models["checkpoints"][0], "loaded": False}
+    webui.answers["GET models"] = {**models, "failures": 2, "failure": "of before", "checkpoints": [chosen]}
+    page.click("#dbt_use")
+    page.wait_for_function("window.chosen")
+    webui.until_sent("GET models", len(webui.sent("GET models")) + 2)  # chosen is not loaded yet
+    assert page.inner_text("#dbt_use") == "Loading …"
+    webui.answers["GET models"] = {**models, "failures": 3, "failure": "no tokenizer"}
+    page.wait_for_selector("#dbt_result .dbt-error:has-text('other could not be loaded: no tokenizer')")
+    assert page.input_value("#txt2img_prompt textarea") == ""
+    assert page.evaluate("[window.refreshed, window.switched]") == [None, None]
 
 
 def test_a_file_that_is_not_whole_is_not_loaded(page):

@@ -115,8 +115,12 @@ def test_a_run_that_is_being_stopped_says_so_and_takes_no_order_that_makes_no_se
     told = {**LIVE, "ending": ending, "step": 41}
     if ending == "done":
         told["phase"] = {"name": "stopped", "of": 0, "done": 0}
-    webui.answers["GET runs/me/live"] = told
-    webui.answers["POST runs/me/commands"] = {"id": "1"}
+
+    def hear(body):
+        webui.answers["GET runs/me/live"] = told
+        return {"id": "1"}
+
+    webui.answers["POST runs/me/commands"] = hear
     page.click("#dbt_do_stop")
     page.wait_for_selector("#dbt_step:has-text('41')")
     assert page.inner_text("#dbt_state") == badge

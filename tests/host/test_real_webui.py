@@ -9,6 +9,7 @@ from __future__ import annotations
 import base64
 import json
 import os
+import shutil
 import subprocess
 import urllib.error
 import urllib.request
@@ -34,6 +35,22 @@ def place_base_for_ldm(data: Path, trainer: str) -> None:
         "from dreambooth.trainer.models.place_base import place_base; place_base(Path(sys.argv[1]))"
     )
     subprocess.run([trainer, "-c", code, str(data / "models" / "Stable-diffusion")], cwd=ROOT, check=True)
+
+
+def place_another(data: Path, trainer: str) -> None:
+    """tinted.safetensors, the small base with other bytes; listed after it, so that the WebUI begins with the base."""
+    folder = data / "models" / "Stable-diffusion"
+    code = (
+        "import sys; from safetensors.torch import load_file, save_file\n"
+        "weights = load_file(sys.argv[1])\n"
+        "save_file({name: weight * 1.01 if weight.is_floating_point() else weight "
+        "for name, weight in weights.items()}, sys.argv[2])"
+    )
+    subprocess.run(
+        [trainer, "-c", code, str(folder / "small-base.safetensors"), str(folder / "tinted.safetensors")],
+        check=True,
+    )
+    shutil.copy(folder / "small-base.yaml", folder / "tinted.yaml")
 
 
 def packages(server: Server) -> str:
@@ -140,4 +157,33 @@ def test_a_lora_from_the_page_is_used_in_the_page(webui, page):
     tab.shoot("lora picture")
     pictures = [txt2img(webui, text)[0].convert("RGB").tobytes() for text in ("photo of ohwx cat", prompt)]
     assert pictures[0] != pictures[1]
+    assert "Traceback" not in webui.log
+
+
+def test_a_lora_whose_webui_was_killed_meanwhile_is_used_on_its_base(webui, page, trainer):
+    place_another(webui.data, trainer)
+    webui.start(patience=300)
+    tab = Tab(page, webui.url).open()
+    walking.fill_the_form(tab, steps=150, installing=900)
+    tab.fill({"output_kind": "lora", "learning_rate": "1e-3", "text_encoder_learning_rate": "1e-3"})
+    tab.train()
+    tab.until_step(3)
+    page.evaluate("selectCheckpoint('tinted.safetensors')")  # not the base of the training
+    chosen = page.locator("#setting_sd_model_checkpoint input")
+    wait_until(lambda: chosen.input_value().startswith("tinted"), "another checkpoint is chosen")
+    webui.kill()
+    webui.start(patience=300)
+    tab.open()
+    tab.until_state("Finished", patience=1200)
+
+    small_pictures(page)
+    page.locator("#dbt_use").click()
+    said = page.locator("#txt2img_prompt textarea")
+    wait_until(lambda: said.is_visible() and "<lora:" in said.input_value(), "the prompt names the LoRA", 120)
+    wait_until(lambda: chosen.input_value().startswith("small-base"), "its base is chosen")
+    page.locator("#txt2img_generate").click()
+    page.locator("#html_info_txt2img", has_text="Model: small-base").first.wait_for(timeout=120_000)
+    until_drawn(page)
+    tab.shoot("lora after a kill")
+    assert "Networks with errors" not in page.locator("#html_info_txt2img").first.inner_text()
     assert "Traceback" not in webui.log
