@@ -83,14 +83,14 @@ def read_mapping(path: Path) -> dict[str, Any]:
 
 
 def _split_override(text: str) -> tuple[str, Any]:
-    """`key=value`; a value in brackets is read as YAML where the setting takes a list or names with values."""
+    """`key=value`; a value in brackets is read as YAML where the setting takes several values or names with values."""
     key, equals, value = text.partition("=")
     key = key.strip()
     if not equals or not key:
         raise InputError(f"{text!r} is no setting", where=COMMAND_LINE, remedy="write name=value")
     if key in setting_fields() and value.lstrip()[:1] in ("[", "{"):
-        kind = _kind(setting_fields()[key][1])
-        if kind in ("list", "dict"):
+        item = setting_fields()[key][1]
+        if _kind(item) in ("list", "dict") or item.metadata.get("listed"):
             return key, parse_yaml(value, where=f"{COMMAND_LINE}, {key}")
     return key, value
 
@@ -181,7 +181,12 @@ def build(cls: type, values: Mapping[str, Any], where: str, prefix: str = "") ->
         with concerning(name):
             if _kind(item) == "dict":
                 texts[item.name] = _names(value, name, where)
-            elif isinstance(value, (dict, list)):
+            elif isinstance(value, list) and item.metadata.get("listed") and all(map(_is_text, value)):
+                texts[item.name] = _text(", ".join(value), name, where)
+            elif isinstance(value, dict):
+                wrong = f"`{name}` takes one value, not names with values"
+                raise InputError(wrong, where=where, remedy=_expected(item))
+            elif isinstance(value, list):
                 raise InputError(f"`{name}` takes one value, not a list", where=where, remedy=_expected(item))
             elif _kind(item) == "str":
                 texts[item.name] = _text(_choice(str(value), item.metadata.get("choices") or ()), name, where)
@@ -209,6 +214,10 @@ def _typed(cls: type, numbers: dict[str, Any], where: str, prefix: str) -> dict[
 def _kind(item: dataclasses.Field[Any]) -> str:
     """int, float, bool, str, dict or list."""
     return str(item.type).split("[")[0].split(" ")[0]
+
+
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str)
 
 
 def _names(value: Any, name: str, where: str) -> dict[str, str]:

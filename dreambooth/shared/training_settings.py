@@ -192,7 +192,7 @@ class SavingSettings:
         maximum=64,
     )
     report_to: str = setting(
-        "", "Trackers, comma-separated: tensorboard, wandb. Empty: none.", label="Trackers"
+        "", "Trackers, comma-separated: tensorboard, wandb. Empty: none.", label="Trackers", listed=True
     )
 
 
@@ -237,6 +237,7 @@ class AdapterSettings:
         "Empty: the first two.",
         label="Adapted layers",
         kinds=ADAPTERS,
+        listed=True,
     )
     clip_rank: bool = setting(
         False,

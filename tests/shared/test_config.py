@@ -247,6 +247,18 @@ def test_a_list_where_one_value_is_wanted_is_an_error(folder: Path, name: str, c
     assert "`seed` takes one value" in problem(folder, '{"seed": [1]}', name="config.json").what
 
 
+@pytest.mark.parametrize("name", ["target_blocks", "report_to"])
+def test_what_names_several_things_may_be_a_list(folder: Path, name: str) -> None:
+    assert load(folder, f"{name}: [a, b.1]")[name] == "a, b.1"
+    assert load(folder, f"{name}:\n- a\n- b.1")[name] == "a, b.1"
+    assert load(folder, f"{name}: []")[name] == ""
+    assert load(folder, "", f"{name}=[a, b.1]")[name] == "a, b.1"
+    assert load(folder, f"{name}: a, b.1")[name] == "a, b.1"
+    for wrong in ("[a, [b]]", "[a, {b: 1}]", "[a, ~]"):
+        assert problem(folder, f"{name}: {wrong}").what == f"`{name}` takes one value, not a list"
+    assert problem(folder, f"{name}: {{a: b}}").what == f"`{name}` takes one value, not names with values"
+
+
 @pytest.mark.parametrize("content", ["5", "[a]", "{a: [1]}", "{a: {b: 1}}", "'{a: 1}'"])
 def test_names_with_values_are_wanted_where_they_are_wanted(folder: Path, content: str) -> None:
     assert "`optimizer_args`" in problem(folder, f"optimizer_args: {content}").what

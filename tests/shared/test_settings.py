@@ -65,7 +65,7 @@ def test_a_setting_keeps_what_is_known_of_it() -> None:
     assert Some().size == 5
     assert item.metadata == {
         "help": "Size.", "label": "How big", "choices": (), "minimum": 1, "maximum": 9, "unit": "cm", "common": True,
-        "other": ("", ""),
+        "other": ("", ""), "kinds": (), "choice_kinds": {}, "listed": False,
     }  # fmt: skip
 
 

@@ -94,6 +94,12 @@ def adapter_plan(settings: Settings, base: LoadedModel, components: Collection[s
     rank, alpha = _rank_and_alpha(asked, start)
     chosen = _chosen(asked, start, targets, components, _unused(settings, base))
     layers, notes = _layers(kind, chosen, rank, alpha, asked, start)
+    blocks = parse_choice(asked.target_blocks).blocks
+    if blocks and "unet" not in components:
+        named = ", ".join(blocks)
+        notes.append(
+            f"target_blocks: {named} has no effect: these are blocks of the UNet, which is not trained"
+        )
     if start is not None:
         notes += [
             f"the adapter goes on from {asked.init_from}",
@@ -234,24 +240,34 @@ def _layers(
     start: Bound | None,
 ) -> tuple[list[PlannedLayer], list[str]]:
     layers, clipped = [], 0
+    fresh = [target for target in chosen if start is None or target not in start.layers]
+    if kind.ranked and fresh and not asked.clip_rank:
+        _check_rank(rank, min(fresh, key=_width))
     for target in chosen:
         if start is not None and target in start.layers:
             layers.append(_as_in_file(kind, target, start))
             continue
-        own = rank
-        width = min(target.shape[0], math.prod(target.shape[1:]))
-        if kind.ranked and rank > width:
-            if not asked.clip_rank:
-                raise InputError(
-                    f"rank {rank} is above the width {width} of {target.where}",
-                    where="rank",
-                    remedy=f"use at most {width}, leave that layer out of target_blocks, or set clip_rank: yes",
-                )
-            own, clipped = width, clipped + 1
+        own = min(rank, _width(target)) if kind.ranked else rank
+        clipped += own < rank
         # the factor alpha / rank is everywhere the same
         layers.append(PlannedLayer(target, kind.shapes(target.shape, own), alpha * own / rank))
     notes = [f"rank {rank} is lowered to the width of {clipped} narrower layers"] if clipped else []
     return layers, notes
+
+
+def _width(target: Target) -> int:
+    """The largest rank that a layer can have."""
+    return min(target.shape[0], math.prod(target.shape[1:]))
+
+
+def _check_rank(rank: int, narrowest: Target) -> None:
+    width = _width(narrowest)
+    if rank > width:
+        raise InputError(
+            f"rank {rank} is above the width {width} of {narrowest.where}",
+            where="rank",
+            remedy=f"use at most {width}, or set clip_rank: yes, by which narrow layers get less",
+        )
 
 
 def _as_in_file(kind: Kind, target: Target, start: Bound) -> PlannedLayer:

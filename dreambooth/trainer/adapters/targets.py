@@ -79,6 +79,12 @@ class Choice:
 def parse_choice(text: str) -> Choice:
     """What `target_blocks` asks for: words with commas between them. Raises InputError for a word that is none."""
     words = [word.strip().lower().replace("-", "_") for word in text.split(",") if word.strip()]
+    if text.strip() and not words:
+        raise InputError(
+            "nothing is named",
+            where="target_blocks",
+            remedy=f"name layers, or leave it empty for the usual ones ({', '.join(DEFAULT_ROLES)})",
+        )
     roles = tuple(ROLES) if "all" in words else tuple(word for word in words if word in ROLES)
     blocks = tuple(word for word in words if _BLOCK_WORD.fullmatch(word))
     for word in words:

@@ -62,6 +62,21 @@ def test_a_lowered_rank_keeps_the_factor(model) -> None:
         models.planned(model, rank=40)
 
 
+def test_a_rank_is_measured_at_the_narrowest_layer_that_gets_one(model) -> None:
+    for rank in (33, 65, 1024):
+        with pytest.raises(InputError, match=f"rank {rank} is above the width 32 of ") as refused:
+            models.planned(model, rank=rank, target_blocks="all")
+        assert "use at most 32" in refused.value.remedy
+    assert models.planned(model, rank=32, target_blocks="all").rank == 32
+
+
+def test_blocks_of_the_unet_that_are_named_without_it_are_a_note(model) -> None:
+    asked = models.settings(model.source.path, target_blocks="attention, mid", train_unet="no")
+    plan = adapter_plan(asked, model, ["text_encoder"])
+    assert [note for note in plan.notes if note.startswith("target_blocks: mid has no effect")]
+    assert not models.planned(model, target_blocks="attention, mid").notes
+
+
 def test_layers_that_reach_nobody_have_no_adapter(model) -> None:
     def layers(found, component: str, **values) -> set[str]:
         plan = models.planned(found, **values)

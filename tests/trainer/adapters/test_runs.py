@@ -251,7 +251,7 @@ def test_sdxl_is_trained_resumed_and_written_with_both_text_encoders(tmp_path, m
 def test_a_rank_above_a_layers_width_is_refused_and_lowered_where_that_is_asked_for(tmp_path, capsys) -> None:
     assert dreambooth("train", adapter(tmp_path, rank=40)) == 2
     said = capsys.readouterr().err
-    assert "rank 40 is above the width 32" in said and "clip_rank" in said
+    assert "rank 40 is above the width 32" in said and "use at most 32, or set clip_rank" in said
     assert dreambooth("plan", adapter(tmp_path, rank=40, clip_rank=True)) == 0
     assert "rank 40 is lowered to the width of 76 narrower layers" in capsys.readouterr().out
 
@@ -262,6 +262,7 @@ REFUSED = {
     "a kind without an adapter": ({"output_kind": "checkpoint", "adapter": "dora"}, "output_kind"),
     "a file to start from without an adapter": ({"output_kind": "checkpoint", "init_from": "x.safetensors"}, "init_from"),
     "an unknown layer": ({"target_blocks": "attention, toes"}, "toes"),
+    "no layer but a comma": ({"target_blocks": " ,"}, "nothing is named"),
     "an unknown block": ({"target_blocks": "attention, up.7"}, "up.7"),
     "nothing of the text encoder": ({"target_blocks": "convolutions"}, "text encoder"),
     "a pickle": ({"output_format": "ckpt"}, "output_format"),
