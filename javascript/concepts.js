@@ -196,7 +196,7 @@
             return;
         }
         card.looked = path;
-        card.look = null;
+        card.look = (card.look || {}).path === path ? card.look : null;  // what is looked at anew stays in sight meanwhile
         if (path) {
             try {
                 const found = await db.api.post("photos/look", {path});
@@ -402,5 +402,13 @@
             cards.forEach((card) => { drawTokens(card); drawPhotos(card); });
         },
         busy: () => cards.some((card) => card.busy || (card.waiting.length && !card.asking)),
+
+        /** The folders may have become others since they were looked at. */
+        lookAgain() {
+            cards.filter((card) => !card.busy).forEach((card) => {
+                card.looked = null;
+                look(card);
+            });
+        },
     };
 })(window.dreamboothTrainer = window.dreamboothTrainer || {});

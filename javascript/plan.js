@@ -251,6 +251,11 @@
         } catch (problem) {
             errors = problemsOf(problem);
             db.fields.showErrors(errors);
+            if (problem.status === 400) {  // something is another than it was when the plan was made: all of it is looked at again
+                db.concepts.lookAgain();
+                askedFor = "";
+                db.plan.soon();
+            }
             db.failed(problem);
         }
         starting = false;

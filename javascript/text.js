@@ -130,7 +130,7 @@
 
     /** Sentences one after the other; Chinese ones need no gap between them. */
     db.joined = (...sentences) => sentences.filter(Boolean).reduce((text, next) => text + db.gap(text) + next, "");
-    db.gap = (text) => (!text || /[。！？：；]$/.test(text) ? "" : " ");
+    db.gap = (text) => (text.includes("\n") ? "\n" : !text || /[。！？：；]$/.test(text) ? "" : " ");
 
     /** A number as it is typed: 0.000002 is 2e-6. */
     db.plainNumber = function (value) {

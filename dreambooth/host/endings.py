@@ -87,12 +87,16 @@ def as_error(ending: Ending, *, code: int | None) -> DreamboothError:
 
 
 def _own_message(lines: list[str]) -> Ending | None:
-    """The trainer's own last message: `where: what`, and `What to do:` in the line below."""
+    """The trainer's own last message: `where: what`, a line further in for each thing that it is about, and then
+    `What to do:`."""
     for index in range(len(lines) - 1, max(0, len(lines) - 12), -1):
         advice = _ADVICE.match(lines[index])
         if advice:
-            where, text = _split(lines[index - 1].strip().removeprefix("error: "))
-            return Ending(text, advice[1].strip(), where)
+            first = max(0, index - 1)
+            while first and lines[first].startswith("  "):
+                first -= 1
+            where, text = _split(lines[first].strip().removeprefix("error: "))
+            return Ending("\n".join([text, *lines[first + 1 : index]]), advice[1].strip(), where)
     return None
 
 

@@ -24,6 +24,13 @@ def test_the_trainers_own_message_is_taken_with_its_advice(tmp_path):
     assert not isinstance(as_error(ending, code=1), InputError)
 
 
+def test_all_that_a_message_is_about_is_taken(tmp_path):
+    said = "2 images cannot be used:\n  /photos/a.jpg: it is no image\n  /photos/b.jpg: the file is empty"
+    log = log_of(tmp_path, f"Disk   9 GB\n       4 GB  more\n{said}\n  What to do: replace or remove them\n")
+    ending = ending_of(log, code=2)
+    assert (ending.text, ending.remedy) == (said, "replace or remove them")
+
+
 @pytest.mark.parametrize(
     ("last", "said"),
     [

@@ -273,3 +273,28 @@ def test_a_problem_beside_its_field_does_not_name_the_field_again(page):
     told = "It is empty, and no photo has a caption. Say it."
     assert page.inner_text("[data-field='concepts[0].instance_prompt'] .dbt-error-text") == told
     assert page.inner_text("#dbt_reason").startswith(f"Instance prompt: {told}")
+
+
+def test_photos_that_broke_after_the_plan_are_all_named_beside_their_concept_and_no_more_counted(page):
+    broken = {
+        "text": "2 images cannot be used:\n  /photos/b.jpg: it is damaged\n  /photos/c.jpg: the file is empty",
+        "where": "",
+        "remedy": "Replace or remove them.",
+    }
+    files = [{"name": f"{name}.jpg", "thumbnail": name} for name in "abc"]
+    whole = {"path": "/photos", "count": 3, "files": files, "problems": []}
+    webui = FakeWebUI(page, answers={"POST photos/look": whole}).open()
+    page.fill("#dbt_c0_instance_data_dir", "/photos")
+    page.wait_for_selector(".dbt-photo-count:has-text('3 photos')")
+    page.wait_for_selector("#dbt_train:not([disabled])")
+    left = {"count": 1, "files": files[:1], "problems": ["b.jpg: it is damaged", "c.jpg: the file is empty"]}
+    webui.answers["POST photos/look"] = {**whole, **left}
+    webui.answers["POST runs"] = (400, {"error": broken})
+    webui.answers["POST plan"] = (400, {"error": {**broken, "where": "concepts[0].instance_data_dir"}})
+    page.click("#dbt_train")
+    page.wait_for_selector(".dbt-photo-count:has-text('1 photo')")
+    page.wait_for_selector("[data-concept] .dbt-wrong .dbt-error-text:has-text('b.jpg'):has-text('c.jpg')")
+    assert page.locator(".dbt-thumb").count() == 1
+    said = page.locator("[data-concept] .dbt-advice").first.inner_text()
+    assert "b.jpg" in said and "c.jpg" in said, "each beside the photos too"
+    assert page.is_disabled("#dbt_train")
