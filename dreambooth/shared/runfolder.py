@@ -1,7 +1,7 @@
 """The run folder: the border between the processes. Everything that outlives a process is in it.
 
 config.yaml · asked.yaml · log.txt · events.jsonl · commands/ · lock · state/step-N/ · samples/ · result.json ·
-stepped_down.json · adapter.json
+base.json · stepped_down.json · adapter.json
 """
 
 from __future__ import annotations

@@ -28,6 +28,7 @@ from dreambooth.shared.settings import Settings
 from dreambooth.trainer.adapters.kept import keep_adapter, kept_adapter
 from dreambooth.trainer.adapters.plan import adapter_plan
 from dreambooth.trainer.control import Inbox, Signals, ignore_stop_signals
+from dreambooth.trainer.models.kept_base import check_base, keep_base, known_by
 from dreambooth.trainer.planning.plan import Plan, make_plan, versions
 from dreambooth.trainer.planning.plan_settings import open_base
 from dreambooth.trainer.processes import Processes, join_processes, shared_out
@@ -62,6 +63,7 @@ def train(settings: Settings, *, note: Path | None = None) -> int:
                 "processes": str(processes.count),
             },
         }
+        known = known_by(plan.settings, plan.base)
         runs_dir = Path(plan.settings.result.runs_dir)
         resolved, asked = dump_settings(plan.settings, notes), dump_settings(settings)
         folder = create_run(runs_dir, plan.outputs.name, resolved, asked)
@@ -69,6 +71,7 @@ def train(settings: Settings, *, note: Path | None = None) -> int:
             try:
                 held.enter_context(folder.hold())
                 claim(plan.outputs, folder.path)
+                keep_base(folder.path, known)
                 keep_adapter(folder.path, plan.adapter)
                 _write_note(note, folder)
             except BaseException:  # such as another run of that name, which was quicker: nothing was begun
@@ -191,8 +194,9 @@ def export(folder: RunFolder, step: int | None) -> int:
         if _is_result(final, folder, saved_steps(folder.states)[-1] if step is None else step):
             Reporter().write(f"This run is finished, and its checkpoint is there: {final}")
             return DONE
-        state = load_state(folder.states, step, weights_alone=True)
         base, outputs = open_base(settings), outputs_of(settings, run=folder.path)
+        check_base(folder.path, settings, base)
+        state = load_state(folder.states, step, weights_alone=True)
         kept = kept_adapter(folder.path, settings, base)
         adapter = kept or adapter_plan(settings, base, list(state.weights))
         for place in (outputs.folder, folder.path):

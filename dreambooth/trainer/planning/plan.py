@@ -38,6 +38,7 @@ from dreambooth.trainer.models.convert import LoadedModel
 from dreambooth.trainer.models.export_file import yaml_beside
 from dreambooth.trainer.models.int8 import NOTE as INT8_NOTE
 from dreambooth.trainer.models.int8 import is_int8, with_base_precision
+from dreambooth.trainer.models.kept_base import check_base
 from dreambooth.trainer.models.text import chunks_for
 from dreambooth.trainer.models.tokenizer import default_tokenizer
 from dreambooth.trainer.optim.optimizer_rules import (
@@ -210,7 +211,7 @@ def _looked_at(settings: Settings, run: Path | None) -> tuple[LoadedModel, tuple
     """The base, the sizes of images, and the photos. All that is wrong is told at once."""
     problems = Problems()
     problems.ask(check_together, settings)
-    base = problems.ask(open_base, settings)
+    base = problems.ask(_base, settings, run)
     buckets = problems.ask(_buckets, settings, base)
     problems.ask(parse_colour, settings.images.background)
     if base is not None:
@@ -222,6 +223,14 @@ def _looked_at(settings: Settings, run: Path | None) -> tuple[LoadedModel, tuple
     problems.tell()
     assert base is not None and buckets is not None and found is not None  # else there was something to tell
     return base, buckets, found
+
+
+def _base(settings: Settings, run: Path | None) -> LoadedModel:
+    """The model; of a run that goes on the one that it began with. Raises InputError."""
+    base = open_base(settings)
+    if run is not None:
+        check_base(run, settings, base)
+    return base
 
 
 def _buckets(settings: Settings, base: LoadedModel | None) -> tuple[Size, ...]:

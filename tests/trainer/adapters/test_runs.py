@@ -158,7 +158,9 @@ def test_a_run_that_has_a_state_needs_the_file_that_it_began_from_no_more(
     capsys.readouterr()
     assert dreambooth("resume", run_in(tmp_path / "gone").path) == 2
     said = capsys.readouterr().err
-    assert "\nmodel: this is not the model that the run began with" in f"\n{said}" and "init_from" not in said
+    assert (
+        f"\n{base}: this is not the model that the run began with" in f"\n{said}" and "init_from" not in said
+    )
     (tmp_path / "own").replace(base)
     for name in ("kept", "gone"):
         assert dreambooth("resume", run_in(tmp_path / name).path) == 0
