@@ -14,7 +14,13 @@ from dreambooth.shared.paths import check_writable, existing_parent, takes_away
 from dreambooth.trainer.adapters.merging import Request, notes_on_adapters, with_adapters
 from dreambooth.trainer.families import Identified
 from dreambooth.trainer.models.export_file import export_entries, export_single_file, yaml_beside
-from dreambooth.trainer.models.loading import LoadedModel, canonical_state, load_model, understand
+from dreambooth.trainer.models.loading import (
+    LoadedModel,
+    canonical_state,
+    check_shapes,
+    load_model,
+    understand,
+)
 from dreambooth.trainer.models.modelspec import completed
 from dreambooth.trainer.models.sources import EMA_PREFIX, open_model
 from dreambooth.trainer.saving.outputs import remove_half_written, size_text
@@ -82,6 +88,7 @@ def convert(
     opened = open_model(src, use_ema_weights=use_ema_weights)
     source, description = understand(opened, prediction_type)
     description.check_complete(source)
+    check_shapes(source, description)
     source = with_adapters(source, description, adapters)
     dtype = DTYPES[dtype] if isinstance(dtype, str) else dtype
     entries = export_entries(source, description, {}, dtype, keep_ema=not adapters)

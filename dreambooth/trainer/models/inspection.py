@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from dreambooth.trainer.adapters.summary import AdapterSummary, summarize
 from dreambooth.trainer.families import Identified
 from dreambooth.trainer.families.description import Description
 from dreambooth.trainer.families.kinds import refusal
-from dreambooth.trainer.models.loading import understand
+from dreambooth.trainer.models.loading import understand, wrong_shapes
 from dreambooth.trainer.models.sources import EMA_PREFIX, open_model
 from dreambooth.trainer.weights import WeightFile
 from dreambooth.trainer.weights.base import file_sha256
@@ -62,8 +62,9 @@ class Inspection:
 
     `sha256` and `autov1` are the hashes that the WebUI shows ("" for a folder and where none was asked for): the
     whole file's, of which it shows the first ten digits, and the old one over 64 KiB from the first MiB on. `odd`
-    are tensors that no checkpoint of the family has, `missing` those that every one has. `adapter` is what is known of
-    a LoRA or the like, which is no model.
+    are tensors that no checkpoint of the family has, `missing` those that every one has, `ill_shaped` those whose shape
+    does not fit a model of these sizes, as a sentence each. `adapter` is what is known of a LoRA or the like, which is no
+    model.
     """
 
     path: Path
@@ -79,6 +80,7 @@ class Inspection:
     metadata: Mapping[str, str]
     odd: tuple[str, ...]
     missing: tuple[str, ...]
+    ill_shaped: tuple[str, ...] = ()
     adapter: AdapterSummary | None = None
 
     @property
@@ -120,6 +122,7 @@ class Inspection:
             **({"autov1": self.autov1} if self.autov1 else {}),
             "metadata": dict(self.metadata),
             "missing": list(self.missing),
+            "ill_shaped": list(self.ill_shaped),
             "odd": list(self.odd),
             "adapter": self.adapter.as_json() if self.adapter else None,
         }
@@ -161,7 +164,13 @@ def inspect(path: str | Path, *, hashed: bool = True) -> Inspection:
         metadata=weights.metadata,
         odd=tuple(filter(_is_odd, description.others)) if description else (),
         missing=description.missing if description else (),
+        ill_shaped=tuple(_ill_shaped(weights, description)) if description else (),
     )
+
+
+def _ill_shaped(weights: WeightFile, description: Description) -> Iterator[str]:
+    for name, wanted in wrong_shapes(weights, description).items():
+        yield f"{name} has the shape {weights.tensors[name].shape}, not {wanted}"
 
 
 def _inspected_adapter(path: Path, adapter: AdapterFile, *, hashed: bool) -> Inspection:
@@ -217,7 +226,8 @@ def render(found: Inspection) -> str:
     if found.sha256:
         lines.append(f"  sha256         {found.sha256}")
         lines.append(f"  WebUI's hash   {found.short_hash} (old: {found.autov1})")
-    lines += _listed("missing", found.missing) + _listed("odd", found.odd)
+    lines += _listed("missing", found.missing) + _listed("ill-shaped", found.ill_shaped)
+    lines += _listed("odd", found.odd)
     return "\n".join(lines + _metadata_lines(found))
 
 

@@ -171,12 +171,8 @@ def read_canonical(
     """
     wanted = binding.shape_in_file(shapes[binding.canonical[0]])
     info = source.tensors[binding.original]
-    if info.shape != wanted and not (binding.flat and info.shape == (*wanted, 1, 1)):
-        raise InputError(
-            f"{binding.original!r} has the shape {info.shape}, not {wanted} as in a model of these sizes",
-            where=str(source.path),
-            remedy="take a checkpoint with the original layout of its family",
-        )
+    if not _fits(binding, info.shape, wanted):
+        raise _ill_shaped(source, binding.original, wanted)
     plain = len(binding.canonical) == 1 and not binding.transposed
     whole = source.mapped(binding.original) if mapped and info.dtype == dtype and plain else None
     if whole is None:
@@ -188,6 +184,38 @@ def read_canonical(
         if plain
         else [(name, part.clone(memory_format=torch.contiguous_format)) for name, part in parts]
     )
+
+
+def _fits(binding: Binding, shape: tuple[int, ...], wanted: tuple[int, ...]) -> bool:
+    return shape == wanted or (binding.flat and shape == (*wanted, 1, 1))
+
+
+def _ill_shaped(source: WeightFile, name: str, wanted: tuple[int, ...]) -> InputError:
+    return InputError(
+        f"{name!r} has the shape {source.tensors[name].shape}, not {wanted} as in a model of these sizes",
+        where=str(source.path),
+        remedy="take a checkpoint with the original layout of its family",
+    )
+
+
+def wrong_shapes(source: WeightFile, description: Description) -> dict[str, tuple[int, ...]]:
+    """The tensors whose shape is not that of a model of these sizes, and the shape that would be; no tensor is read."""
+    found = {}
+    for component, bindings in description.bindings.items():
+        empty = empty_module(component, description.configs[component]).state_dict()
+        shapes = {name.removeprefix(TEXT_MODEL): tuple(tensor.shape) for name, tensor in empty.items()}
+        for binding in bindings:
+            wanted = binding.shape_in_file(shapes[binding.canonical[0]])
+            stored = source.tensors.get(binding.original)
+            if stored is not None and not _fits(binding, stored.shape, wanted):
+                found[binding.original] = wanted
+    return found
+
+
+def check_shapes(source: WeightFile, description: Description) -> None:
+    """Raises InputError for the first tensor that has another shape than its module's; no tensor is read."""
+    for name, wanted in wrong_shapes(source, description).items():
+        raise _ill_shaped(source, name, wanted)
 
 
 def empty_module(component: str, config: Mapping[str, Any]) -> torch.nn.Module:

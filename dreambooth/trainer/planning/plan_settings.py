@@ -12,6 +12,7 @@ from dreambooth.shared.settings import Settings
 from dreambooth.trainer.adapters.results import check_prior, from_base
 from dreambooth.trainer.data.survey import Survey, check_prompts, survey
 from dreambooth.trainer.models.convert import LoadedModel, load_model
+from dreambooth.trainer.models.loading import check_shapes
 from dreambooth.trainer.sampling.model_size import model_size
 from dreambooth.trainer.trackers import check_trackers
 
@@ -64,6 +65,7 @@ def open_base(settings: Settings) -> LoadedModel:
             prediction_type=settings.model.prediction_type,
             use_ema_weights=settings.model.use_ema_weights,
         )
+        check_shapes(base.source, base.description)
     layers = int(base.configs["text_encoder"]["num_hidden_layers"])
     if base.identified.family.clip_skip and settings.model.clip_skip > layers:
         raise InputError(

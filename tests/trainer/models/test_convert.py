@@ -304,3 +304,13 @@ def test_what_is_no_checkpoint_is_refused_before_anything_is_written(tmp_path):
     with pytest.raises(InputError, match="no such model file"):
         convert(tmp_path / "nothing.ckpt", tmp_path / "b.ckpt")
     assert sorted(place.name for place in tmp_path.iterdir()) == ["lora.safetensors", "text.safetensors"]
+
+
+@pytest.mark.parametrize("target", ["copy.safetensors", "folder"])
+def test_a_tensor_of_another_shape_is_refused_before_anything_is_written(target, tmp_path):
+    weights = tensors(TINY_SD1)
+    weights["model.diffusion_model.out.0.bias"] = torch.zeros(5)
+    path = write(tmp_path / "a.safetensors", weights)
+    with pytest.raises(InputError, match=r"out\.0\.bias' has the shape \(5,\), not \(32,\)"):
+        convert(path, tmp_path / target)
+    assert list(tmp_path.iterdir()) == [path]

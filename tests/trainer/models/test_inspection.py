@@ -87,6 +87,7 @@ def test_as_json_it_has_everything_in_plain_values_and_the_hash_only_where_asked
 def test_odd_and_missing_tensors_and_averages_are_listed(tmp_path):
     weights = tensors(TINY_SD1)
     del weights[UNET + "out.0.bias"]
+    weights[UNET + "out.0.weight"] = torch.ones(5)
     weights |= {
         "nobody.knows": torch.ones(1),
         "model_ema.decay": torch.tensor(0.9),
@@ -99,6 +100,8 @@ def test_odd_and_missing_tensors_and_averages_are_listed(tmp_path):
     text = render(found)
     assert "odd            1 tensors: nobody.knows" in text
     assert "missing        1 tensors: model.diffusion_model.out.0.bias" in text
+    assert f"ill-shaped     1 tensors: {UNET}out.0.weight has the shape (5,), not (32,)" in text
+    assert found.as_json()["ill_shaped"] == [f"{UNET}out.0.weight has the shape (5,), not (32,)"]
     assert "averaged (EMA) yes" in text
 
 

@@ -4,12 +4,15 @@ from dataclasses import replace
 import pytest
 import torch
 from checkpoints import same, write
-from ldm_layout import SMALL_SD1, SMALL_SD2, SMALL_SDXL, tensors
+from ldm_layout import SMALL_SD1, SMALL_SD2, SMALL_SDXL, TINY_SD1, TINY_SD2, TINY_SDXL, tensors
 
 from dreambooth.shared.errors import InputError
 from dreambooth.trainer.families.names import ema_name
 from dreambooth.trainer.models.convert import canonical_state, convert, load_model
+from dreambooth.trainer.models.loading import check_shapes, understand, wrong_shapes
+from dreambooth.trainer.models.sources import open_model
 from dreambooth.trainer.weights import open_weights
+from dreambooth.trainer.weights.safetensors_file import SafetensorsFile
 
 UNET = "model.diffusion_model."
 OPENCLIP = "cond_stage_model.model."
@@ -240,6 +243,25 @@ def test_a_shape_that_does_not_fit_is_named(tmp_path):
     weights[UNET + "out.0.bias"] = torch.zeros(5)
     with pytest.raises(InputError, match=r"out\.0\.bias' has the shape \(5,\), not \(32,\)"):
         load_model(write(tmp_path / "a.safetensors", weights))
+
+
+@pytest.mark.parametrize("sizes", [TINY_SD1, TINY_SD2, TINY_SDXL])
+def test_every_tensor_s_shape_is_checked_without_reading_one(sizes, tmp_path, monkeypatch):
+    weights = tensors(sizes)
+    opened, description = understand(open_model(write(tmp_path / "whole.safetensors", weights)), "epsilon")
+    monkeypatch.setattr(SafetensorsFile, "raw", None)
+    assert wrong_shapes(opened, description) == {}
+    whole = {}
+    for ending in ("attn1.to_q.weight", "out.2.bias", "decoder.conv_in.weight", "token_embedding.weight"):
+        name = next(name for name in reversed(weights) if name.endswith(ending))
+        whole[name] = tuple(weights[name].shape)
+        weights[name] = weights[name].narrow(-1, 0, whole[name][-1] - 1).contiguous()
+    cut = open_model(write(tmp_path / "cut.safetensors", weights)).weights
+    assert wrong_shapes(cut, description) == whole
+    with pytest.raises(InputError, match="has the shape") as caught:
+        check_shapes(cut, description)
+    assert caught.value.what.startswith(repr(next(iter(wrong_shapes(cut, description)))))
+    assert caught.value.where == str(cut.path)
 
 
 def test_missing_tensors_are_named_before_anything_is_built(tmp_path):

@@ -337,3 +337,18 @@ def test_photos_that_no_prompt_describes_are_said_beside_a_name_that_cannot_be(t
         planned(tmp_path, concepts=own, output_name="a/b")
     fields = [error.as_json()["where"] for error in told.value.errors]
     assert fields == ["concepts[0].instance_prompt", "concepts[1].instance_prompt", "output_name"]
+
+
+@pytest.mark.parametrize("kind", ["lora", "checkpoint"])
+def test_a_tensor_of_another_shape_is_refused_before_anything_is_written(kind, tmp_path, capsys) -> None:
+    tensors = tiny.tensors()
+    name = next(name for name in tensors if name.endswith("attn1.to_q.weight"))
+    tensors[name] = tensors[name][:, :-1].contiguous()
+    path = tiny.save(tensors, tmp_path / "bad.safetensors")
+    settings = config(tmp_path, model=str(path), output_kind=kind)
+    before = tree(tmp_path)
+    for command in ("plan", "train"):
+        assert dreambooth(command, settings) == 2
+        said = capsys.readouterr()
+        assert f"{path}: {name!r} has the shape (32, 31), not (32, 32)" in said.err and not said.out
+    assert tree(tmp_path) == before
