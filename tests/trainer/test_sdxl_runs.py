@@ -183,11 +183,11 @@ def refiner() -> dict[str, torch.Tensor]:
         (lambda: without(SECOND), "only one of its two text encoders"),
         (
             lambda: without(f"{SECOND}model.transformer.resblocks.1.mlp."),
-            "tensors of Stable Diffusion XL are missing",
+            "4 tensors of its second text encoder are missing",
         ),
         (
             lambda: without(f"{SECOND}model.text_projection"),
-            "no conditioner.embedders.1.model.text_projection",
+            "a tensor of its second text encoder is missing, conditioner.embedders.1.model.text_projection",
         ),
     ],
     ids=["inpainting", "refiner", "no first", "no second", "half a second", "no projection"],

@@ -87,6 +87,12 @@ class Family:
         return ("unet", *(part.component for part in self.text_encoders), "vae")
 
 
+def title_in(family: Family, component: str) -> str:
+    """What a family's component is called where there may be two text encoders."""
+    two = len(family.text_encoders) > 1 and component == family.text_encoders[0].component
+    return f"first {TITLES[component]}" if two else TITLES[component]
+
+
 @dataclass(frozen=True)
 class Identified:
     """A checkpoint's family and prediction type, and a sentence on how they were told."""

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from dreambooth.shared.errors import InputError
-from dreambooth.trainer.families import TITLES, Identified, TextPart, names
+from dreambooth.trainer.families import TITLES, Family, Identified, TextPart, names, title_in
 from dreambooth.trainer.families.ldm_yaml import Stated
 from dreambooth.trainer.families.names import Binding
 from dreambooth.trainer.families.topology import (
@@ -22,8 +22,6 @@ from dreambooth.trainer.families.topology import (
     vae_topology,
 )
 from dreambooth.trainer.weights.base import WeightFile
-
-SHOWN = 6
 
 
 @dataclass(frozen=True)
@@ -40,12 +38,14 @@ class Description:
     def check_complete(self, weights: WeightFile) -> None:
         """Raises InputError naming the tensors that are not there."""
         if self.missing:
-            shown = ", ".join(self.missing[:SHOWN]) + (", …" if len(self.missing) > SHOWN else "")
-            raise InputError(
-                f"{len(self.missing)} tensors of {self.identified.family.title} are missing: {shown}",
-                where=str(weights.path),
-                remedy="download the file again, or take a complete checkpoint",
-            )
+            lost = set(self.missing)
+            family = self.identified.family
+            titles = [
+                title_in(family, component)
+                for component, bindings in self.bindings.items()
+                if any(binding.original in lost for binding in bindings)
+            ]
+            raise _incomplete(weights, " and ".join(titles), self.missing)
 
 
 def describe(weights: WeightFile, identified: Identified, stated: Stated | None = None) -> Description:
@@ -60,7 +60,7 @@ def describe(weights: WeightFile, identified: Identified, stated: Stated | None 
     pooled_width = 0
     try:
         for part in family.text_encoders:
-            topology, table[part.component] = _text(part, weights, stated)
+            topology, table[part.component] = _text(part, weights, family, stated)
             _check_layers(part, topology)
             configs[part.component] = text_config(topology)
             pooled_width += topology.projection
@@ -84,7 +84,30 @@ def describe(weights: WeightFile, identified: Identified, stated: Stated | None 
     )
 
 
-def _text(part: TextPart, weights: WeightFile, stated: Stated) -> tuple[TextTopology, list[Binding]]:
+def _text(
+    part: TextPart, weights: WeightFile, family: Family, stated: Stated
+) -> tuple[TextTopology, list[Binding]]:
+    try:
+        return _whole_text(part, weights, stated)
+    except UnknownTopology:
+        lost = [name for name in names.text_tensors(part, weights.tensors) if name not in weights.tensors]
+        if lost:  # that by whose shape its sizes are told is not there
+            raise _incomplete(weights, title_in(family, part.component), lost) from None
+        raise
+
+
+def _incomplete(weights: WeightFile, title: str, lost: Sequence[str]) -> InputError:
+    """The error for a file that lacks these tensors of what `title` names."""
+    what = (
+        f"it is incomplete: {len(lost)} tensors of its {title} are missing, such as {lost[0]}"
+        if len(lost) > 1
+        else f"it is incomplete: a tensor of its {title} is missing, {lost[0]}"
+    )
+    remedy = "download the file again, or take a complete checkpoint"
+    return InputError(what, where=str(weights.path), remedy=remedy)
+
+
+def _whole_text(part: TextPart, weights: WeightFile, stated: Stated) -> tuple[TextTopology, list[Binding]]:
     if part.kind == "clip":
         prefix = names.text_prefix(part, weights.tensors)
         topology = clip_topology(weights.tensors, prefix)

@@ -14,7 +14,7 @@ from dreambooth.shared.errors import InputError
 from dreambooth.trainer.families import FAMILIES, PREDICTION_TYPES, Family, Identified, PredictionType
 from dreambooth.trainer.families.kinds import CHECKPOINT, refusal
 from dreambooth.trainer.families.ldm_yaml import Stated
-from dreambooth.trainer.families.names import UNET_PREFIX, text_mark, text_prefix
+from dreambooth.trainer.families.names import UNET_PREFIX, text_mark, text_prefix, text_tensors
 from dreambooth.trainer.weights.base import WeightFile
 
 FIRST_CONVOLUTION = UNET_PREFIX + "input_blocks.0.0.weight"
@@ -48,9 +48,11 @@ def family_of(weights: WeightFile) -> Family:
     problem = refusal(weights, channels)
     if problem is not None:
         raise problem
-    for family in FAMILIES.values():
-        if family.in_channels == channels and _has_text_encoders(family, weights.tensors):
-            return family
+    families = [family for family in FAMILIES.values() if family.in_channels == channels]
+    for has in (_has_text_encoders, _has_some_of_each):
+        for family in families:
+            if has(family, weights.tensors):
+                return family
     raise InputError(
         f"its UNet takes {channels} channels, as no known Stable Diffusion does",
         where=str(weights.path),
@@ -60,6 +62,11 @@ def family_of(weights: WeightFile) -> Family:
 
 def _has_text_encoders(family: Family, names: Collection[str]) -> bool:
     return all(text_mark(part, text_prefix(part, names)) in names for part in family.text_encoders)
+
+
+def _has_some_of_each(family: Family, names: Collection[str]) -> bool:
+    """Of an incomplete file: it is told later, with what is missing."""
+    return all(any(name in names for name in text_tensors(part, names)) for part in family.text_encoders)
 
 
 def identify(

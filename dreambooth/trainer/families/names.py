@@ -8,6 +8,7 @@ other's inverse by construction.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
@@ -202,7 +203,20 @@ def text_mark(part: TextPart, prefix: str = "") -> str:
 def text_prefix(part: TextPart, found: Collection[str]) -> str:
     """Where a text encoder lies among the tensors `found`: in old files a CLIP has no `text_model.` in its names."""
     old = part.prefix.removesuffix(TEXT_MODEL)
-    return old if text_mark(part) not in found and text_mark(part, old) in found else part.prefix
+    if old == part.prefix or any(name.startswith(part.prefix) for name in found):
+        return part.prefix
+    return old if any(name.startswith(old) for name in found) else part.prefix
+
+
+def text_tensors(part: TextPart, found: Collection[str]) -> list[str]:
+    """Every tensor that a text encoder has which has as many layers as some of its tensors are `found` of."""
+    prefix = text_prefix(part, found)
+    layer = re.compile(rf"{re.escape(prefix)}(?:encoder\.layers|transformer\.resblocks)\.(\d+)\.")
+    layers = max((int(match[1]) + 1 for match in map(layer.match, found) if match), default=0)
+    # of a topology the names need nothing else
+    sizes = TextTopology(0, 0, layers, 1, 0, 0, "", projection=int(part.pooled))
+    bindings = {"clip": clip_bindings, "openclip": openclip_bindings}[part.kind](sizes, prefix)
+    return [binding.original for binding in bindings]
 
 
 def ema_name(original: str) -> str:

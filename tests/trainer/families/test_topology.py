@@ -1,8 +1,9 @@
+import re
 from dataclasses import replace
 
 import pytest
 from checkpoints import described
-from ldm_layout import FULL_SD1, FULL_SD2, FULL_SDXL, SMALL_SD1, SMALL_SD2, shapes
+from ldm_layout import FULL_SD1, FULL_SD2, FULL_SDXL, SMALL_SD1, SMALL_SD2, SMALL_SDXL, shapes
 
 from dreambooth.shared.errors import InputError
 from dreambooth.trainer.families import FAMILIES, Identified
@@ -43,8 +44,46 @@ def test_other_missing_tensors_are_counted_and_named():
     weights = described({name: shape for name, shape in wanted.items() if name not in gone})
     found = describe(weights, SD1)
     assert found.missing == tuple(gone)
-    with pytest.raises(InputError, match=r"2 tensors .* are missing: .*out\.0\.bias"):
+    with pytest.raises(
+        InputError, match=r"2 tensors of its UNet and VAE are missing, such as .*out\.0\.bias"
+    ):
         found.check_complete(weights)
+
+
+@pytest.mark.parametrize("every", [2, 3])
+@pytest.mark.parametrize(
+    ("layout", "prefix", "part"),
+    [
+        (SMALL_SD1, "cond_stage_model.transformer.", "text encoder"),
+        (SMALL_SD2, OPENCLIP, "text encoder"),
+        (SMALL_SDXL, "conditioner.embedders.0.transformer.", "first text encoder"),
+        (SMALL_SDXL, "conditioner.embedders.1.model.", "second text encoder"),
+    ],
+)
+def test_half_a_text_encoder_is_called_incomplete_whichever_half_is_missing(layout, prefix, part, every):
+    wanted = shapes(layout)
+    inside = [name for name in wanted if name.startswith(prefix)]
+    for gone in (set(inside[::every]), set(inside[1::every]), set(inside[: len(inside) // 2])):
+        file = described({name: shape for name, shape in wanted.items() if name not in gone})
+        with pytest.raises(InputError) as caught:
+            describe(file, identify(file, "epsilon")).check_complete(file)
+        found = re.fullmatch(
+            rf"it is incomplete: (\d+) tensors of its {part} are missing, such as (\S+)", caught.value.what
+        )
+        assert found and 0 < int(found[1]) <= len(gone) and found[2] in gone
+        assert caught.value.remedy == "download the file again, or take a complete checkpoint"
+
+
+def test_half_a_text_encoder_with_its_old_names_is_called_incomplete_too():
+    old = {
+        name.replace("transformer.text_model.", "transformer."): shape
+        for name, shape in shapes(SMALL_SD1).items()
+    }
+    del old["cond_stage_model.transformer.embeddings.token_embedding.weight"]
+    with pytest.raises(
+        InputError, match=r"a tensor of its text encoder is missing, cond_stage_model\.transformer\.emb"
+    ):
+        describe(described(old), identify(described(old), "epsilon"))
 
 
 def test_levels_whose_layers_differ_are_refused():
