@@ -294,7 +294,7 @@
         const files = (item.files || []).map(nameOf);
         return db.h("li", {class: "dbt-note dbt-" + (item.level || "warning")}, db.h("span", {}, db.sentences(item.text)),
             files.length ? db.h("span", {class: "dbt-files"}, files.slice(0, 6).join(", ") + (files.length > 6 ? " …" : "")) : null,
-            item.remedy ? [" ", db.h("span", {class: "dbt-remedy"}, db.sentences(item.remedy))] : null);
+            item.remedy ? [db.gap(db.sentences(item.text)), db.h("span", {class: "dbt-remedy"}, db.sentences(item.remedy))] : null);
     }
 
     function drawTokens(card) {

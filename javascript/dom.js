@@ -86,7 +86,7 @@
     /** What went wrong, where, and what to do, as an element. */
     db.problem = function (error, level) {
         return db.h("div", {class: "dbt-note dbt-" + (level || "error")},
-            db.h("span", {}, db.sentences(error.text)), error.remedy ? [" ", db.h("span", {class: "dbt-remedy"}, db.sentences(error.remedy))] : null);
+            db.h("span", {}, db.sentences(error.text)), error.remedy ? [db.gap(db.sentences(error.text)), db.h("span", {class: "dbt-remedy"}, db.sentences(error.remedy))] : null);
     };
 
     /** Asks in place of `button` whether it is meant. Returns how to change the question while it stands. */

@@ -111,7 +111,7 @@
             {class: "dbt-back", title: db.t("Back to the default"), "aria-label": db.t("Back to the default")});
         const label = db.h("label", {for: id}, db.t(entry.label));
         const isCheck = entry.kind === "bool" && !made;
-        const help = db.h("div", {class: "dbt-help", id: helpId}, [db.named(db.said(entry.help)), entry.other ? db.t("Or {other}.", {other: db.t(entry.other)}) : "", rangeText(entry)].filter(Boolean).join(" "));
+        const help = db.h("div", {class: "dbt-help", id: helpId}, db.joined(db.named(db.said(entry.help)), entry.other ? db.t("Or {other}.", {other: db.t(entry.other)}) : "", rangeText(entry)));
         const unit = entry.unit && !isCheck ? db.h("span", {class: "dbt-unit"}, db.t(entry.unit)) : null;
         const root = db.h("div", {class: "dbt-field" + (isCheck ? " dbt-check" : ""), "data-field": binding.where},
             isCheck

@@ -236,7 +236,7 @@
             : db.count(lost, "{n} step is lost.", "All {n} steps are lost.");
         const way = saved ? db.t("Resume goes on from step {n}, the last that was saved.", {n: saved.toLocaleString()})
             : db.t("Nothing was saved yet: Resume begins with the first step.");
-        return [cost, way].filter(Boolean).join(" ");
+        return db.joined(cost, way);
     }
 
     function drawProblem(state) {

@@ -82,8 +82,8 @@
     }
 
     /** What a preset's card says: of class images only where they are made. */
-    const helpOf = (preset) => [preset.help, valueIn(preset, "prior_loss_weight") ? preset.help_with_prior : ""]
-        .filter(Boolean).map((text) => db.t(text)).join(" ");
+    const helpOf = (preset) => db.joined(...[preset.help, valueIn(preset, "prior_loss_weight") ? preset.help_with_prior : ""]
+        .filter(Boolean).map((text) => db.t(text)));
 
     const fits = (preset, where) => names().every((name) => JSON.stringify(db.form.get(name)) === JSON.stringify(valueIn(preset, name, where)));
 
@@ -118,7 +118,7 @@
         db.form.setAll(values);
         const rates = RATES.filter((name) => changed.includes(name)).map((name) => db.t(db.form.entries.get(name).label));
         if (rates.length) {
-            db.toast(db.t("Now as is usual for this kind of result: {names}.", {names: rates.join(", ")}));
+            db.toast(db.t("Now as is usual for this kind of result: {names}.", {names: db.list(rates)}));
         }
         return true;
     }
@@ -142,7 +142,7 @@
 
     function changedText(preset) {
         const changed = names().filter((name) => JSON.stringify(db.form.get(name)) !== JSON.stringify(valueIn(preset, name)));
-        return changed.length ? db.t("Changed since: {names}.", {names: changed.map((name) => db.t(db.form.entries.get(name).label)).join(", ")}) : "";
+        return changed.length ? db.t("Changed since: {names}.", {names: db.list(changed.map((name) => db.t(db.form.entries.get(name).label)))}) : "";
     }
 
     function drawDetail(preset) {

@@ -182,8 +182,8 @@
     }
 
     function changeText(change) {
-        const value = Object.entries(change || {}).filter(([, item]) => item && typeof item.relative === "number")
-            .map(([name, item]) => db.t(PARTS[name] || name) + " " + percent(item.relative)).join(", ");
+        const value = db.list(Object.entries(change || {}).filter(([, item]) => item && typeof item.relative === "number")
+            .map(([name, item]) => db.t(PARTS[name] || name) + " " + percent(item.relative)));
         return value ? db.t("Weights changed by {value}.", {value}) : "";
     }
 

@@ -67,7 +67,7 @@
                 const values = {}, forms = {};
                 names.forEach((name, index) => {
                     const value = said(found[index + 1]);
-                    values[name] = value.text;
+                    values[name] = name === "names" && !value.form ? db.list(value.text.split(", ")) : value.text;
                     forms[name] = value.form || "{}";
                 });
                 return {text: fill(known(key), values), form: fill(known(key), forms)};
@@ -127,6 +127,9 @@
     /** Whether a text begins with a word, and not with a file that it is about (`my cat.jpg: it is empty`). A name at the
         beginning of a sentence stands in quotes: tests/test_first_words.py holds the trainer and the server to it. */
     const isWord = (text) => /^[a-z]+(?=[ ,'’])/.test(text) && !/^[^:\n]*\.\w+(, \w+ \d+)*: /.test(text);
+
+    /** Things named one after the other, as the language lists them. */
+    db.list = (things) => things.join(db.t(", "));
 
     /** Sentences one after the other; Chinese ones need no gap between them. */
     db.joined = (...sentences) => sentences.filter(Boolean).reduce((text, next) => text + db.gap(text) + next, "");

@@ -231,3 +231,17 @@ def test_each_text_has_the_capital_and_the_full_stop_of_its_own_language(page):
 def test_a_name_keeps_its_letters_and_makes_no_full_stop_chinese(page, said, shown):
     FakeWebUI(page).open()
     assert page.evaluate("(text) => window.dreamboothTrainer.sentences(text)", said) == shown
+
+
+def test_chinese_lists_and_sentences_are_set_as_chinese_is(page):
+    table = json.loads((ROOT / "localizations" / "zh_CN.json").read_text(encoding="utf-8"))
+    FakeWebUI(page, localization=table).open()
+    told = "no effect, since the whole model is trained and no adapter: `rank`, `clip_rank`"
+    shown = page.evaluate(
+        "(text) => window.dreamboothTrainer.sentences(text, 'resume goes on with it')", told
+    )
+    labels = "、".join(f"“{table[name]}”" for name in ("Rank", "Clip the rank"))
+    assert shown == f"不起作用，因为训练的是整个模型而不是适配器：{labels}。可用“{table['Resume']}”接着进行。"
+    helps = "\n".join(page.locator(".dbt-help").all_text_contents())
+    assert len(helps) > 1000 and not re.search("[。！？] ", helps)
+    assert table["Go on"] != table["Resume"]

@@ -5,10 +5,12 @@ from __future__ import annotations
 import hashlib
 import importlib
 import os
+import re
 import threading
 from typing import Any
 
 import pytest
+import translations
 from conftest import picture, write_safetensors
 
 from dreambooth.shared.errors import DreamboothError, InputError
@@ -134,6 +136,14 @@ def test_every_label_of_our_settings_is_there_once(standin):
     facade()._add_options()
     labels = [info.label for info in webui.shared.opts.data_labels.values()]
     assert len(set(labels)) == len(labels)
+
+
+def test_our_settings_and_their_explanations_are_translated_as_the_page_has_them(standin):
+    webui = standin()
+    facade()._add_options()
+    ours = [info for name, info in webui.shared.opts.data_labels.items() if name.startswith("dreambooth")]
+    texts = {text for info in ours for text in (info.label, re.sub(r"<[^>]*>", "", info.comment_after))}
+    assert len(texts) == 6 and texts - translations.table().keys() == set()
 
 
 # the card

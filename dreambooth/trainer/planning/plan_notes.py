@@ -81,7 +81,7 @@ def _of_adapters(asked: AdapterSettings) -> list[str]:
     """Settings that were given and say how an adapter is made. A form that was a LoRA's before has them still."""
     usual = AdapterSettings()
     names = ("rank", "lora_alpha", "lora_dropout", "clip_rank")
-    return [name for name in names if getattr(asked, name) != getattr(usual, name)]
+    return [f"`{name}`" for name in names if getattr(asked, name) != getattr(usual, name)]
 
 
 def _trained_before(metadata: Mapping[str, str]) -> list[str]:
