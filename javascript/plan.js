@@ -65,7 +65,7 @@
             fact(db.t("Photos"), String(found.images)),
             fact(db.t("Class images"), classImages(found)),
             fact(db.t("Steps"), (found.steps || 0).toLocaleString(), epochs),
-            fact(db.t("Trained"), (found.trained || []).map((name) => db.said(name)).join(", ")),
+            fact(db.t("Trained"), db.list((found.trained || []).map(db.said))),
             fact(db.t("Time"), expected, found.expected_by ? db.said(found.expected_by) : ""),
             fact(db.t("Device"), found.device, found.mixed_precision === "no" ? db.t("full precision (float32)") : found.mixed_precision),
             memoryFact(found.memory || {}),
@@ -75,7 +75,7 @@
             (isOfAnother ? [] : found.notes || []).map((note) => db.h("li", {class: "dbt-note dbt-" + noteLevel(note)}, db.sentences(note))),
             files.length ? db.h("li", {class: "dbt-plain"}, db.accordion(db.t("Files that will be written"), {},
                 db.h("ul", {class: "dbt-file-list"}, files.map((file) => db.h("li", {}, db.h("code", {}, file.path),
-                    db.h("span", {class: "dbt-help"}, [db.said(file.what), file.size ? db.size(file.size) : ""].filter(Boolean).join(", "))))))) : null);
+                    db.h("span", {class: "dbt-help"}, db.list([db.said(file.what), file.size ? db.size(file.size) : ""].filter(Boolean)))))))) : null);
     }
 
     const noteLevel = (note) => (/^(image left out|concept \d+:)|learning_rate \S+ is \d+ times /.test(note) ? "warning" : "note");
@@ -116,20 +116,20 @@
         return null;
     }
 
-    function titleOf(where) {
-        const place = db.fields.find(where);
+    /** The field that a reason is about, at the beginning of its line, unless the reason calls it by its label. */
+    function titled(where, text) {
+        const place = where ? db.fields.find(where) : null;
         const label = place && place.root.querySelector("label");
-        const concept = /^concepts\[(\d+)\]/.exec(place ? place.where : "");
-        if (label && concept && db.form.value.concepts.length > 1) {
-            return db.t("Concept {n}", {n: Number(concept[1]) + 1}) + ", " + label.textContent;
+        if (!label) {
+            return null;
         }
-        return label ? label.textContent : "";
+        const concept = db.form.value.concepts.length > 1 ? /^concepts\[(\d+)\]/.exec(place.where) : null;
+        const isCalled = text.startsWith(db.t("“{label}”", {label: label.textContent}));
+        const title = [concept ? db.t("Concept {n}", {n: Number(concept[1]) + 1}) : "", isCalled ? "" : label.textContent];
+        return title.some(Boolean) ? db.h("strong", {}, db.list(title.filter(Boolean)) + ": ") : null;
     }
 
-    /** The field that a reason is about, by its label, as the beginning of a line. */
-    const titled = (where) => (where && titleOf(where) ? db.h("strong", {}, titleOf(where) + ": ") : null);
-
-    const showButton = (where) => (where && titleOf(where) ? db.button(db.t("Show"), () => db.fields.reveal(where), {class: "dbt-link"}) : null);
+    const showButton = (where) => (where && db.fields.find(where) ? db.button(db.t("Show"), () => db.fields.reveal(where), {class: "dbt-link"}) : null);
 
     function drawButton() {
         const found = obstacle();
@@ -149,14 +149,15 @@
 
     /** Why Train is off: of which field, what, and the way there. `isCalm`: nothing is wrong yet. */
     function line(about, text, isCalm) {
-        return db.h("div", {class: "dbt-note " + (isCalm ? "" : "dbt-error")}, titled(about.where), db.h("span", {}, text), " ",
+        return db.h("div", {class: "dbt-note " + (isCalm ? "" : "dbt-error")}, titled(about.where, text), db.h("span", {}, text), " ",
             about.show ? db.button(db.t("Show"), about.show, {class: "dbt-link"}) : showButton(about.where));
     }
 
     /** Each problem of an answer, for there may be several, without the place that its field shows already. */
     const problemsOf = (problem) => (!problem ? [] : ((problem.more || {}).problems || [problem]).map(placed));
     const placed = (problem) => (db.fields.find(problem.where)
-        ? {...problem, text: String(problem.text).replace(/^concept \d+, \w+: /, "")} : problem);
+        ? {...problem, text: String(problem.text).replace(new RegExp("^(?:concept \\d+, \\w+|" + nameIn(problem.where) + "): "), "")} : problem);
+    const nameIn = (where) => /\w+$/.exec(where)[0];  // concepts[0].class_prompt is class_prompt
 
     /** Whether only the training that runs is in the way, and nothing is wrong with the form: its end changes that. */
     const isOfRunning = (problem) => Boolean(db.run.active) && / is being made at this moment by the run /.test(problem.text);

@@ -298,3 +298,34 @@ def test_photos_that_broke_after_the_plan_are_all_named_beside_their_concept_and
     said = page.locator("[data-concept] .dbt-advice").first.inner_text()
     assert "b.jpg" in said and "c.jpg" in said, "each beside the photos too"
     assert page.is_disabled("#dbt_train")
+
+
+@pytest.mark.parametrize(
+    ("where", "said", "told"),
+    [
+        (
+            "gradient_checkpointing",
+            "`gradient_checkpointing` cannot be 7",
+            "“Gradient checkpointing” cannot be 7.",
+        ),
+        (
+            "init_from",
+            "init_from: /a/b.safetensors: it is empty",
+            "Start from: /a/b.safetensors: it is empty.",
+        ),
+        ("rank", "it is above the width 32", "Rank: It is above the width 32."),
+        (
+            "concepts[1].class_prompt",
+            "`class_prompt` takes one value, not a list",
+            "Concept 2: “Class prompt” takes one value, not a list.",
+        ),
+        ("concepts[1].class_prompt", "it is empty", "Concept 2, Class prompt: It is empty."),
+    ],
+)
+def test_a_reason_names_its_field_once(page, where, said, told):
+    concepts = [{"instance_data_dir": "/a", "instance_prompt": "a"}] * 2
+    error = {"text": said, "where": where, "remedy": ""}
+    form = {"concepts": concepts, "output_kind": "lora"}
+    FakeWebUI(page, form=form, answers={"POST plan": (400, {"error": error})}).open()
+    page.wait_for_selector("#dbt_reason .dbt-error")
+    assert page.inner_text("#dbt_reason").removesuffix("Show").strip() == told
