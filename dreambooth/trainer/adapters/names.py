@@ -16,6 +16,7 @@ from dreambooth.trainer.families import Family
 
 UNET = "lora_unet_"
 TEXT_PATH = "text_model."
+PROJECTION = "text_projection"
 PEFT_MAGNITUDE = "lora_magnitude_vector"
 PEFT_START = "base_model.model."
 # How peft and diffusers call a tensor of a LoRA, in old versions and new ones, and kohya's word for it

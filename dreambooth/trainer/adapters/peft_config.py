@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,8 @@ from dreambooth.trainer.weights import WeightFile
 
 PEFT_FILE, PEFT_CONFIG = "adapter_model.safetensors", "adapter_config.json"
 DIFFUSERS_CONFIG = "lora_adapter_metadata"
+# peft takes a pattern's name for a regular expression; one out of a file is never run
+_PATH = re.compile(r"[\w.]*")
 Configs = Mapping[str, Mapping[str, Any]]
 
 
@@ -48,13 +51,37 @@ def stated_alpha(layer: str, rank: int | None, configs: Configs) -> float | None
     """A layer's alpha as its configuration has it, None where there is none."""
     for prefix, config in configs.items():
         if layer.startswith(prefix):
-            patterns = config.get("alpha_pattern") or {}
-            own = next((value for name, value in patterns.items() if layer.endswith(name)), None)
-            alpha = own if own is not None else config.get("lora_alpha")
+            alpha = _of_layer(layer, config, "lora_alpha", "alpha_pattern")
             if alpha is not None:
                 # rank-stabilised (arXiv 2312.03732): the factor is alpha / √rank
                 return float(alpha) * ((rank or 1) ** 0.5 if config.get("use_rslora") else 1.0)
     return None
+
+
+def contradiction(layer: str, rank: int | None, has_magnitude: bool, configs: Configs) -> str:
+    """How a layer's configuration has it otherwise than its tensors are, "" where they agree: then the strength that is
+    told is not that of these tensors."""
+    for prefix, config in configs.items():
+        if not layer.startswith(prefix):
+            continue
+        stated = _of_layer(layer, config, "r", "rank_pattern")
+        is_plain = all(map(_PATH.fullmatch, _patterns(config, "rank_pattern")))
+        if is_plain and _is_number(stated) and rank is not None and stated != rank:
+            return f"its configuration says rank {stated}, and {layer} has rank {rank}"
+        if config.get("use_dora") is True and not has_magnitude:
+            return f"its configuration says DoRA (use_dora), and {layer} has no magnitude"
+    return ""
+
+
+def _of_layer(layer: str, config: Mapping[str, Any], name: str, pattern: str) -> Any:
+    """What a configuration has for a layer: its own value, else that of all."""
+    own = next((value for key, value in _patterns(config, pattern).items() if layer.endswith(key)), None)
+    return config.get(name) if own is None else own
+
+
+def _patterns(config: Mapping[str, Any], name: str) -> Mapping[str, Any]:
+    found = config.get(name)
+    return found if isinstance(found, dict) else {}
 
 
 def _read(where: str | Path, text: str | bytes) -> Mapping[str, Any]:

@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 
 from dreambooth.shared.errors import InputError
-from dreambooth.trainer.adapters import kinds, names
+from dreambooth.trainer.adapters import kinds, names, told
 from dreambooth.trainer.adapters.forms import NUMBERS, fits_magnitude, lacking, made_shape, misfit
 from dreambooth.trainer.adapters.kinds import Kind, Shape
 from dreambooth.trainer.adapters.peft_config import (
@@ -24,6 +24,7 @@ from dreambooth.trainer.adapters.peft_config import (
     BrokenConfig,
     Configs,
     configs_of,
+    contradiction,
     stated_alpha,
 )
 from dreambooth.trainer.adapters.targets import Target
@@ -32,26 +33,18 @@ from dreambooth.trainer.weights import WeightFile, open_weights
 
 DIFFUSERS_FILE = "pytorch_lora_weights.safetensors"
 SHOWN = 4
-# What a file says of its family in its metadata, and the families' names
-_STATED = {"sdxl_": "sdxl", "sd_v1": "sd1", "sd_v2": "sd2"}
-_ARCHITECTURES = {"stable-diffusion-xl": "sdxl", "stable-diffusion-v1": "sd1", "stable-diffusion-v2": "sd2"}
-_SDXL_MARKS = (
-    "lora_te2_",
-    "text_encoder_2.",
-    "lora_unet_input_blocks_4_1_transformer_blocks_1_",
-    "lora_unet_label_emb",
-)
-TITLES = {"sd1": "Stable Diffusion 1.x", "sd2": "Stable Diffusion 2.x", "sdxl": "Stable Diffusion XL"}
 
 
 @dataclass(frozen=True)
 class Layer:
-    """One layer's part of a file: `keys` are the file's by kohya's names of the tensors, `shapes` theirs."""
+    """One layer's part of a file: `keys` are the file's by kohya's names of the tensors, `shapes` theirs, `contradicted` how
+    the configuration beside them has them otherwise, "" if it does not."""
 
     name: str
     keys: Mapping[str, str]
     shapes: Mapping[str, Shape]
     stated_alpha: float | None = None
+    contradicted: str = ""
 
 
 @dataclass(frozen=True)
@@ -92,18 +85,8 @@ class AdapterFile:
 
     @property
     def family(self) -> str:
-        """The name of the family that it says it is for ("sd1", "sd2", "sdxl"), "" if nothing tells."""
-        stated = self.metadata.get("ss_base_model_version", "")
-        for start, family in _STATED.items():
-            if stated.startswith(start):
-                return family
-        if any(name.startswith(_SDXL_MARKS) for name in self.source.tensors):
-            return "sdxl"
-        architecture = self.metadata.get("modelspec.architecture", "")
-        for start, family in _ARCHITECTURES.items():
-            if architecture.startswith(start):
-                return family
-        return "sd2" if self.metadata.get("ss_v2") == "True" else ""
+        """The name of the family that it is for ("sd1", "sd2", "sdxl"), "" if nothing tells."""
+        return told.by_tensors(self.source.tensors) or told.by_metadata(self.metadata)
 
     @property
     def kinds(self) -> tuple[Kind, ...]:
@@ -153,7 +136,9 @@ def open_adapter(path: str | Path) -> AdapterFile:
             where=str(path),
             remedy="take a LoRA, DoRA, LoHa or LoKr file (kohya's, diffusers' or peft's)",
         )
-    return AdapterFile(path, source, tuple(layers), tuple(strange), _notes(path, layers))
+    said = told.contradiction(source.tensors, source.metadata)
+    notes = [*([f"{path.name}: {said}"] if said else ()), *_notes(path, layers)]
+    return AdapterFile(path, source, tuple(layers), tuple(strange), tuple(notes))
 
 
 def adapter_at(path: Path) -> AdapterFile | None:
@@ -170,9 +155,9 @@ def adapter_at(path: Path) -> AdapterFile | None:
 
 
 def _notes(path: Path, layers: Sequence[Layer]) -> tuple[str, ...]:
-    told = any("alpha" in layer.keys or layer.stated_alpha is not None for layer in layers)
+    is_told = any("alpha" in layer.keys or layer.stated_alpha is not None for layer in layers)
     is_pefts = path.name == PEFT_FILE or any(layer.name.startswith(names.PEFT_START) for layer in layers)
-    if told or not is_pefts:
+    if is_told or not is_pefts:
         return ()
     shown = path.parent.name if path.name == PEFT_FILE else path.name
     return (f"no alpha is told for {shown}, so that all of it is added: peft writes it into {PEFT_CONFIG}",)
@@ -193,7 +178,9 @@ def _layers(source: WeightFile, configs: Configs) -> tuple[list[Layer], list[str
             strange += own.values()
             continue
         shapes = {tensor: source.tensors[key].shape for tensor, key in own.items()}
-        layers.append(Layer(name, own, shapes, stated_alpha(name, kinds.rank_of(shapes), configs)))
+        rank = kinds.rank_of(shapes)
+        against = contradiction(name, rank, kinds.MAGNITUDE in own, configs)
+        layers.append(Layer(name, own, shapes, stated_alpha(name, rank, configs), against))
     return layers, strange
 
 
@@ -205,12 +192,16 @@ def bind(file: AdapterFile, family: Family, targets: Sequence[Target], *, settin
     """
     own = family.name.partition("-")[0]
     if file.family and file.family != own:
-        raise _wrong(file, setting, f"it is for {TITLES[file.family]}, and the model is {family.title}")
+        raise _wrong(file, setting, f"it is for {told.TITLES[file.family]}, and the model is {family.title}")
     known = names.known_as(family, targets)
     unknown = [layer.name for layer in file.layers if layer.name not in known]
     other = names.foreign_model(file.metadata, unknown)
-    if other:
+    if other and not told.by_tensors(file.source.tensors):
         raise _wrong(file, setting, f"it is for {other}, and the model is {family.title}")
+    if unknown and all(name.endswith(names.PROJECTION) for name in unknown):
+        raise _wrong(
+            file, setting, f"its {unknown[0]} changes the text projection, which no adapter here does"
+        )
     if unknown:
         shown = ", ".join(unknown[:SHOWN]) + (", …" if len(unknown) > SHOWN else "")
         raise _wrong(file, setting, f"the model ({family.title}) lacks {len(unknown)} of its layers: {shown}")
@@ -231,6 +222,9 @@ def problems(file: AdapterFile, *, read: bool = True) -> Iterator[str]:
         if found:
             together = "do not go together" if len(found) > 1 else "has a shape that cannot be"
             yield f"{' and '.join(found)} {together}"
+            return
+        if layer.contradicted:
+            yield layer.contradicted
             return
     for key in (key for layer in file.layers for key in layer.keys.values() if read):
         if not bool(torch.isfinite(file.source.read(key).float()).all()):

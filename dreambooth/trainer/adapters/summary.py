@@ -12,7 +12,8 @@ from typing import Any
 from dreambooth.trainer.adapters import kinds
 from dreambooth.trainer.adapters.forms import misfit
 from dreambooth.trainer.adapters.names import foreign_model
-from dreambooth.trainer.adapters.reading import TITLES, AdapterFile, problems, strangers
+from dreambooth.trainer.adapters.reading import AdapterFile, problems, strangers
+from dreambooth.trainer.adapters.told import TITLES
 from dreambooth.trainer.families import Identified
 from dreambooth.trainer.families.detect import told_by_file
 

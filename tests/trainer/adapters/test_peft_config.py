@@ -13,8 +13,9 @@ from checkpoints import write
 from PIL import Image
 
 from dreambooth.shared.errors import InputError
+from dreambooth.trainer.adapters.merging import MergedFile
 from dreambooth.trainer.adapters.peft_config import PEFT_CONFIG, PEFT_FILE
-from dreambooth.trainer.adapters.reading import open_adapter
+from dreambooth.trainer.adapters.reading import open_adapter, problems
 from dreambooth.trainer.models.inspection import inspect
 from dreambooth.trainer.sampling import generate
 
@@ -57,6 +58,28 @@ def test_one_in_diffusers_metadata_is_refused_too(tmp_path) -> None:
     assert str(path) in refused.value.where and "lora_adapter_metadata" in refused.value.where
 
 
+@pytest.mark.parametrize(
+    ("config", "said"),
+    [
+        ({"r": 8, "lora_alpha": 8}, "its configuration says rank 8, and {layer} has rank 2"),
+        (
+            {"r": 2, "rank_pattern": {"attn1.to_q": 4}},
+            "its configuration says rank 4, and {layer} has rank 2",
+        ),
+        ({"r": 8, "rank_pattern": {"attn1.to_q": 2}}, ""),
+        ({"r": 8, "rank_pattern": {"attn[12].to_q": 2}}, ""),
+        ({"r": 2, "use_dora": True}, "its configuration says DoRA (use_dora), and {layer} has no magnitude"),
+        ({"r": 2, "use_dora": False}, ""),
+        ({"r": None, "rank_pattern": None}, ""),
+    ],
+)
+def test_a_configuration_of_other_tensors_makes_it_unusable(config, said, tmp_path) -> None:
+    file = open_adapter(folder(tmp_path, config))
+    expected = [said.format(layer=LAYER)] if said else []
+    assert list(problems(file)) == expected
+    assert inspect(tmp_path).adapter.unusable == "".join(f"damaged: {problem}" for problem in expected)
+
+
 def test_a_folder_without_one_is_used_with_a_note(tmp_path) -> None:
     assert PEFT_CONFIG in open_adapter(folder(tmp_path)).notes[0]
     assert f"note           no alpha is told for {tmp_path.name}" in str(inspect(tmp_path))
@@ -66,7 +89,9 @@ def test_a_folder_without_one_is_used_with_a_note(tmp_path) -> None:
 def test_a_picture_comes_with_that_note(tmp_path, monkeypatch, capsys) -> None:
     identified = SimpleNamespace(prediction_type="epsilon", family=SimpleNamespace(clip_skip=True))
     configs = {"text_encoder": {"num_hidden_layers": 2}}
-    model = SimpleNamespace(identified=identified, configs=configs, components={})
+    source = object.__new__(MergedFile)
+    source.adapters = [open_adapter(folder(tmp_path))]
+    model = SimpleNamespace(identified=identified, configs=configs, components={}, source=source)
     monkeypatch.setattr(generate, "load_model", lambda *arguments, **named: model)
     monkeypatch.setattr(generate, "_picture", lambda *arguments: Image.new("RGB", (64, 64)))
     picture = ("--size", "64", "--out", tmp_path / "dog.png", "--lora", f"{folder(tmp_path)}:0.5")

@@ -125,12 +125,12 @@ def test_a_file_without_alpha_adds_all_that_it_holds(tmp_path) -> None:
     )
 
 
-def test_the_family_is_told_by_metadata_and_by_names(tmp_path) -> None:
-    for family, told in (("sd1-inpaint", "sd1"), ("sd2", "sd2"), ("sdxl", "sdxl")):
-        _, path = models.trained(tmp_path, family)
-        assert open_adapter(path).family == told
-        bare = write(tmp_path / "bare.safetensors", load_file(path))
-        assert open_adapter(bare).family == (told if told == "sdxl" else "")
+def test_a_text_projection_is_said_to_be_one(tmp_path) -> None:
+    _, path = models.trained(tmp_path, "sdxl")
+    held = load_file(path)
+    held |= {f"lora_te2_text_projection.{part}": torch.zeros(2, 2) for part in (UP, DOWN)}
+    with pytest.raises(InputError, match="its lora_te2_text_projection changes the text projection"):
+        merged(tmp_path, "sdxl", write(tmp_path / "odd.safetensors", held))
 
 
 def test_one_family_with_other_channels_takes_the_same_loras(tmp_path) -> None:
