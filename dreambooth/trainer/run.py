@@ -12,6 +12,7 @@ import uuid
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,7 @@ from dreambooth.shared.settings import Settings
 from dreambooth.trainer.adapters.kept import keep_adapter, kept_adapter
 from dreambooth.trainer.adapters.plan import adapter_plan
 from dreambooth.trainer.control import Inbox, Signals, ignore_stop_signals
+from dreambooth.trainer.memory.ways import ways_of
 from dreambooth.trainer.models.kept_base import check_base, keep_base, known_by
 from dreambooth.trainer.planning.plan import Plan, make_plan, versions
 from dreambooth.trainer.planning.plan_settings import open_base
@@ -98,12 +100,18 @@ def resume(folder: RunFolder, *, note: Path | None = None) -> int:
     def start() -> Iterator[tuple[RunFolder, Plan]]:
         with folder.hold():  # before anything is read: another trainer may be writing
             _write_note(note, folder)
-            yield (
-                folder,
-                make_plan(_settings_of(folder, processes), run=folder.path, processes=processes.count),
-            )
+            plan = make_plan(_settings_of(folder, processes), run=folder.path, processes=processes.count)
+            yield folder, _as_asked_for(plan, folder)
 
     return _lead(processes, start) if processes.is_main else _follow(processes)
+
+
+def _as_asked_for(plan: Plan, folder: RunFolder) -> Plan:
+    """The plan of a run that goes on, which says of no setting "as asked" that was chosen at the run's beginning."""
+    if plan.memory is None or not folder.asked.is_file():
+        return plan
+    ways = ways_of(plan, load_settings(folder.asked))
+    return replace(plan, memory=replace(plan.memory, ways=ways))
 
 
 def _settings_of(folder: RunFolder, processes: Processes) -> Settings:

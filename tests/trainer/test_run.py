@@ -584,6 +584,10 @@ def test_commands_for_an_earlier_life_are_dropped(tmp_path, monkeypatch) -> None
     assert dreambooth("train", config(tmp_path)) == 130
     run_in(tmp_path).order("stop")
     assert dreambooth("resume", run_in(tmp_path).path) == 0
+    begun, gone_on = events(run_in(tmp_path), "plan")
+    assert gone_on["memory"]["ways"] == begun["memory"]["ways"], (
+        "what was chosen for the user nobody asked for"
+    )
 
 
 def test_changed_photos_are_noticed_on_resume(tmp_path, monkeypatch) -> None:

@@ -12,6 +12,7 @@ import os
 import re
 import shutil
 import uuid
+import warnings
 import zipfile
 import zlib
 from collections.abc import Mapping
@@ -239,7 +240,11 @@ def load_state(
 def _read_optimizer(path: Path, device: str | torch.device) -> dict[str, Any]:
     """What lies beside the weights. Raises ValueError if the file is not whole, and whatever torch does otherwise."""
     try:
-        saved: dict[str, Any] = torch.load(path, map_location=device, weights_only=True)
+        with warnings.catch_warnings():
+            warnings.filterwarnings(
+                "ignore", "TypedStorage is deprecated"
+            )  # torch 2.1 warns of its own loading
+            saved: dict[str, Any] = torch.load(path, map_location=device, weights_only=True)
     except OSError:
         raise
     except Exception as error:

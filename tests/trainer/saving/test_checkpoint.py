@@ -7,6 +7,7 @@ import os
 import pickle
 import shutil
 import tempfile
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -87,6 +88,23 @@ def test_tensors_of_any_layout_and_eight_bits_come_back(states):
     assert torch.equal(found.weights["unet"]["view"], given.weights["unet"]["view"])
     assert found.weights["unet"]["scalar"].shape == ()
     assert torch.equal(found.optimizer["state"][0]["codes"]["state1"], torch.arange(256, dtype=torch.uint8))
+
+
+def test_torch_2_1s_warning_of_its_own_loading_is_nobodys_business(states, monkeypatch):
+    save_state(states, state(3), keep=2)
+    load = torch.load
+
+    def warning(*given, **named):
+        warnings.warn(
+            "TypedStorage is deprecated. It will be removed in the future", UserWarning, stacklevel=2
+        )
+        return load(*given, **named)
+
+    monkeypatch.setattr(torch, "load", warning)
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        load_state(states)
+    assert told == []
 
 
 def test_who_only_writes_a_checkpoint_needs_nothing_of_the_optimizer(states):
