@@ -2,6 +2,7 @@
 /* All runs: look, resume, use the settings again, delete. */
 (function (db) {
     const STATES = {running: "Running", finished: "Finished", stopped: "Stopped", failed: "Failed", interrupted: "Interrupted", starting: "Starting"};
+    const TITLES = {checkpoint: "Checkpoint", diffusers: "Diffusers folder", lora: "LoRA", dora: "DoRA", loha: "LoHa", lokr: "LoKr"};
     let list = null, timer = 0, key = "";
 
     /** What there is to go on from, and what an end has cost. */
@@ -26,7 +27,7 @@
             db.h("div", {class: "dbt-run-main"},
                 db.button(run.name, () => db.show("live", run.name), {class: "dbt-link dbt-run-name"}),
                 db.h("span", {class: "dbt-badge dbt-state-" + run.state}, db.t(STATES[run.state] || run.state)),
-                db.h("span", {class: "dbt-help"}, [steps, keptText(run, alive), db.ago(run.changed)].filter(Boolean).join(" · "))),
+                db.h("span", {class: "dbt-help"}, [TITLES[run.kind] ? db.t(TITLES[run.kind]) : "", steps, keptText(run, alive), db.ago(run.changed)].filter(Boolean).join(" · "))),
             run.error && run.state !== "finished" ? db.h("div", {class: "dbt-run-error"}, db.sentences(run.error.text || run.error)) : null,
             db.h("div", {class: "dbt-buttons"},
                 db.button(alive ? db.t("Watch") : db.t("Look"), () => db.show("live", run.name), {class: "dbt-small"}),

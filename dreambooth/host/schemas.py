@@ -116,6 +116,7 @@ class EventsAnswer(BaseModel):
 
 class RunSummary(BaseModel):
     name: str = ""
+    kind: str = Field("", description="checkpoint, diffusers, or an adapter's: lora, dora, loha, lokr")
     state: str = Field("", description="running, finished, stopped, failed or interrupted")
     step: int = 0
     steps: int = 0

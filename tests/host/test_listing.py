@@ -83,3 +83,19 @@ def test_what_is_no_run_is_not_listed(tmp_path, listing):
     (tmp_path / "link").symlink_to(tmp_path / "elsewhere" / "a")
     assert listing.rows(tmp_path) == []
     assert listing.rows(tmp_path / "none") == []
+
+
+@pytest.mark.parametrize(
+    ("config", "kind"),
+    [
+        ("output_kind: checkpoint\nadapter: auto\n", "checkpoint"),
+        ("output_kind: lora\nadapter: dora\n", "dora"),
+        ("output_kind: lycoris\nadapter: lokr\n", "lokr"),
+        ("output_kind: diffusers\n", "diffusers"),
+        ("output_kind: [", ""),
+        ("", ""),
+    ],
+)
+def test_a_run_is_listed_with_what_it_makes(tmp_path, listing, config, kind):
+    create_run(tmp_path, "a", config)
+    assert [row["kind"] for row in listing.rows(tmp_path)] == [kind]

@@ -329,3 +329,14 @@ def test_a_reason_names_its_field_once(page, where, said, told):
     FakeWebUI(page, form=form, answers={"POST plan": (400, {"error": error})}).open()
     page.wait_for_selector("#dbt_reason .dbt-error")
     assert page.inner_text("#dbt_reason").removesuffix("Show").strip() == told
+
+
+@pytest.mark.parametrize(
+    ("kind", "told"), [("lora", "LoRA"), ("checkpoint", "Checkpoint"), ("", "9 of 9 steps")]
+)
+def test_the_list_of_runs_says_what_each_made(page, kind, told):
+    run = {"name": "me", "kind": kind, "state": "finished", "step": 9, "steps": 9, "error": "", "changed": 1}
+    FakeWebUI(page, answers={"GET runs": {"runs": [run], "active": ""}, "GET runs/me/live": LIVE}).open()
+    page.click("#dbt_nav_runs")
+    page.wait_for_selector(".dbt-run")
+    assert page.inner_text(".dbt-run .dbt-help").split(" · ")[0] == told
