@@ -2,9 +2,12 @@
 /* Texts in the WebUI's language, and numbers as people read them. Texts stay whole sentences with {names} in them,
    so that localizations/*.json can turn their order round. */
 (function (db) {
+    const OURS = "DreamBooth: ";
+
+    /** A text in the WebUI's language. `DreamBooth: Seed` is our Seed: under its bare name ours would become the WebUI's too. */
     function known(text) {
-        const table = window.localization;
-        return table && Object.prototype.hasOwnProperty.call(table, text) ? table[text] : undefined;
+        const table = window.localization || {}, has = (key) => Object.prototype.hasOwnProperty.call(table, key);
+        return has(OURS + text) ? table[OURS + text] : has(text) ? table[text] : undefined;
     }
 
     function fill(text, values) {

@@ -11,8 +11,9 @@ _NUMBERS = {"n", "m", "h", "s", "all", "step", "steps", "of", "done", "count", "
 
 
 def table(language: str = "zh_CN") -> dict[str, str]:
-    """The texts of a localization."""
-    return dict(json.loads((FOLDER / f"{language}.json").read_text(encoding="utf-8")))
+    """The texts of a localization, by their own words: what the WebUI has a word for too is kept apart by a prefix."""
+    found = json.loads((FOLDER / f"{language}.json").read_text(encoding="utf-8"))
+    return {text.removeprefix("DreamBooth: "): shown for text, shown in found.items()}
 
 
 def untranslated(text: str, known: dict[str, str]) -> list[str]:

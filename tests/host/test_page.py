@@ -652,16 +652,16 @@ def test_a_page_that_cannot_be_had_says_why_and_offers_to_try_again(page):
 
 
 def test_the_trainers_words_are_translated_with_their_numbers(page):
-    table = json.loads((ROOT / "localizations" / "zh_CN.json").read_text(encoding="utf-8"))
+    raw = json.loads((ROOT / "localizations" / "zh_CN.json").read_text(encoding="utf-8"))
     advice = [{"level": "warning", "files": ["a.jpg"],
                "text": "2 photos look blurred: what is not sharp in the photos will not be in the pictures"}]  # fmt: skip
     plan = {**PLAN, "concepts": [{"rare_token": "ohwx", "rare_token_count": 1, "advice": advice}]}
-    FakeWebUI(page, localization=table, answers={"POST plan": plan}).open()
+    FakeWebUI(page, localization=raw, answers={"POST plan": plan}).open()
     page.set_input_files("#dbt_c0_files", [PHOTO])
     page.wait_for_selector("[data-concept='0'] .dbt-warning")
     shown = page.inner_text("[data-concept='0'] .dbt-warning")
     assert "2 张照片" in shown and "模糊" in shown and "photos" not in shown
-    assert page.inner_text("#dbt_train") == table["Train"]
+    assert page.inner_text("#dbt_train") == raw["DreamBooth: Train"]
 
 
 def test_the_views_are_reached_with_the_arrow_keys(page):

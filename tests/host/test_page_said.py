@@ -8,6 +8,7 @@ from pathlib import Path
 
 import page_texts
 import pytest
+import translations
 from fake_page import PLAN, FakeWebUI
 from test_page import PHOTO
 
@@ -15,7 +16,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 def test_an_error_of_several_lines_is_translated_line_by_line_and_a_photo_has_its_own_name(page):
-    table = json.loads((ROOT / "localizations" / "zh_CN.json").read_text(encoding="utf-8"))
+    table = translations.table()
     text = "2 images cannot be used:\n  eins.jpg: it is damaged (too short)\n  zwei.png: the file is empty"
     remedy = "Replace or remove them, or set allow_bad_images: yes to leave them out."
     error = {"error": {"text": text, "where": "concepts[0].instance_data_dir", "remedy": remedy}}
@@ -116,7 +117,7 @@ def test_a_damaged_photo_hides_no_other_remark(page):
     ],
 )  # fmt: skip
 def test_a_sentence_of_the_trainers_is_shown_in_chinese_with_its_values(page, said, shown):
-    table = json.loads((ROOT / "localizations" / "zh_CN.json").read_text(encoding="utf-8"))
+    table = translations.table()
     FakeWebUI(page, localization=table).open()
     assert page.evaluate("(text) => window.dreamboothTrainer.said(text)", said) == shown
 
@@ -139,7 +140,7 @@ def test_a_setting_is_called_as_the_page_calls_it(page, language, said, shown):
 
 
 def test_the_plans_memory_says_of_each_setting_whether_it_was_asked_or_chosen(page):
-    table = json.loads((ROOT / "localizations" / "zh_CN.json").read_text(encoding="utf-8"))
+    table = translations.table()
     gigabyte = 2**30
     lines = [{"text": "UNet, trained, bfloat16", "bytes": 2 * gigabyte}]
     ways = [
@@ -192,7 +193,7 @@ def filled(key: str) -> str:
 
 
 def test_each_text_has_the_capital_and_the_full_stop_of_its_own_language(page):
-    table = json.loads((ROOT / "localizations" / "zh_CN.json").read_text(encoding="utf-8"))
+    table = translations.table()
     said = table.keys() - page_texts.of_page()  # the page's own words are no parts of sentences
     texts = {key: filled(key) for key in sorted(said)}
     FakeWebUI(page).open()
@@ -234,7 +235,7 @@ def test_a_name_keeps_its_letters_and_makes_no_full_stop_chinese(page, said, sho
 
 
 def test_chinese_lists_and_sentences_are_set_as_chinese_is(page):
-    table = json.loads((ROOT / "localizations" / "zh_CN.json").read_text(encoding="utf-8"))
+    table = translations.table()
     FakeWebUI(page, localization=table).open()
     told = "no effect, since the whole model is trained and no adapter: `rank`, `clip_rank`"
     shown = page.evaluate(

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import page_texts
 import pytest
+import translations
 
 ROOT = Path(__file__).resolve().parents[2]
 FILES = sorted((ROOT / "localizations").glob("*.json"))
@@ -22,7 +23,7 @@ each_language = pytest.mark.parametrize("path", FILES, ids=lambda path: path.ste
 
 
 def table(path: Path) -> dict[str, str]:
-    return json.loads(path.read_text(encoding="utf-8"))
+    return translations.table(path.stem)
 
 
 def names(text: str) -> list[str]:
@@ -44,6 +45,24 @@ def test_no_translation_is_empty_and_no_name_stands_twice(path: Path) -> None:
     pairs = json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=list)
     assert len(pairs) == len({key for key, _ in pairs})
     assert [key for key, text in pairs if not text.strip()] == []
+
+
+@each_language
+def test_words_that_the_webui_has_too_are_left_to_it(path: Path) -> None:
+    """The WebUI looks each text of its own pages up in the same table, and the last file that has it wins."""
+    plain = json.loads(path.read_text(encoding="utf-8")).keys()
+    words = {
+        "Train",
+        "Seed",
+        "Batch size",
+        "Steps",
+        "Save",
+        "Model",
+        "Checkpoint",
+        "Clip skip",
+        "Learning rate",
+    }
+    assert words & plain == set() and words <= table(path).keys()
 
 
 def test_there_is_a_chinese_localization_under_the_name_that_the_webui_lists() -> None:
