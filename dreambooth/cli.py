@@ -114,6 +114,7 @@ def _add_generate(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--guidance-scale", type=float, default=7.5)
     parser.add_argument("--sampler", default="dpmpp_2m")
     parser.add_argument("--clip-skip", type=int, default=1)
+    parser.add_argument("--overwrite", action="store_true", help="replace a picture that is there")
     _add_lora(parser, "use an adapter too; may be given several times")
 
 
@@ -296,6 +297,7 @@ def _generate(arguments: argparse.Namespace) -> int:
         guidance_scale=arguments.guidance_scale,
         sampler=arguments.sampler,
         clip_skip=arguments.clip_skip,
+        overwrite=arguments.overwrite,
         adapters=[parse_request(text) for text in arguments.lora],
         say=_note,
     )

@@ -155,11 +155,20 @@ def settings_from(values: Mapping[str, Any], *, where: str) -> Settings:
 
 
 def _unknown(key: str, known: Iterable[str], where: str) -> InputError:
-    near = difflib.get_close_matches(key[:80], list(known), n=1, cutoff=0.5)
-    hint = f"did you mean `{near[0]}`?" if near else "the README lists all settings"
+    near = _nearest(key[:80], list(known))
+    hint = f"did you mean `{near}`?" if near else "the README lists all settings"
     if key in GROUPS:
         hint = f"write the names of the group `{key}` at the top level, not under it"
     return InputError(f"there is no setting `{_cut(key)}`", where=where, remedy=hint)
+
+
+def _nearest(key: str, known: list[str]) -> str:
+    """The name that was meant, "" if none is like it: one that is nearly the same, else one of which each word is there
+    (`lora_rank` is `rank`), else one that is somewhat like it."""
+    words = {word.lower() for word in key.replace("-", "_").split("_")}
+    within = [name for name in known if words.issuperset(name.split("_"))]
+    alike = [difflib.get_close_matches(key, known, n=1, cutoff=cutoff) for cutoff in (0.8, 0.5)]
+    return next(iter((*alike[0], *sorted(within, key=len, reverse=True), *alike[1])), "")
 
 
 def _cut(text: str) -> str:

@@ -17,6 +17,7 @@ from typing import Any
 from .errors import DreamboothError, InputError, quoted
 
 APP_NAME = "dreambooth-trainer"
+_ROOM_FOR_A_RUN = "make room, then go on with `resume`: what was saved before is intact"
 _RESERVED = {"con", "prn", "aux", "nul", "conin$", "conout$"} | {
     f"{port}{digit}" for port in ("com", "lpt") for digit in "123456789¹²³"
 }
@@ -107,7 +108,7 @@ def replace(source: Path, target: Path, *, patience: float = 2.0) -> None:
 def write_whole(path: Path, content: bytes) -> None:
     """Writes `path` so that it is the old content or the new, never a part: a temporary file beside it,
     synced, then os.replace. Raises DreamboothError when the disk is full."""
-    with disk_full_is_said(path):
+    with disk_full_is_said(path, remedy="make room"):
         descriptor, temporary = tempfile.mkstemp(prefix=f"{path.name}.", suffix=".partial", dir=path.parent)
         try:
             with os.fdopen(descriptor, "wb") as file:
@@ -143,7 +144,7 @@ def give_usual_permissions(path: Path) -> None:
 
 
 @contextlib.contextmanager
-def disk_full_is_said(path: Path) -> Iterator[None]:
+def disk_full_is_said(path: Path, *, remedy: str = _ROOM_FOR_A_RUN) -> Iterator[None]:
     """Turns the system's "no space" into one message that names the file and says what to do."""
     try:
         yield
@@ -152,7 +153,7 @@ def disk_full_is_said(path: Path) -> Iterator[None]:
             raise DreamboothError(
                 "no space is left on the disk",
                 where=str(path),
-                remedy="make room, then go on with `resume`: what was saved before is intact",
+                remedy=remedy,
             ) from error
         raise
 

@@ -231,8 +231,9 @@ class Session:
         data = data_plan(self.plan, found)
         noted = self.folder.path / "data.json"
         fingerprint = data.fingerprint()
+        learned = {**learned_from(found), "mixed_precision": self.plan.machine.mixed_precision}
         if not noted.exists() and self.processes.is_main:
-            write_json(noted, {"fingerprint": fingerprint, "learned": learned_from(found)})
+            write_json(noted, {"fingerprint": fingerprint, "learned": learned})
         elif noted.exists() and json.loads(noted.read_bytes())["fingerprint"] != fingerprint:
             self.emit(
                 "warning",

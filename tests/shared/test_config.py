@@ -299,7 +299,9 @@ def test_values_that_are_no_text_are_taken_as_they_are(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "near"),
     [("max_train_step", "max_train_steps"), ("learning-rate", "learning_rate"), ("lr_schedular", "lr_scheduler"),
-     ("Resolution", "resolution"), ("--seed", "seed"), ("train_textencoder", "train_text_encoder")],
+     ("Resolution", "resolution"), ("--seed", "seed"), ("train_textencoder", "train_text_encoder"),
+     ("lora_rank", "rank"), ("unet_learning_rate", "learning_rate"), ("prior_weight", "prior_loss_weight"),
+     ("vae-path", "vae")],
 )  # fmt: skip
 def test_an_unknown_name_is_an_error_that_names_the_nearest(folder: Path, name: str, near: str) -> None:
     for error in (problem(folder, f"{name}: 1"), problem(folder, f'{{"{name}": 1}}', name="config.json")):

@@ -130,7 +130,8 @@ def _base(base: LoadedModel) -> dict[str, str]:
 
 
 def training_metadata(settings: Settings, learned: Mapping[str, Any]) -> dict[str, str]:
-    """What kohya's metadata say of a training; `learned` is what `tags_of` found when the run began."""
+    """What kohya's metadata say of a training; `learned` is what `learned_from` found when the run began,
+    with the precision that it had."""
     training, images = settings.training, settings.images
     side = images.resolution
     said: dict[str, Any] = {
@@ -149,7 +150,7 @@ def training_metadata(settings: Settings, learned: Mapping[str, Any]) -> dict[st
         "ss_min_snr_gamma": training.snr_gamma or None,
         "ss_noise_offset": training.offset_noise or None,
         "ss_prior_loss_weight": settings.prior.prior_loss_weight,
-        "ss_mixed_precision": training.mixed_precision,
+        "ss_mixed_precision": learned.get("mixed_precision", training.mixed_precision),
         "ss_seed": training.seed,
         "ss_clip_skip": settings.model.clip_skip,
         "ss_resolution": f"({side}, {side})",

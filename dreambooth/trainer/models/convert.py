@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -124,6 +125,13 @@ def _check_paths(src: Path, dst: Path, adapters: Sequence[Request]) -> None:
             f"the suffix {dst.suffix!r} names no format that can be written",
             where=str(dst),
             remedy="end the name in .safetensors or .ckpt, or name a folder",
+        )
+    near = difflib.get_close_matches(dst.suffix.lower(), FILE_SUFFIXES, n=1, cutoff=0.7)
+    if near and near[0] != dst.suffix.lower() and not dst.is_dir():
+        raise InputError(
+            f"the suffix {dst.suffix!r} is nearly {near[0]}, and would make a folder",
+            where=str(dst),
+            remedy=f"end the name in {near[0]} for a file, or name the folder otherwise",
         )
     read = {src: "the source", **{request.path: "the adapter" for request in adapters}}
     for path, what in read.items():

@@ -33,7 +33,11 @@ def place_base(dst_folder: Path, *, stem: str = BASE.stem, clip_folder: Path | N
     placed = dst_folder / f"{stem}.safetensors"
     clip_folder = clip_folder or dst_folder / f"{stem}-clip"
     if placed.exists() and placed.read_bytes() != BASE.read_bytes():
-        raise InputError("another file has this name", where=str(placed), remedy="choose another stem")
+        raise InputError(
+            "another file has this name",
+            where=str(placed),
+            remedy="choose another folder, or move that file away",
+        )
     dst_folder.mkdir(parents=True, exist_ok=True)
     write_clip_folder(clip_folder)
     if not placed.exists():

@@ -32,7 +32,7 @@ def plan_text(plan: Plan) -> str:
         f"Images     {event['images']} ({buckets}); {prior}",
         f"Training   {plan.steps} steps of {batch} image{'' if batch == '1' else 's'}"
         f"{' and as many of the class' if plan.prior else ''}, {event['epochs']:g} epochs",
-        f"           {trained}; {training.optimizer}, learning rate {training.learning_rate:g}",
+        f"           {trained}; {training.optimizer}, {_rates_text(plan)}",
         *([f"           {plan.adapter}"] if plan.adapter else []),
         f"Machine    {event['device']}, mixed precision {event['mixed_precision']}",
         *_memory_lines(plan),
@@ -46,6 +46,17 @@ def plan_text(plan: Plan) -> str:
         *_advice_lines(plan),
     ]
     return "\n".join(lines)
+
+
+def _rates_text(plan: Plan) -> str:
+    """The rate of what is trained; two where they differ."""
+    training = plan.settings.training
+    unet, text = training.learning_rate, training.text_encoder_learning_rate
+    if "unet" not in plan.trained:
+        return f"learning rate {text:g}"
+    if not plan.trains_text or text == unet:
+        return f"learning rate {unet:g}"
+    return f"learning rate {unet:g}, of the text encoder {text:g}"
 
 
 def _prior_text(plan: Plan, found: int, missing: int) -> str:

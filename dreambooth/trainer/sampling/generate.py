@@ -39,19 +39,21 @@ def generate(
     sampler: str = "dpmpp_2m",
     clip_skip: int = 1,
     adapters: Sequence[Request] = (),
+    overwrite: bool = False,
     say: Callable[[str], None] = lambda note: None,
 ) -> Path:
     """Draw `prompt` with a single file or a diffusers folder and `adapters`, write it to `out` and return that path.
     `say` is called with what there is to know of the adapters, a line each.
 
-    `size` is "W", "WxH" or a pair of pixels, multiples of 8; empty: the size that the model was made for. A file
-    that is there is replaced. Raises `InputError` for a wrong argument or model, before anything is computed.
+    `size` is "W", "WxH" or a pair of pixels, multiples of 8; empty: the size that the model was made for. Raises
+    `InputError` for a wrong argument or model, and without `overwrite` for a file that is there, before anything is
+    computed.
     """
     out = Path(out)
     _check_numbers(seed, steps, guidance_scale)
     check_sampler(sampler, where="--sampler")
     wanted = parse_size(size)
-    _check_out(out)
+    _check_out(out, overwrite=overwrite)
     device = choose_device()
     # read once, and gone soon
     model = load_model(model_path, dtype=_dtype_for(device.type), mapped=True, adapters=adapters)
@@ -110,13 +112,19 @@ def _check_numbers(seed: int, steps: int, guidance_scale: float) -> None:
         raise InputError(f"{guidance_scale} is no scale", where="--guidance-scale", remedy="7.5 is usual")
 
 
-def _check_out(out: Path) -> None:
+def _check_out(out: Path, *, overwrite: bool) -> None:
     if out.suffix.lower() != ".png":
         raise InputError(
             f"{out} is not a PNG file's name", where="--out", remedy="use a name that ends in .png"
         )
     if out.is_dir():
         raise InputError(f"{out} is a folder", where="--out", remedy="name a file in it")
+    if out.exists() and not overwrite:
+        raise InputError(
+            f"{out} is there already",
+            where="--out",
+            remedy="choose another name, or replace it (--overwrite)",
+        )
     check_writable(out.absolute().parent, setting="--out")
 
 

@@ -189,7 +189,7 @@ def test_metadata_says_what_the_webui_shows(finished) -> None:
         "ss_network_alpha": "4", "ss_num_train_images": "3", "ss_num_reg_images": "1", "ss_steps": "4",
         "ss_sd_model_name": "tiny.safetensors", "modelspec.architecture": "stable-diffusion-v1/lora",
         "modelspec.resolution": "64x64", "ss_training_comment": "photo of sks cat", "ss_unet_lr": "0.01",
-        "ss_text_encoder_lr": "0.005",
+        "ss_text_encoder_lr": "0.005", "ss_mixed_precision": "no",
     }  # fmt: skip
     assert {name: said.get(name) for name in wanted} == wanted
     assert json.loads(said["ss_tag_frequency"]) == {"1_photos": {"photo of sks cat": 3}}

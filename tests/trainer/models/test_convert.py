@@ -210,7 +210,13 @@ def test_nothing_is_replaced_unasked_and_nothing_but_a_model_when_asked(tmp_path
 
 @pytest.mark.parametrize(
     ("name", "expected"),
-    [("b.pt", "'.pt' names no format"), ("b.bin", "'.bin' names"), ("a.safetensors", "source itself")],
+    [
+        ("b.pt", "'.pt' names no format"),
+        ("b.bin", "'.bin' names"),
+        ("a.safetensors", "source itself"),
+        ("b.safetensor", "'.safetensor' is nearly .safetensors"),
+        ("b.Cpkt", "'.Cpkt' is nearly .ckpt"),
+    ],
 )
 def test_a_destination_that_cannot_be_is_refused(tmp_path, name, expected):
     path = write(tmp_path / "a.safetensors", tensors(TINY_SD1))

@@ -135,6 +135,19 @@ def test_the_text_names_what_will_happen_with_its_numbers(tmp_path, capsys) -> N
         assert re.search(pattern, text), f"{pattern} in\n{text}"
 
 
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({}, "learning rate 0.001"),
+        ({"text_encoder_learning_rate": 1e-5}, "learning rate 0.001, of the text encoder 1e-05"),
+        ({"train_text_encoder": False, "text_encoder_learning_rate": 1e-5}, "learning rate 0.001"),
+        ({"train_unet": False, "text_encoder_learning_rate": 1e-5}, "learning rate 1e-05"),
+    ],
+)
+def test_the_text_names_the_rate_of_what_is_trained(given, said, tmp_path) -> None:
+    assert f"adamw, {said}" in planned(tmp_path, optimizer="adamw", **given).text().splitlines()[4]
+
+
 def test_what_was_chosen_or_left_out_is_a_note(tmp_path) -> None:
     tensors = tiny.tensors()
     tensors |= {

@@ -54,10 +54,13 @@ def test_the_picture_says_how_much_of_each_adapter_is_in_it(model, tmp_path):
         assert image.text["parameters"].endswith('Model: "base+whole+half:0.5"')
 
 
-def test_an_earlier_picture_is_replaced(model, tmp_path):
+def test_an_earlier_picture_is_replaced_where_that_is_asked_for(model, tmp_path):
     out = tmp_path / "dog.png"
     out.write_text("old")
-    generate("base.safetensors", "a dog", out, steps=1, size="72x64")
+    with pytest.raises(InputError, match=r"dog\.png is there already") as refused:
+        generate("base.safetensors", "a dog", out, steps=1, size="72x64")
+    assert "--overwrite" in refused.value.remedy and out.read_text() == "old"
+    generate("base.safetensors", "a dog", out, steps=1, size="72x64", overwrite=True)
     with Image.open(out) as image:
         assert image.size == (72, 64)
 
