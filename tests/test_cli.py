@@ -327,7 +327,7 @@ def test_a_tracker_that_is_not_installed_is_told_before_anything_is_written(
     before = tree(tmp_path)
     assert dreambooth("train", settings) == 2
     message = one_message(capsys)
-    assert message.startswith("report_to: wandb") and "pip install wandb" in message
+    assert message.startswith("report_to: the package wandb") and "pip install wandb" in message
     assert tree(tmp_path) == before
 
 
