@@ -160,9 +160,21 @@ def open_folder(path: Path) -> FolderFile:
     return FolderFile(path, parts, original, stated)
 
 
+def _vae_folder(path: Path) -> Path:
+    return path / "vae" if (path / "vae").is_dir() else path
+
+
+def vae_scale(path: Path) -> float:
+    """What the latents of a folder's autoencoder are multiplied by. Raises InputError."""
+    # diffusers takes Stable Diffusion 1's where a folder is older than that entry
+    return float(
+        _json(_vae_folder(path) / "config.json").get("scaling_factor", FAMILIES["sd1"].scaling_factor)
+    )
+
+
 def open_vae_folder(path: Path) -> FolderFile:
     """The autoencoder of a diffusers folder, or of a folder that is one. Raises InputError."""
-    folder = path / "vae" if (path / "vae").is_dir() else path
+    folder = _vae_folder(path)
     file = _weight_file(folder, FILES["vae"])
     try:
         bindings = names.vae_bindings(vae_from_config(_json(folder / "config.json")))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -16,7 +17,7 @@ from dreambooth.trainer.families import Identified, PredictionType
 from dreambooth.trainer.families.description import Description, describe, describe_vae
 from dreambooth.trainer.families.detect import family_of, identify
 from dreambooth.trainer.families.names import TEXT_MODEL, Binding
-from dreambooth.trainer.models.sources import Opened, open_model, open_vae
+from dreambooth.trainer.models.sources import Opened, open_model, open_vae, vae_origin
 from dreambooth.trainer.weights import WeightFile
 from dreambooth.trainer.weights.base import file_sha256
 
@@ -122,6 +123,14 @@ def _other_vae(model: LoadedModel, path: str | Path, dtype: torch.dtype) -> torc
     if config["latent_channels"] != own["latent_channels"]:
         raise InputError(
             f"this VAE has {config['latent_channels']} latent channels, the checkpoint's {own['latent_channels']}",
+            where=str(path),
+            remedy="take a VAE of the checkpoint's family, or none",
+        )
+    origin = vae_origin(path)
+    if origin is not None and not math.isclose(origin[1], own["scaling_factor"], rel_tol=1e-3):
+        raise InputError(
+            f"this VAE is from {origin[0]}, whose latents are scaled by {origin[1]:g}, and those of "
+            f"{model.identified.family.title} by {own['scaling_factor']:g}",
             where=str(path),
             remedy="take a VAE of the checkpoint's family, or none",
         )

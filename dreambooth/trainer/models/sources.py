@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 
 from dreambooth.shared.errors import InputError
+from dreambooth.trainer.families.detect import family_of
 from dreambooth.trainer.families.ldm_yaml import Stated, read_yaml
 from dreambooth.trainer.families.names import UNET_PREFIX, VAE_PREFIX, ema_name
 from dreambooth.trainer.weights import TensorInfo, WeightFile, open_weights
@@ -114,3 +115,18 @@ def open_vae(path: str | Path) -> WeightFile:
             remedy="take a VAE as the WebUI does, or a diffusers folder",
         )
     return RenamedFile(file, names)
+
+
+def vae_origin(path: str | Path) -> tuple[str, float] | None:
+    """What an autoencoder is from, and what its latents are multiplied by; None for a file of it alone, which does not
+    tell. Raises InputError for what cannot be opened."""
+    path = Path(path)
+    if path.is_dir():
+        from dreambooth.trainer.models.diffusers_folder import vae_scale
+
+        return "a diffusers folder", vae_scale(path)
+    try:
+        family = family_of(open_weights(path))
+    except InputError:
+        return None
+    return family.title, family.scaling_factor

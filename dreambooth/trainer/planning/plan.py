@@ -51,7 +51,7 @@ from dreambooth.trainer.optim.optimizer_rules import (
 from dreambooth.trainer.optim.rates import with_rates
 from dreambooth.trainer.planning.advice import Surroundings, concept_facts
 from dreambooth.trainer.planning.expected import Expected, expect, likeness
-from dreambooth.trainer.planning.plan_notes import notes_on_model, notes_on_time
+from dreambooth.trainer.planning.plan_notes import notes_on_model, notes_on_time, vae_text
 from dreambooth.trainer.planning.plan_settings import (
     check_resolution,
     check_together,
@@ -74,7 +74,8 @@ class Plan:
     """What a run will do. `settings` are resolved: names, folders and the number of steps are filled in.
 
     `trained` are parameters by component; `notes` say what `auto` became, and what was left out; `concepts` are each
-    concept's facts with what a careful friend would say (advice.py); prompts are `chunks` of 75 tokens long.
+    concept's facts with what a careful friend would say (advice.py); prompts are `chunks` of 75 tokens long. `vae` is
+    another VAE than the model's own, in words ("": none).
     """
 
     settings: Settings
@@ -94,6 +95,7 @@ class Plan:
     adapter: AdapterPlan | None = None
     memory: Choice | None = None
     chunks: int = 1
+    vae: str = ""
 
     @property
     def steps(self) -> int:
@@ -145,6 +147,7 @@ class Plan:
             "volumes": [{"path": str(v.path), "needed": v.needed, "free": v.free} for v in self.volumes],
             "memory": self.memory.as_json() if self.memory else {},
             "model": self.settings.model.model,
+            "vae": self.vae,
             "family": self.base.identified.family.title,
             "prediction_type": self.base.identified.prediction_type,
             "told_by": self.base.identified.told_by,
@@ -317,6 +320,7 @@ def _told(plan: Plan, *, run: Path | None, measure: bool) -> Plan:
         volumes=tuple(_room(files)),
         concepts=tuple(_concept_facts(settings, plan.survey, data)),
         expected=expected,
+        vae=vae_text(settings),
     )
 
 

@@ -9,7 +9,7 @@ from dreambooth.shared.settings import AdapterSettings, PriorSettings, Settings
 from dreambooth.trainer.adapters.results import from_base, is_adapter
 from dreambooth.trainer.families.detect import told_by_file
 from dreambooth.trainer.models.convert import LoadedModel
-from dreambooth.trainer.models.sources import EMA_PREFIX, open_model
+from dreambooth.trainer.models.sources import EMA_PREFIX, open_model, vae_origin
 from dreambooth.trainer.saving.outputs import SETTINGS_KEY
 
 LONG = 7  # days
@@ -31,6 +31,15 @@ def notes_on_model(settings: Settings, base: LoadedModel) -> list[str]:
         notes.append(f"clip_skip is ignored by {base.identified.family.title}, as the WebUI does")
     notes += _trained_before(base.source.metadata) + _without_effect(settings)
     return notes + _contradiction(settings, base) + _notes_on_family(settings, base)
+
+
+def vae_text(settings: Settings) -> str:
+    """The VAE that is used in place of the model's own, and what it is from; empty if there is none."""
+    if not settings.model.vae:
+        return ""
+    origin = vae_origin(settings.model.vae)
+    told = f"from {origin[0]}" if origin else "its file does not tell of which family it is"
+    return f"{settings.model.vae} ({told})"
 
 
 def notes_on_time(seconds: float | None) -> list[str]:

@@ -29,6 +29,7 @@ def plan_text(plan: Plan) -> str:
     lines = [
         f"Model      {event['model']}",
         f"           {event['family']}, predicts {event['prediction_type']} ({event['told_by']})",
+        *([f"VAE        {plan.vae}"] if plan.vae else []),
         f"Images     {event['images']} ({buckets}); {prior}",
         f"Training   {plan.steps} steps of {batch} image{'' if batch == '1' else 's'}"
         f"{' and as many of the class' if plan.prior else ''}, {event['epochs']:g} epochs",

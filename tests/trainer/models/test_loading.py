@@ -230,6 +230,24 @@ def test_another_vae_is_used_from_a_file_a_checkpoint_or_a_folder(sd1, tmp_path)
         assert model.source.path == sd1
 
 
+def test_a_vae_whose_latents_are_scaled_as_another_family_s_is_refused(sd1, sd2, sdxl, tmp_path):
+    convert(sd2, tmp_path / "folder", prediction_type="epsilon")
+    for vae, source in (
+        (sd2, "Stable Diffusion 2.x"),
+        (tmp_path / "folder", "a diffusers folder"),
+        (tmp_path / "folder" / "vae", "a diffusers folder"),
+    ):
+        with pytest.raises(InputError) as caught:
+            load_model(sdxl, components=("vae",), vae=vae)
+        assert caught.value.what == (
+            f"this VAE is from {source}, whose latents are scaled by 0.18215, and those of Stable Diffusion XL by 0.13025"
+        )
+        assert caught.value.where == str(vae) and caught.value.remedy
+        assert load_model(sd1, components=("vae",), vae=vae).components.keys() == {"vae"}, "the same scale"
+    convert(sdxl, tmp_path / "large")
+    assert load_model(sdxl, components=("vae",), vae=tmp_path / "large").components.keys() == {"vae"}
+
+
 def test_a_file_that_is_no_vae_is_refused(sd1, tmp_path):
     path = write(tmp_path / "x.safetensors", {"fc.weight": torch.ones(2)})
     with pytest.raises(InputError, match="no VAE"):

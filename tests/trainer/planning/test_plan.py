@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import tiny
+import tiny_sdxl
 import torch
 from tiny import config, dreambooth, tree
 
@@ -365,3 +366,22 @@ def test_a_tensor_of_another_shape_is_refused_before_anything_is_written(kind, t
         said = capsys.readouterr()
         assert f"{path}: {name!r} has the shape (32, 31), not (32, 32)" in said.err and not said.out
     assert tree(tmp_path) == before
+
+
+def test_another_vae_is_named_with_what_it_is_from_and_one_of_another_family_is_refused(tmp_path) -> None:
+    assert (
+        not re.search("^VAE ", planned(tmp_path).text(), re.MULTILINE)
+        and planned(tmp_path).as_event()["vae"] == ""
+    )
+    whole = planned(tmp_path, vae=str(tiny.base()))
+    assert f"\nVAE        {tiny.base()} (from Stable Diffusion 1.x)\n" in whole.text()
+    own = {name: tensor for name, tensor in tiny.tensors().items() if name.startswith("first_stage_model.")}
+    alone = tiny.save(own, tmp_path / "alone.safetensors")
+    assert planned(tmp_path, vae=str(alone)).as_event()["vae"] == (
+        f"{alone} (its file does not tell of which family it is)"
+    )
+    with pytest.raises(
+        InputError, match=r"from Stable Diffusion XL, whose latents are scaled by 0\.13025"
+    ) as caught:
+        planned(tmp_path, vae=str(tiny_sdxl.base()))
+    assert caught.value.where == "vae"
