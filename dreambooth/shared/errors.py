@@ -4,6 +4,7 @@ DreamboothError      something went wrong that is not the input's fault (exit co
 ├── InputError       the user's input is wrong; said before any work starts (exit code 2)
 │   └── SeveralErrors  in several places at once (problems.py)
 ├── RunFailed        a run ended without a result (a NaN loss, no disk left, nothing learned; exit code 1)
+│   └── FailsAgain     and would end in the same way if it went on: it takes other settings
 └── StoppedByUser    the run was stopped after its state was saved (exit code 130)
 """
 
@@ -73,6 +74,17 @@ class InputError(DreamboothError):
 
 class RunFailed(DreamboothError):
     """A run ended without a result; its last good state is kept."""
+
+
+class FailsAgain(RunFailed):
+    """A run that would end in the same way if it went on, since it repeats its steps: it is trained anew, with `change`
+    (`key=value`) for what a command line is to be told."""
+
+    def __init__(
+        self, what: str, *, where: str = "", remedy: str = "", setting: str = "", change: str = ""
+    ) -> None:
+        super().__init__(what, where=where, remedy=remedy, setting=setting)
+        self.change = change
 
 
 class StoppedByUser(DreamboothError):

@@ -202,6 +202,18 @@ def _into_place(aside: Path, name: str) -> Path:
     raise AssertionError("numbers do not end")
 
 
+def free_name(run: RunFolder) -> str:
+    """A name like the run's that no run beside it has: `cat-2` for `cat`."""
+    name, found = run.name, re.fullmatch(r"(.+)-(\d+)", run.name)
+    first, stem = (int(found[2]) + 1, found[1]) if found else (2, name)
+    numbers = itertools.count(first)
+    return next(
+        f"{stem}-{number}"
+        for number in numbers
+        if not os.path.lexists(run.path.with_name(f"{stem}-{number}"))
+    )
+
+
 def is_run(path: Path) -> bool:
     """Whether `path` is a run's folder, and not one that is just being made."""
     try:

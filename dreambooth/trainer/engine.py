@@ -163,6 +163,7 @@ class TrainingEngine:
         # the failure flag of the step before, on its way to the host without making it wait
         self._flag = torch.zeros((), pin_memory=stepper.failed.is_cuda)
         self._flag_event: torch.cuda.Event | None = None
+        self._flagged = 0  # the step that the flag is of
 
     @property
     def rate(self) -> float:
@@ -191,6 +192,7 @@ class TrainingEngine:
         self._check_flag()
         if not self.stepper.step(mean.total):
             return None
+        self._flagged = step
         self._send_flag()
         if self.ema is not None:
             self.ema.update(self._parameters)
@@ -268,19 +270,20 @@ class TrainingEngine:
         if self._flag_event is not None:
             self._flag_event.synchronize()  # long past: a whole forward and backward were queued behind it
         if self._flag:
-            raise _not_finite()
+            raise NotFinite(self._flagged)
 
     def check_finite(self) -> None:
         """Raises RunFailed if the last step had a NaN or infinite loss or gradient."""
         if self.stepper.failed.item():
-            raise _not_finite()
+            raise NotFinite(self._flagged)
 
 
-def _not_finite() -> RunFailed:
-    return RunFailed(
-        "the loss became NaN or infinite; the weights were not touched by it",
-        remedy="lower learning_rate, or use mixed_precision: bf16 or no; look for broken images",
-    )
+class NotFinite(RunFailed):
+    """The loss or a gradient of `step` (0 is the first) was NaN or infinite, and no weight was touched by it."""
+
+    def __init__(self, step: int) -> None:
+        super().__init__("the loss became NaN or infinite; the weights were not touched by it")
+        self.step = step
 
 
 def _joined(one: Half, other: Half) -> Half:

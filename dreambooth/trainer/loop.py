@@ -6,7 +6,7 @@ import enum
 from dataclasses import dataclass
 from typing import Protocol
 
-from dreambooth.shared.errors import RunFailed
+from dreambooth.shared.errors import FailsAgain
 from dreambooth.shared.runfolder import Command
 from dreambooth.trainer.objectives import Losses
 from dreambooth.trainer.steplog import StepLog
@@ -112,9 +112,10 @@ def train(
 
 def _check_skips(skipped: int, step: int) -> None:
     if skipped >= MOST_SKIPS_IN_A_ROW:
-        raise RunFailed(
+        raise FailsAgain(
             f"{skipped} times in a row step {step + 1} overflowed in fp16",
-            remedy="use mixed_precision: bf16 (or no), or a lower learning rate",
+            remedy="train anew with mixed_precision: bf16 (or no), or with a lower learning rate",
+            change="mixed_precision=no",
         )
 
 

@@ -20,11 +20,11 @@ import torch
 
 from dreambooth.shared.commands import dreambooth_command
 from dreambooth.shared.config import dump_settings, load_settings, read_mapping, read_notes
-from dreambooth.shared.errors import DreamboothError, InputError, StoppedByUser
+from dreambooth.shared.errors import DreamboothError, FailsAgain, InputError, StoppedByUser
 from dreambooth.shared.events import Emit, EventLog, read_events
 from dreambooth.shared.paths import write_json
 from dreambooth.shared.reached import reached
-from dreambooth.shared.runfolder import RunFolder, create_run, read_result
+from dreambooth.shared.runfolder import RunFolder, create_run, free_name, read_result
 from dreambooth.shared.settings import Settings
 from dreambooth.trainer.adapters.kept import keep_adapter, kept_adapter
 from dreambooth.trainer.adapters.plan import adapter_plan
@@ -277,7 +277,7 @@ def _work(folder: RunFolder, plan: Plan, processes: Processes) -> int:
             except BaseException as error:
                 ignore_stop_signals()
                 ending = _ending(error, folder, reporter)
-                if isinstance(ending, InputError) and not saved_steps(folder.states):
+                if isinstance(ending, (InputError, FailsAgain)) and not saved_steps(folder.states):
                     release_own(
                         plan.outputs, folder.path
                     )  # nothing to go on from: the name is anybody's again
@@ -312,12 +312,27 @@ def _tell_the_way_on(ending: DreamboothError, folder: RunFolder) -> None:
     """Says at the command line how the run goes on, and from where; a page has a button and numbers of its own."""
     if isinstance(ending, (InputError, StoppedByUser)):
         return
+    if isinstance(ending, FailsAgain):
+        ending.remedy += f": {_anew(ending, folder)}"
+        return
     command = f"`{dreambooth_command('resume', folder.path)}`"
     if "`resume`" in ending.remedy:  # it says what `resume` will do
         ending.remedy = ending.remedy.replace("`resume`", command)
         return
     way = f"{command} {reached(folder).beginning()}"
     ending.remedy = f"{ending.remedy.rstrip('.')}; then {way}" if ending.remedy else way
+
+
+def _anew(ending: FailsAgain, folder: RunFolder) -> str:
+    """The command that trains with other settings. A run that has saved a state keeps its name."""
+    settings = folder.asked if folder.asked.exists() else folder.config
+    saved = saved_steps(folder.states)
+    name = [f"output_name={free_name(folder)}"] if saved else []
+    command = f"`{dreambooth_command('train', settings, *name, ending.change)}`"
+    if not saved:
+        return command
+    export = dreambooth_command("export", folder.path)
+    return f"{command}; what was learned by step {saved[-1]} is written by `{export}`"
 
 
 class StoppedAtOnce(DreamboothError):

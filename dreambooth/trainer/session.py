@@ -22,13 +22,14 @@ from dreambooth.trainer.data.batches import StepBatches
 from dreambooth.trainer.data.dataset import DataPlan
 from dreambooth.trainer.data.encoding import Encoding
 from dreambooth.trainer.data.store import TensorStore
-from dreambooth.trainer.engine import Denoiser, TextEncoderSpan, TrainingEngine
+from dreambooth.trainer.engine import Denoiser, NotFinite, TextEncoderSpan, TrainingEngine
 from dreambooth.trainer.loop import Outcome, train
 from dreambooth.trainer.machine import DTYPES
 from dreambooth.trainer.memory.room import keep_to
 from dreambooth.trainer.models import text
 from dreambooth.trainer.models.convert import LoadedModel
 from dreambooth.trainer.models.tokenizer import default_tokenizer
+from dreambooth.trainer.not_finite import explained
 from dreambooth.trainer.planning.plan import Plan, data_plan
 from dreambooth.trainer.planning.plan_settings import runs_dir_of, survey_of
 from dreambooth.trainer.processes import ALONE, Processes, SharedInbox, SharedKeeper
@@ -170,6 +171,8 @@ class Session:
             outcome = train(
                 engine, SharedKeeper(self.processes, keeper), inbox, log, assembly.cadence(self.plan), start
             )
+        except NotFinite as error:
+            raise explained(error, self.plan) from error
         finally:
             log.flush()
         if outcome is Outcome.STOPPED:

@@ -339,7 +339,7 @@ def test_a_loss_that_is_not_finite_ends_the_run_within_one_step_and_leaves_the_w
         rig.engine.check_finite()
     with pytest.raises(RunFailed, match="NaN or infinite"):
         rig.engine.step(3)
-    assert "learning_rate" in failure.value.remedy and "bf16" in failure.value.remedy
+    assert failure.value.step == 2
     after = rig.bits()
     assert good.keys() == after.keys()
     steps = {name for name in good if name.endswith("step")}

@@ -341,8 +341,14 @@ def test_a_nan_ends_the_run_within_a_step_and_reaches_no_weight(tmp_path, plain,
         patched.setattr(StepBatches, "of_step", poisoned)
         assert dreambooth("train", config(tmp_path, checkpointing_steps=1)) == 1
     said = capsys.readouterr().err
-    assert "NaN" in said and "learning_rate" in said and "Traceback" not in said
     found = run_in(tmp_path)
+    anew = dreambooth_command("train", found.asked, "output_name=sks-2", "learning_rate=0.0001")
+    kept = dreambooth_command("export", found.path)
+    assert said.endswith(
+        "\nthe loss became NaN or infinite; the weights were not touched by it\n"
+        "  What to do: train anew with a lower learning_rate; look for broken images, too: "
+        f"`{anew}`; what was learned by step 2 is written by `{kept}`\n"
+    )
     assert latest_step(found.states) == 2
     assert all(is_finite(path) for path in (found.states / "step-2").glob("*.safetensors"))
     assert [event["step"] for event in events(found, "step")][-1] <= 3
@@ -352,14 +358,39 @@ def test_a_nan_ends_the_run_within_a_step_and_reaches_no_weight(tmp_path, plain,
     assert same_tensors(tmp_path / "out" / "sks.safetensors", plain), "the NaN touched nothing"
 
 
-def test_a_model_that_gives_no_numbers_ends_before_its_second_step(tmp_path, capsys) -> None:
+def test_weights_that_are_no_numbers_are_named_as_such_after_the_first_step(tmp_path, capsys) -> None:
     tensors = tiny.tensors()
     tensors["model.diffusion_model.out.2.weight"].fill_(torch.nan)
-    tiny.save(tensors, tmp_path / "broken.safetensors")
-    settings = config(tmp_path, model=str(tmp_path / "broken.safetensors"), prior_loss_weight=0)
-    assert dreambooth("train", settings) == 1
-    assert "NaN" in capsys.readouterr().err
+    model = tiny.save(tensors, tmp_path / "broken.safetensors")
+    settings = config(tmp_path, model=str(model), prior_loss_weight=0)
+    assert dreambooth("train", settings) == 2
+    assert capsys.readouterr().err.endswith(
+        f"\n{model}: its weights are broken: model.diffusion_model.out.2.weight holds NaN or infinite numbers\n"
+        "  What to do: download the file again, or take another model\n"
+    )
     assert len(events(run_in(tmp_path), "step")) <= 1
+    assert not list((tmp_path / "out").iterdir()), "the name is free again"
+
+
+def test_a_nan_before_anything_was_saved_leaves_the_name_to_the_training_that_is_advised(
+    tmp_path, capsys, monkeypatch
+) -> None:
+    real = StepBatches.of_step
+
+    def poisoned(self, step, *, encoded):
+        for micro in real(self, step, encoded=encoded):
+            if step == 1:
+                micro.instance.latents.fill_(torch.nan)
+            yield micro
+
+    with monkeypatch.context() as patched:
+        patched.setattr(StepBatches, "of_step", poisoned)
+        assert dreambooth("train", config(tmp_path, prior_loss_weight=0)) == 1
+    said = capsys.readouterr().err
+    assert f"`{dreambooth_command('train', run_in(tmp_path).asked, 'learning_rate=0.0001')}`\n" in said
+    assert not list((tmp_path / "out").iterdir())
+    assert dreambooth("train", run_in(tmp_path).asked, "learning_rate=0.0001") == 0
+    assert (tmp_path / "out" / "sks.safetensors").exists() and run_in(tmp_path, "sks-2").result.exists()
 
 
 def test_a_run_that_changed_nothing_is_a_failure_and_said_as_one(tmp_path, capsys) -> None:

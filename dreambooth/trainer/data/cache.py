@@ -22,7 +22,7 @@ from dataclasses import asdict, dataclass
 import torch
 from PIL import Image
 
-from dreambooth.shared.errors import DreamboothError
+from dreambooth.shared.errors import InputError
 from dreambooth.trainer.data.buckets import Size
 from dreambooth.trainer.data.dataset import DataPlan, Sample, item_view
 from dreambooth.trainer.data.images import Colour, open_image, pixels_of
@@ -152,17 +152,18 @@ def _pixels_ahead(looks: Sequence[Look], pictures: Pictures) -> Generator[torch.
 
 
 def encode_look(look: Look, pictures: Pictures, encoder: LatentEncoder) -> torch.Tensor:
-    """Mean and deviation (2, 4, h, w) of a picture. Raises `DreamboothError` if they are not finite."""
+    """Mean and deviation (2, 4, h, w) of a picture. Raises `InputError` if they are not finite."""
     return _encoded(pictures.pixels(look), encoder, pictures.name(look))
 
 
 def _encoded(pixels: torch.Tensor, encoder: LatentEncoder, name: str) -> torch.Tensor:
     moments = encoder.encode(pixels)
     if not moments.isfinite().all():
-        raise DreamboothError(
-            "the VAE's output for this image is not finite",
+        raise InputError(  # it computes in float32 in every run
+            "the VAE's output for this image is not finite: the VAE is broken",
             where=name,
-            remedy="Use a VAE that works in this precision, or mixed_precision: no.",
+            setting="vae",
+            remedy="train with another VAE (vae), or with a model whose own is sound",
         )
     return moments
 

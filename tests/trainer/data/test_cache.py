@@ -7,7 +7,7 @@ import torch
 from PIL import Image
 
 from dreambooth.shared.concepts import Concept
-from dreambooth.shared.errors import DreamboothError, InputError
+from dreambooth.shared.errors import InputError
 from dreambooth.trainer.data.buckets import bucket_sizes
 from dreambooth.trainer.data.cache import (
     LatentEncoder,
@@ -214,7 +214,7 @@ def test_an_image_that_changes_between_plan_and_cache_stops_the_run(photos, tmp_
 def test_latents_that_are_not_finite_are_refused_with_the_images_name(photos, tmp_path):
     plan = plan_of(photos)
     broken = LatentEncoder("nan", lambda pixels: torch.full((2, 4, 4, 4), float("nan")))
-    with pytest.raises(DreamboothError, match="not finite") as caught:
+    with pytest.raises(InputError, match="not finite") as caught:
         encode_missing(
             [Look(1, 0, False)], Pictures(plan, WHITE), broken, TensorStore(tmp_path), lambda *_: None
         )
