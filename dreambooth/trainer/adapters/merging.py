@@ -23,6 +23,8 @@ from dreambooth.trainer.weights.base import RawBytes
 from dreambooth.trainer.weights.casting import is_finite
 
 MOST_WEIGHT = 100.0
+MERGED = "dreambooth.merged"
+"""Where a checkpoint says which adapters are in its weights: FILE:WEIGHT each, oldest first."""
 
 
 @dataclass(frozen=True)
@@ -104,7 +106,7 @@ class MergedFile:
         self._file = file
         self.path = file.path
         self.format = file.format
-        self.metadata = file.metadata
+        self.metadata = {**file.metadata, MERGED: _merged_in(file.metadata, merges)}
         self.extras = file.extras
         self.tensors: dict[str, TensorInfo] = file.tensors
         self.adapters = [merge.bound.file for merge in merges]
@@ -160,6 +162,12 @@ class MergedFile:
                 )
             parts.append(weight)
         return binding.join(parts, whole.shape)
+
+
+def _merged_in(metadata: Mapping[str, str], merges: Sequence[Merge]) -> str:
+    """The names of the adapters, behind those that a file has in it already."""
+    new = [f"{merge.bound.file.path.name}:{merge.weight:g}" for merge in merges]
+    return ", ".join([*filter(None, [metadata.get(MERGED, "")]), *new])
 
 
 def with_adapters(source: WeightFile, description: Description, requests: Sequence[Request]) -> WeightFile:

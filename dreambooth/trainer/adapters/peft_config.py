@@ -17,6 +17,7 @@ from dreambooth.shared.errors import InputError, quoted
 from dreambooth.trainer.weights import WeightFile
 
 PEFT_FILE, PEFT_CONFIG = "adapter_model.safetensors", "adapter_config.json"
+DIFFUSERS_FILE = "pytorch_lora_weights.safetensors"
 DIFFUSERS_CONFIG = "lora_adapter_metadata"
 # peft takes a pattern's name for a regular expression; one out of a file is never run
 _PATH = re.compile(r"[\w.]*")

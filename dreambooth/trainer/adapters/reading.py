@@ -19,6 +19,7 @@ from dreambooth.trainer.adapters import kinds, names, told
 from dreambooth.trainer.adapters.forms import NUMBERS, fits_magnitude, lacking, made_shape, misfit
 from dreambooth.trainer.adapters.kinds import Kind, Shape
 from dreambooth.trainer.adapters.peft_config import (
+    DIFFUSERS_FILE,
     PEFT_CONFIG,
     PEFT_FILE,
     BrokenConfig,
@@ -31,7 +32,6 @@ from dreambooth.trainer.adapters.targets import Target
 from dreambooth.trainer.families import Family
 from dreambooth.trainer.weights import WeightFile, open_weights
 
-DIFFUSERS_FILE = "pytorch_lora_weights.safetensors"
 SHOWN = 4
 
 

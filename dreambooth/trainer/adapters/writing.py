@@ -113,6 +113,7 @@ def _network(identified: Identified, plan: AdapterPlan) -> dict[str, str]:
     return {
         "ss_base_model_version": base_version(identified),
         "ss_v2": str(identified.family.name.startswith("sd2")),
+        **({"ss_zero_terminal_snr": "True"} if identified.zero_terminal_snr else {}),
         "ss_network_module": plan.kind.module,
         "ss_network_dim": str(plan.rank),
         "ss_network_alpha": f"{plan.alpha:g}",

@@ -157,6 +157,8 @@ def refusal(weights: WeightFile, in_channels: int | None) -> InputError | None:
     channels = XL_CHANNELS if _starts(XL_SECOND)(names) else CHANNELS
     if in_channels in channels:
         return InputError(f"this is {channels[in_channels]}", where=where, remedy=CHECKPOINT)
+    if not names:
+        return InputError("this file holds no tensors", where=where, remedy=CHECKPOINT)
     if in_channels is None:
         shown = ", ".join(list(names)[:3])
         return InputError(

@@ -7,6 +7,7 @@ point to it. A reader follows the pointer, so a kill at any moment leaves the st
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
 import re
@@ -245,10 +246,11 @@ def _read_optimizer(path: Path, device: str | torch.device) -> dict[str, Any]:
                 "ignore", "TypedStorage is deprecated"
             )  # torch 2.1 warns of its own loading
             saved: dict[str, Any] = torch.load(path, map_location=device, weights_only=True)
-    except OSError:
-        raise
     except Exception as error:
-        if _is_whole(path):
+        is_disks = (
+            isinstance(error, OSError) and error.errno != errno.EINVAL
+        )  # which a cut file leads torch to
+        if is_disks or _is_whole(path):
             raise
         raise ValueError(f"{path.name} is damaged") from error  # torch's own words are about its unpacking
     return saved

@@ -22,6 +22,7 @@ from dreambooth.shared.paths import (
     write_json,
 )
 from dreambooth.shared.settings import ResultSettings, Settings
+from dreambooth.trainer.adapters.peft_config import DIFFUSERS_FILE, PEFT_CONFIG, PEFT_FILE
 
 # what stands behind the model's name where none is given, for results that are no models
 _ENDINGS = (".safetensors", ".ckpt")
@@ -150,7 +151,9 @@ def check_takes_nothing_away(path: Path, settings: Settings) -> None:
         "vae": settings.model.vae,
         "init_from": settings.adapters.init_from,
     }
-    models = [(Path(name), _MODELS[key]) for key, name in named.items() if name]
+    models = [
+        (read, _MODELS[key]) for key, name in named.items() if name for read in _read_of(key, Path(name))
+    ]
     for read, what in models:
         if takes_away(path, read) or takes_away(read, path):
             raise _would_take(path, f"{what}: {read}")
@@ -158,6 +161,13 @@ def check_takes_nothing_away(path: Path, settings: Settings) -> None:
         for folder in filter(None, (concept.instance_data_dir, concept.class_data_dir)):
             if takes_away(path, Path(folder)):
                 raise _would_take(path, f"images of this run: {folder}")
+
+
+def _read_of(key: str, named: Path) -> list[Path]:
+    """What is read of a model or an adapter: of an adapter's folder, which may hold other things too, its own files."""
+    if key != "init_from" or not named.is_dir():
+        return [named]
+    return [named / name for name in (PEFT_FILE, PEFT_CONFIG, DIFFUSERS_FILE)]
 
 
 def _would_take(path: Path, what: str) -> InputError:

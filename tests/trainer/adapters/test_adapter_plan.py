@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import models
 import pytest
 import torch
 from checkpoints import write
 from safetensors.torch import load_file
+from watching import metadata
 
 from dreambooth.shared.config import setting_fields
 from dreambooth.shared.errors import InputError
@@ -201,6 +203,17 @@ def test_the_base_is_named_as_kohya_names_it() -> None:
         "sdxl_base_v1-0",
         "sdxl_base_v1-0",
     ]
+
+
+def test_an_adapter_says_that_its_base_has_zero_terminal_snr(model, tmp_path) -> None:
+    fresh = load_model(model.source.path, components=("unet",), prediction_type="epsilon")
+    plan = adapter_plan(models.settings(model.source.path, train_text_encoder="no"), fresh, ["unet"])
+    state = {"unet": attach(fresh.components, plan, seed=1).state("unet")}
+    path = tmp_path / "lora.safetensors"
+    for zero in (True, False):
+        base = replace(fresh, identified=replace(fresh.identified, zero_terminal_snr=zero))
+        write_adapter(path, base, plan, state, output_dtype=torch.float32, metadata={}, overwrite=True)
+        assert metadata(path).get("ss_zero_terminal_snr") == ("True" if zero else None)
 
 
 def test_the_page_offers_each_kind_of_adapter_for_the_kind_of_result_that_it_is_written_with() -> None:

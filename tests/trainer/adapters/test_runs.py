@@ -226,6 +226,7 @@ def test_merging_into_a_file_is_what_kohyas_convention_gives(family, tmp_path) -
                       "--prediction-type", "epsilon") == 0  # fmt: skip
     expected, _ = kohya.applied(models.weights(family), load_file(path), 0.7)
     found = load_file(tmp_path / "out.safetensors")
+    assert metadata(tmp_path / "out.safetensors")["dreambooth.merged"] == "adapter.safetensors:0.7"
     assert found.keys() == expected.keys()
     for name, tensor in expected.items():
         torch.testing.assert_close(found[name], tensor, atol=1e-5, rtol=1e-5)

@@ -144,6 +144,7 @@ WHOLE = {
             "without a text encoder",
         ),
         ([UNET + "input_blocks.0.0.weight", "cond_stage_model.transformer.a"], "without a VAE"),
+        ([], "this file holds no tensors"),
         (["fc.weight", "fc.bias"], "no Stable Diffusion checkpoint: its tensors are called fc.weight"),
     ],
 )

@@ -237,6 +237,23 @@ def test_the_only_state_damaged_means_from_the_beginning(states):
     assert latest_step(states) is None
 
 
+@pytest.mark.parametrize(
+    ("code", "said"), [(errno.EINVAL, r"optimizer\.pt is damaged"), (errno.EIO, os.strerror(errno.EIO))]
+)
+def test_what_torch_makes_of_a_cut_file_is_damage_and_what_the_disk_says_is_not(
+    states, monkeypatch, code, said
+):
+    save_state(states, state(1))
+    (states / "step-1" / "optimizer.pt").write_bytes(b"PK")
+
+    def fail(*arguments, **named):
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr(torch, "load", fail)
+    with pytest.raises(RunFailed, match=said):
+        load_state(states)
+
+
 @pytest.mark.parametrize("about", [{"format": 99}, {"format": 1}, []])
 def test_a_description_that_is_not_understood_is_said(states, about):
     save_state(states, state(1))

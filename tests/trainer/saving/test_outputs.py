@@ -176,6 +176,16 @@ def test_no_result_takes_the_place_of_what_the_run_reads(read, way, made, run, t
     assert outputs_of(other).name == "other"
 
 
+def test_a_result_may_lie_beside_an_adapters_files_and_not_in_their_place(made, tmp_path) -> None:
+    made.folder.mkdir()
+    for name in ("adapter_model.safetensors", "adapter_config.json", "sks.safetensors"):
+        (made.folder / name).touch()
+    given = {"output_kind": "lora", "init_from": str(made.folder), "overwrite": "yes"}
+    assert outputs_of(settings(tmp_path, output_name="sks", **given)) == made
+    with pytest.raises(InputError, match="the adapter that this run goes on from"):
+        outputs_of(settings(tmp_path, output_name="adapter_model", **given))
+
+
 def test_no_result_lies_in_a_model_s_folder_or_is_a_folder_around_photos(made, tmp_path) -> None:
     (made.folder / "unet").mkdir(parents=True)
     part = made.folder / "unet" / "diffusion_pytorch_model.safetensors"
