@@ -78,7 +78,7 @@ def test_a_rate_that_is_found_is_one_for_all(name):
 def test_arguments_are_tried_before_the_start():
     with pytest.raises(InputError) as refused:
         check_optimizer(settings("came", optimizer_args={"betas": "2, 2, 2"}))
-    assert refused.value.where == "optimizer_args" and "came refuses" in refused.value.what
+    assert refused.value.where == "optimizer_args" and "CAME refuses" in refused.value.what
 
 
 @pytest.mark.parametrize(

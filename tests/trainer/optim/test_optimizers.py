@@ -448,7 +448,7 @@ def test_arguments_that_are_refused_are_said_to_be_wrong(arguments):
             replace(ADAMW, optimizer_args=arguments), [ParameterGroup("unet", parameters(), 1e-3)], CPU
         )
     assert refused.value.where == "optimizer_args"
-    assert "adamw refuses" in refused.value.what
+    assert "AdamW refuses" in refused.value.what
 
 
 def test_a_torch_without_the_fused_kernel_takes_foreach(monkeypatch):
