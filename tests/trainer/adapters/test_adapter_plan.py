@@ -20,6 +20,7 @@ from dreambooth.trainer.adapters.plan import adapter_plan
 from dreambooth.trainer.adapters.writing import adapter_bytes, base_version, write_adapter
 from dreambooth.trainer.families import FAMILIES, Identified
 from dreambooth.trainer.models.convert import load_model
+from dreambooth.trainer.weights.casting import Overflow
 
 
 @pytest.fixture(scope="module")
@@ -205,7 +206,9 @@ def test_the_base_is_named_as_kohya_names_it() -> None:
     ]
 
 
-def test_an_adapter_says_that_its_base_has_zero_terminal_snr(model, tmp_path) -> None:
+def test_an_adapters_file_tells_a_zero_terminal_snr_and_is_not_written_where_it_does_not_fit(
+    model, tmp_path
+) -> None:
     fresh = load_model(model.source.path, components=("unet",), prediction_type="epsilon")
     plan = adapter_plan(models.settings(model.source.path, train_text_encoder="no"), fresh, ["unet"])
     state = {"unet": attach(fresh.components, plan, seed=1).state("unet")}
@@ -214,6 +217,13 @@ def test_an_adapter_says_that_its_base_has_zero_terminal_snr(model, tmp_path) ->
         base = replace(fresh, identified=replace(fresh.identified, zero_terminal_snr=zero))
         write_adapter(path, base, plan, state, output_dtype=torch.float32, metadata={}, overwrite=True)
         assert metadata(path).get("ss_zero_terminal_snr") == ("True" if zero else None)
+    for tensor in state["unet"].values():
+        tensor.fill_(1e5)
+    wide, narrow = tmp_path / "wide.safetensors", tmp_path / "narrow.safetensors"
+    write_adapter(wide, fresh, plan, state, output_dtype=torch.bfloat16, metadata={}, overwrite=False)
+    with pytest.raises(Overflow, match=r"lora_unet_\S+ holds numbers that are too large for float16"):
+        write_adapter(narrow, fresh, plan, state, output_dtype=torch.float16, metadata={}, overwrite=False)
+    assert {found.name for found in tmp_path.iterdir()} == {"lora.safetensors", "wide.safetensors"}
 
 
 def test_the_page_offers_each_kind_of_adapter_for_the_kind_of_result_that_it_is_written_with() -> None:
