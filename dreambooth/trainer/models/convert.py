@@ -24,6 +24,7 @@ from dreambooth.trainer.models.loading import (
 )
 from dreambooth.trainer.models.modelspec import completed
 from dreambooth.trainer.models.sources import EMA_PREFIX, open_model
+from dreambooth.trainer.models.write_folder import folder_bytes, write_folder
 from dreambooth.trainer.saving.outputs import remove_half_written, size_text
 from dreambooth.trainer.weights import Entry, WeightFile, write_weights
 from dreambooth.trainer.weights.ckpt_file import CkptFile
@@ -94,15 +95,15 @@ def convert(
     dtype = DTYPES[dtype] if isinstance(dtype, str) else dtype
     entries = export_entries(source, description, {}, dtype, keep_ema=not adapters)
     remove_half_written(dst.absolute().parent, say)
-    _check_room(dst, entries)
+    is_folder = dst.suffix.lower() not in FILE_SUFFIXES
+    needed = sum(entry.nbytes for entry in entries)
+    _check_room(dst, folder_bytes(source, description, dtype) if is_folder else needed)
     notes = (
         *_notes_on_adapters(source, adapters, description.identified),
         *_notes(source, dst, entries),
         *_notes_on_marks(source, dst, entries),
     )
-    if dst.suffix.lower() not in FILE_SUFFIXES:
-        from dreambooth.trainer.models.write_folder import write_folder
-
+    if is_folder:
         nbytes = write_folder(dst, source, description, dtype=dtype, overwrite=overwrite)
         return Conversion(description.identified, (dst,), nbytes, "", notes)
     beside = yaml_beside(dst, source, description, overwrite=overwrite)
@@ -148,8 +149,7 @@ def _check_paths(src: Path, dst: Path, adapters: Sequence[Request]) -> None:
     check_writable(dst.absolute().parent, setting=str(dst))
 
 
-def _check_room(dst: Path, entries: Sequence[Entry]) -> None:
-    needed = sum(entry.nbytes for entry in entries)
+def _check_room(dst: Path, needed: int) -> None:
     free = shutil.disk_usage(existing_parent(dst)).free
     if free < needed:
         raise InputError(

@@ -79,8 +79,19 @@ def write_tokenizer_folder(folder: Path, pad: str = "end") -> None:
 
     `pad` is "end" for OpenAI's CLIP (SD1) or "0" for OpenCLIP (SD2), whose padding token is "!".
     """
-    tokens, merges = _read_vocabulary()
     folder.mkdir(parents=True, exist_ok=True)
+    for name, content in _folder_files(pad).items():
+        (folder / name).write_bytes(content)
+
+
+def tokenizer_folder_bytes(pad: str = "end") -> list[int]:
+    """The sizes of the files that `write_tokenizer_folder` writes."""
+    return [len(content) for content in _folder_files(pad).values()]
+
+
+def _folder_files(pad: str) -> dict[str, bytes]:
+    """Bytes: Windows would otherwise write its own line ends."""
+    tokens, merges = _read_vocabulary()
     special = {name: _added_token(text) for name, text in _special_tokens(pad).items()}
     settings = {
         "add_prefix_space": False,
@@ -90,12 +101,13 @@ def write_tokenizer_folder(folder: Path, pad: str = "end") -> None:
         "tokenizer_class": "CLIPTokenizer",
         **{name: {"__type": "AddedToken", **token} for name, token in special.items()},
     }
-    _write_text(folder / "vocab.json", _as_json(tokens))
-    _write_text(
-        folder / "merges.txt", "".join(["#version: 0.2\n", *(f"{left} {right}\n" for left, right in merges)])
-    )
-    _write_text(folder / "tokenizer_config.json", json.dumps(settings, indent=2) + "\n")
-    _write_text(folder / "special_tokens_map.json", json.dumps(special, indent=2) + "\n")
+    texts = {
+        "vocab.json": _as_json(tokens),
+        "merges.txt": "".join(["#version: 0.2\n", *(f"{left} {right}\n" for left, right in merges)]),
+        "tokenizer_config.json": json.dumps(settings, indent=2) + "\n",
+        "special_tokens_map.json": json.dumps(special, indent=2) + "\n",
+    }
+    return {name: text.encode("utf-8") for name, text in texts.items()}
 
 
 def _as_json(tokens: Mapping[str, int]) -> str:
@@ -110,10 +122,6 @@ def _special_tokens(pad: str) -> dict[str, str]:
 
 def _added_token(text: str) -> dict[str, Any]:
     return {"content": text, "lstrip": False, "normalized": True, "rstrip": False, "single_word": False}
-
-
-def _write_text(path: Path, text: str) -> None:
-    path.write_bytes(text.encode("utf-8"))  # bytes: Windows would otherwise write its own line ends
 
 
 def _engine(vocabulary: Mapping[str, int], merges: Sequence[Merge]) -> tokenizers.Tokenizer:

@@ -28,9 +28,10 @@ from dreambooth.trainer.models.diffusers_folder import (
 )
 from dreambooth.trainer.models.export_file import kept, written_dtype
 from dreambooth.trainer.models.loading import in_file_order
-from dreambooth.trainer.models.tokenizer import write_tokenizer_folder
+from dreambooth.trainer.models.tokenizer import tokenizer_folder_bytes, write_tokenizer_folder
 from dreambooth.trainer.weights import Entry, WeightFile
 from dreambooth.trainer.weights.base import RawBytes
+from dreambooth.trainer.weights.safetensors_file import layout
 from dreambooth.trainer.weights.writing import Content, errors_are_said, write_new
 
 DIFFUSERS_VERSION = "0.35.2"
@@ -45,6 +46,7 @@ PIPELINES: dict[str, dict[str, Any]] = {
     "sgm": {"_class_name": "StableDiffusionXL", "force_zeros_for_empty_prompt": True},
 }
 LATENT_SCALE = 8
+_BLOCK = 4096
 PROJECTION = "text_projection."
 UNET_DEFAULTS: dict[str, Any] = {
     "act_fn": "silu",
@@ -95,6 +97,24 @@ def write_folder(
             written = _write_parts(temporary, source, description, dtype)
             put_folder(temporary, dst)
     return written
+
+
+def folder_bytes(source: WeightFile, description: Description, dtype: torch.dtype | None) -> int:
+    """At most so much `write_folder` writes: weights and side file with their headers, tokenizers, and what says how they go
+    together, in whole blocks of a disk."""
+    contents = [
+        Content(component_entries(source, component, bindings, dtype), {"format": "pt"}, {})
+        for component, bindings in description.bindings.items()
+    ]
+    contents.append(_extras(source, description, dtype))
+    sizes = [
+        len(layout(content.entries, content.metadata)[0]) + sum(entry.nbytes for entry in content.entries)
+        for content in contents
+    ]
+    for part in description.identified.family.text_encoders:
+        sizes += tokenizer_folder_bytes(part.pad_token)
+    sizes += [_BLOCK] * (len(description.bindings) + 2)  # their configs, the scheduler's, the index
+    return sum(-(-size // _BLOCK) * _BLOCK for size in sizes)
 
 
 def _write_parts(

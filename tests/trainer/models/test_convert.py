@@ -265,6 +265,23 @@ def test_a_disk_without_room_is_said_before_anything_is_written(tmp_path, monkey
     assert [place.name for place in tmp_path.iterdir()] == ["a.safetensors"]
 
 
+@pytest.mark.parametrize("layout", [TINY_SD1, TINY_SD2, TINY_SDXL])
+def test_room_for_a_folder_is_room_for_all_its_files(layout, tmp_path, monkeypatch):
+    path = write(tmp_path / "a.safetensors", tensors(layout))
+    convert(path, tmp_path / "folder", prediction_type="epsilon")
+    files = [file.stat().st_size for file in (tmp_path / "folder").rglob("*") if file.is_file()]
+    for free in (sum(files) - 1, sum(files) + 4096 * len(files)):
+        monkeypatch.setattr(
+            shutil, "disk_usage", lambda place, free=free: shutil._ntuple_diskusage(1, 1, free)
+        )
+        if free < sum(files):
+            with pytest.raises(InputError, match="are to be written and"):
+                convert(path, tmp_path / "other", prediction_type="epsilon")
+            assert not (tmp_path / "other").exists()
+        else:
+            convert(path, tmp_path / "other", prediction_type="epsilon")
+
+
 def test_what_a_killed_process_left_beside_it_is_removed_before_room_is_looked_for(tmp_path, monkeypatch):
     path = write(tmp_path / "a.safetensors", tensors(TINY_SD1))
     (tmp_path / "b").mkdir()
