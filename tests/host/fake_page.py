@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -83,11 +84,15 @@ class FakeWebUI:
 
     def until_sent(self, route: str, times: int) -> list[Any]:
         """The bodies of all requests to a route, once there are as many: what a click asks for comes after it."""
-        deadline = time.monotonic() + 30
-        while len(self.sent(route)) < times:
-            assert time.monotonic() < deadline, f"{times} times {route}, but {self.sent(route)}"
-            self.page.wait_for_timeout(20)
+        self.until(lambda: len(self.sent(route)) >= times, f"{route} is asked {times} times")
         return self.sent(route)
+
+    def until(self, holds: Callable[[], bool], what: str) -> None:
+        """Waits for what the page's requests bring about."""
+        deadline = time.monotonic() + 30
+        while not holds():
+            assert time.monotonic() < deadline, f"it did not come to this: {what}; asked: {self.asked}"
+            self.page.wait_for_timeout(20)
 
     def _answer(self, route: Any, request: Any) -> None:
         path = unquote(urlparse(request.url).path).removeprefix(self.root)

@@ -58,15 +58,13 @@ def test_what_was_filled_in_for_another_kind_takes_no_part_and_is_there_when_the
     drop_photos(page)
     mine = {"rank", "adapter", "clip_rank", "prior", "target_blocks"}
     assert not mine & planned(webui).keys()
-    before = len(webui.sent("POST plan"))
     choose_kind(page, "lora")
     assert [page.input_value(f"#dbt_f_{name}") for name in ("rank", "adapter", "target_blocks")] == [
         "8",
         "dora",
         "all",
     ]
-    asked = webui.until_sent("POST plan", before + 1)[-1]["form"]
-    assert mine <= asked.keys()
+    webui.until(lambda: mine <= planned(webui).keys(), "all of it is planned")
     assert webui.until_sent("POST form", 1)[-1]["form"]["rank"] == 8
 
 
@@ -104,7 +102,9 @@ def keeping(page, **values) -> FakeWebUI:
     return webui.open()
 
 
-def reloaded(page, webui: FakeWebUI) -> None:
+def reloaded(page, webui: FakeWebUI, **kept) -> None:
+    """The page anew, once the WebUI has this of its form."""
+    webui.until(lambda: kept.items() <= webui.form.items(), f"{kept} is kept")
     page.reload()
     page.wait_for_selector("#dbt_train", state="attached")
 
@@ -118,9 +118,7 @@ def test_the_chosen_preset_is_there_after_a_reload_and_what_it_filled_in_goes_on
     page.click("[data-preset=subject] input")
     choose_kind(page, "lora")
     page.fill("#dbt_f_max_train_steps", "700")
-    webui.until_sent("POST form", 1)
-    page.wait_for_timeout(500)
-    reloaded(page, webui)
+    reloaded(page, webui, output_kind="lora", max_train_steps=700)
     assert page.is_checked("[data-preset=subject] input")
     assert "Changed since: Steps." in page.inner_text(".dbt-evidence")
     assert (value(page, "prior_loss_weight"), value(page, "rank")) == ("0", "64")
@@ -132,8 +130,7 @@ def test_the_chosen_preset_is_there_after_a_reload_and_what_it_filled_in_goes_on
 def test_a_rate_that_was_typed_is_still_nobodys_to_change_after_a_reload(page):
     webui = keeping(page)
     page.fill("#dbt_f_learning_rate", "5e-6")
-    page.wait_for_timeout(500)
-    reloaded(page, webui)
+    reloaded(page, webui, learning_rate=5e-6)
     choose_kind(page, "lora")
     assert value(page, "learning_rate") == "5e-6"
 
