@@ -80,5 +80,5 @@ def test_every_image_is_made_once_however_far_the_other_process_is(phases, tmp_p
     second.make(SimpleNamespace(), shares[1])
     assert sorted(path.name[6:11] for path in tmp_path.iterdir()) == [f"{index:05d}" for index in range(5)]
     assert [(news["process"], news["done"], news["of"]) for news in told] == [
-        (0, 1, 3), (0, 2, 3), (0, 3, 3), (1, 1, 2), (1, 2, 2),
+        (0, 0, 3), (0, 1, 3), (0, 2, 3), (0, 3, 3), (1, 0, 2), (1, 1, 2), (1, 2, 2),
     ]  # fmt: skip
