@@ -64,7 +64,6 @@ def broken_weight(base: LoadedModel) -> str:
         if component == "vae":  # what it gave was looked at when it was encoded
             continue
         for binding in bindings:
-            tensor = base.source.read(binding.original)
-            if not is_finite(tensor.float() if tensor.dtype.itemsize == 1 else tensor):
+            if not is_finite(base.source.read(binding.original)):
                 return binding.original
     return ""

@@ -10,6 +10,10 @@ import torch
 from dreambooth.shared.errors import InputError
 
 
+_INFINITY = {torch.float16: 0x7C00, torch.bfloat16: 0x7F80}  # its bits
+_PIECE = 1 << 18  # numbers, so that what is looked at stays in the processor's cache
+
+
 class Overflow(InputError):
     """Weights that are written in a precision that has no room for them."""
 
@@ -23,10 +27,16 @@ class Overflow(InputError):
 
 
 def is_finite(tensor: torch.Tensor) -> bool:
-    """Whether no number is NaN or infinite. Takes about as long as copying it would; `isfinite` takes fifty times that."""
+    """Whether no number is NaN or infinite. Takes less than copying it would; `isfinite` takes fifty times that."""
     if not tensor.numel():
         return True
-    return all(bool(torch.isfinite(bound)) for bound in torch.aminmax(tensor))
+    infinity = _INFINITY.get(tensor.dtype)
+    if infinity is None:
+        bounds = torch.aminmax(tensor.float() if tensor.dtype.itemsize == 1 else tensor)
+        return all(bool(torch.isfinite(bound)) for bound in bounds)
+    # without their sign, infinity and NaN are the largest as whole numbers too; torch 2.1 knows no bounds of float16
+    bits = tensor.contiguous().view(torch.int16).reshape(-1)
+    return all(int((piece & 0x7FFF).max()) < infinity for piece in bits.split(_PIECE))
 
 
 def narrowed(name: str, tensor: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:

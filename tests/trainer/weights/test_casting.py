@@ -27,6 +27,14 @@ def test_a_number_that_is_none_is_found(values, expected, dtype) -> None:
     assert is_finite(torch.tensor(values, dtype=dtype)) == expected
 
 
+@pytest.mark.parametrize("dtype", (torch.float16, torch.bfloat16))
+def test_of_all_numbers_of_two_bytes_those_that_are_none_are_found(dtype) -> None:
+    every = torch.arange(-(1 << 15), 1 << 15, dtype=torch.int16).view(dtype)
+    finite = torch.isfinite(every)
+    assert is_finite(every[finite])
+    assert not any(is_finite(number) for number in every[~finite])
+
+
 def test_what_has_no_room_is_refused_and_what_was_infinite_before_is_as_it_was() -> None:
     for large in (65_520.0, -1e5):
         with pytest.raises(Overflow, match="a holds numbers that are too large for float16"):
