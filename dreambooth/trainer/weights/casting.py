@@ -9,7 +9,6 @@ import torch
 
 from dreambooth.shared.errors import InputError
 
-
 _INFINITY = {torch.float16: 0x7C00, torch.bfloat16: 0x7F80}  # its bits
 _PIECE = 1 << 18  # numbers, so that what is looked at stays in the processor's cache
 
@@ -36,7 +35,7 @@ def is_finite(tensor: torch.Tensor) -> bool:
         return all(bool(torch.isfinite(bound)) for bound in bounds)
     # without their sign, infinity and NaN are the largest as whole numbers too; torch 2.1 knows no bounds of float16
     bits = tensor.contiguous().view(torch.int16).reshape(-1)
-    return all(int((piece & 0x7FFF).max()) < infinity for piece in bits.split(_PIECE))
+    return all(int((piece & 0x7FFF).max()) < infinity for piece in torch.split(bits, _PIECE))
 
 
 def narrowed(name: str, tensor: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
