@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import json
 import shutil
 import signal
 import stat
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -328,17 +330,24 @@ def test_tensorboard_gets_the_losses_in_one_folder_of_the_run(tmp_path) -> None:
 # ---- what goes wrong -----------------------------------------------------------------------------------------------
 
 
-def test_a_nan_ends_the_run_within_a_step_and_reaches_no_weight(tmp_path, plain, capsys, monkeypatch) -> None:
+@contextlib.contextmanager
+def nan_at(monkeypatch, poisoned_step: int) -> Iterator[None]:
+    """The photos of one step are no numbers."""
     real = StepBatches.of_step
 
     def poisoned(self, step, *, encoded):
         for micro in real(self, step, encoded=encoded):
-            if step == 2:
+            if step == poisoned_step:
                 micro.instance.latents.fill_(torch.nan)
             yield micro
 
     with monkeypatch.context() as patched:
         patched.setattr(StepBatches, "of_step", poisoned)
+        yield
+
+
+def test_a_nan_ends_the_run_within_a_step_and_reaches_no_weight(tmp_path, plain, capsys, monkeypatch) -> None:
+    with nan_at(monkeypatch, 2):
         assert dreambooth("train", config(tmp_path, checkpointing_steps=1)) == 1
     said = capsys.readouterr().err
     found = run_in(tmp_path)
@@ -375,16 +384,7 @@ def test_weights_that_are_no_numbers_are_named_as_such_after_the_first_step(tmp_
 def test_a_nan_before_anything_was_saved_leaves_the_name_to_the_training_that_is_advised(
     tmp_path, capsys, monkeypatch
 ) -> None:
-    real = StepBatches.of_step
-
-    def poisoned(self, step, *, encoded):
-        for micro in real(self, step, encoded=encoded):
-            if step == 1:
-                micro.instance.latents.fill_(torch.nan)
-            yield micro
-
-    with monkeypatch.context() as patched:
-        patched.setattr(StepBatches, "of_step", poisoned)
+    with nan_at(monkeypatch, 1):
         assert dreambooth("train", config(tmp_path, prior_loss_weight=0)) == 1
     said = capsys.readouterr().err
     assert f"`{dreambooth_command('train', run_in(tmp_path).asked, 'learning_rate=0.0001')}`\n" in said
